@@ -1,0 +1,91 @@
+"""`collate`: token ids, segment ids and labels of a batch, straight from the store's arrays."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from convai_fast.ops import reference
+from convai_fast.ops.schemas import library
+
+PLAN_COLUMNS = (
+    "persona_first",  # where the row's persona begins in persona_ids
+    "persona_count",  # how many sentences it has
+    "persona_rotation",  # how many of them move from the end to the front
+    "persona_kept",  # how many are kept, after the rotation
+    "history_first",  # where the row's history begins in history_ids
+    "history_count",  # how many turns it has
+)
+
+library.impl("collate", reference.collate, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("convai_fast::collate")
+def _fake(
+    tokens: Tensor,
+    utterance_offsets: Tensor,
+    persona_ids: Tensor,
+    history_ids: Tensor,
+    plan: Tensor,
+    candidates: Tensor,
+    special_ids: Sequence[int],
+    seq_len: int,
+    pin_memory: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def empty(*shape: int) -> Tensor:
+        return tokens.new_empty(shape, dtype=torch.int64)
+
+    shape = (*candidates.shape, seq_len)
+    return empty(*shape), empty(*shape), empty(*shape), empty(*candidates.shape)
+
+
+def collate(
+    tokens: Tensor,
+    utterance_offsets: Tensor,
+    persona_ids: Tensor,
+    history_ids: Tensor,
+    plan: Tensor,
+    candidates: Tensor,
+    special_ids: Sequence[int],
+    seq_len: int,
+    pin_memory: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Build a padded batch of candidates from a `DialogueStore`'s arrays and a plan.
+
+    Args:
+        tokens: uint16 or int32 [num_tokens], all utterances one after another.
+        utterance_offsets: int64 [num_utterances + 1], where each utterance begins in `tokens`.
+        persona_ids: int32, utterance ids of persona sentences.
+        history_ids: int32, utterance ids of history turns.
+        plan: int64 [batch, 6] on the CPU, a row an example, columns as in `PLAN_COLUMNS`.
+        candidates: int32 [batch, num_candidates] on the CPU, utterance ids of the candidates, the
+            true reply last; missing ones are -1 and stand at the end.
+        special_ids: ids of bos, eos, speaker1, speaker2, pad (a `SpecialIds`).
+        seq_len: length of the padded sequences, at least that of the longest prefix + 2. A reply
+            that does not fit is cut to what fits before `<eos>`.
+        pin_memory: put the outputs of a CPU collation in page-locked memory, for CUDA transfers.
+
+    Returns:
+        input_ids, token_type_ids: int64 [batch, num_candidates, seq_len], padded with `<pad>`.
+        labels: int64 [batch, num_candidates, seq_len]: the true reply and `<eos>`, else -100.
+        mc_token_ids: int64 [batch, num_candidates], position of the last token, -1 where an example
+            has no such candidate.
+        All on the device of `tokens`.
+
+    Raises:
+        ValueError, IndexError or RuntimeError: a prefix does not fit `seq_len`, or an index of the
+            plan lies outside the store.
+
+    The sequence is the predecessor's; see `convai_fast.data.sequence.build_input_from_segments`.
+    """
+    return torch.ops.convai_fast.collate(
+        tokens,
+        utterance_offsets,
+        persona_ids,
+        history_ids,
+        plan,
+        candidates,
+        list(special_ids),
+        seq_len,
+        pin_memory,
+    )

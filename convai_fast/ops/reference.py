@@ -1,0 +1,188 @@
+"""Every operator in plain Python and PyTorch: the specification, written to be read.
+
+The compiled kernels are tested against these functions, which also serve where nothing is compiled.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+IGNORED = -100  # the label of a token that has none, as in transformers
+
+# --- collate ----------------------------------------------------------------------------------
+
+
+def build_sequence(
+    persona: Sequence[Sequence[int]],
+    history: Sequence[Sequence[int]],
+    reply: Sequence[int],
+    special_ids: Sequence[int],
+    with_eos: bool = True,
+) -> tuple[list[int], list[int], list[int]]:
+    """Input ids, segment ids and labels of one candidate; `special_ids` as in `collate`.
+
+    With persona [[7]], history [[8], [9]] and reply [5, 6]:
+
+        input_ids       bos 7   s1 8    s2 9    s1 5 6 eos
+        token_type_ids  s1  s1  s1 s1   s2 s2   s1 s1 s1 s1
+        labels           .  .    .  .    .  .    . 5 6 eos
+    """
+    bos, eos, speaker1, speaker2, _ = special_ids
+    parts = [(speaker1, [bos, *(token for sentence in persona for token in sentence)])]
+    for i, turn in enumerate(history):
+        turns_until_reply = len(history) - i
+        speaker = speaker2 if turns_until_reply % 2 else speaker1
+        parts.append((speaker, [speaker, *turn]))
+    answer = [*reply, eos] if with_eos else list(reply)
+    parts.append((speaker1, [speaker1, *answer]))
+
+    input_ids = [token for _, part in parts for token in part]
+    token_type_ids = [speaker for speaker, part in parts for _ in part]
+    labels = [IGNORED] * (len(input_ids) - len(answer)) + answer
+    return input_ids, token_type_ids, labels
+
+
+def collate(
+    tokens: Tensor,
+    utterance_offsets: Tensor,
+    persona_ids: Tensor,
+    history_ids: Tensor,
+    plan: Tensor,
+    candidates: Tensor,
+    special_ids: Sequence[int],
+    seq_len: int,
+    pin_memory: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `convai_fast.ops.collate`."""
+    bounds = utterance_offsets.tolist()
+    arena = tokens.cpu().to(torch.int64)
+
+    def utterance(index: int) -> list[int]:
+        return arena[bounds[index] : bounds[index + 1]].tolist()
+
+    batch, num_candidates = candidates.shape
+    pad = special_ids[4]
+    input_ids = torch.full((batch, num_candidates, seq_len), pad)
+    token_type_ids = torch.full((batch, num_candidates, seq_len), pad)
+    labels = torch.full((batch, num_candidates, seq_len), IGNORED)
+    mc_token_ids = torch.full((batch, num_candidates), -1)
+
+    for row, (first, count, rotation, kept, history_first, history_count) in enumerate(
+        plan.tolist()
+    ):
+        persona = persona_ids[first : first + count].tolist()
+        # A rotation moves the last sentence to the front: [a, b, c] by 1 is [c, a, b].
+        persona = [*persona[count - rotation :], *persona[: count - rotation]][:kept]
+        persona = [utterance(i) for i in persona]
+        turns = history_ids[history_first : history_first + history_count].tolist()
+        turns = [utterance(i) for i in turns]
+
+        present = [i for i in candidates[row].tolist() if i >= 0]
+        prefix_length = 1 + sum(map(len, persona)) + sum(1 + len(turn) for turn in turns)
+        room = seq_len - prefix_length - 2  # beside <speaker1> and <eos>
+        if present and room < 0:
+            raise ValueError(f"collate: the prefix of row {row} does not fit seq_len {seq_len}")
+        for j, index in enumerate(present):
+            reply = utterance(index)[:room]
+            ids, segments, reply_labels = build_sequence(persona, turns, reply, special_ids)
+            input_ids[row, j, : len(ids)] = torch.tensor(ids)
+            token_type_ids[row, j, : len(ids)] = torch.tensor(segments)
+            if j == len(present) - 1:  # the true reply is the last one
+                labels[row, j, : len(ids)] = torch.tensor(reply_labels)
+            mc_token_ids[row, j] = len(ids) - 1
+
+    outputs = (input_ids, token_type_ids, labels, mc_token_ids)
+    if pin_memory and torch.cuda.is_available():
+        return tuple(output.pin_memory() for output in outputs)
+    return tuple(output.to(tokens.device) for output in outputs)
+
+
+# --- sample -----------------------------------------------------------------------------------
+
+_MASK32 = 0xFFFFFFFF
+
+
+def philox(seeds: Tensor, steps: Tensor) -> Tensor:
+    """The first 32-bit word of Philox 4x32-10, for key `seeds` and counter `steps`.
+
+    Both are int64 tensors of one shape; the result is int64 in [0, 2**32).
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+    """
+    key = [seeds & _MASK32, (seeds >> 32) & _MASK32]
+    counter = [steps & _MASK32, (steps >> 32) & _MASK32, torch.zeros_like(steps)]
+    counter.append(torch.zeros_like(steps))
+    for _ in range(10):
+        # int64 products wrap modulo 2**64, so that both halves come out right after masking.
+        product0, product1 = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57
+        high0, high1 = (product0 >> 32) & _MASK32, (product1 >> 32) & _MASK32
+        counter = [
+            high1 ^ counter[1] ^ key[0],
+            product1 & _MASK32,
+            high0 ^ counter[3] ^ key[1],
+            product0 & _MASK32,
+        ]
+        key = [(key[0] + 0x9E3779B9) & _MASK32, (key[1] + 0xBB67AE85) & _MASK32]
+    return counter[0]
+
+
+def filter_probabilities(z: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Probabilities (float64, [batch, vocab_size], not renormalised) of the tokens that are kept.
+
+    `z` holds logits already divided by the temperature; the filters are [batch].
+    """
+    batch, vocab_size = z.shape
+    ranked = z.sort(dim=-1, descending=True, stable=True)
+
+    k = torch.where((top_k <= 0) | (top_k > vocab_size), vocab_size, top_k)
+    kth_largest = ranked.values.gather(-1, (k - 1)[:, None])
+    z = torch.where(z < kth_largest, -torch.inf, z)
+    probabilities = z.double().softmax(-1)
+
+    in_order = probabilities.gather(-1, ranked.indices)
+    mass_before = in_order.cumsum(-1) - in_order
+    off = (top_p <= 0) | (top_p >= 1)
+    keep_in_order = off[:, None] | (mass_before < top_p[:, None].double())
+    keep = torch.zeros_like(z, dtype=torch.bool).scatter_(-1, ranked.indices, keep_in_order)
+
+    largest = probabilities.max(-1, keepdim=True).values
+    keep &= probabilities >= min_p[:, None].double() * largest
+    return torch.where(keep, probabilities, 0.0)
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    steps: Tensor,
+    return_logprobs: bool,
+) -> tuple[Tensor, Tensor]:
+    """See `convai_fast.ops.sample`."""
+    batch, vocab_size = logits.shape
+    logits = logits.float()
+    if batch == 0:
+        return seeds.new_zeros(0), logits.new_zeros(0)
+    largest = logits.max(-1, keepdim=True).values
+    bad_rows = (~largest.isfinite()).flatten().nonzero()
+    if len(bad_rows):
+        raise ValueError(
+            f"sample: nothing can be drawn from row {bad_rows[0].item()} of the logits, "
+            f"whose largest value is {largest[bad_rows[0]].item()}"
+        )
+
+    greedy = temperature == 0
+    z = logits / torch.where(greedy, 1.0, temperature)[:, None]
+    kept = filter_probabilities(z, top_k, top_p, min_p)
+    cumulative = kept.cumsum(-1)
+    uniform = philox(seeds, steps).double() * 2.0**-32
+    drawn = (cumulative > uniform[:, None] * cumulative[:, -1:]).int().argmax(-1)
+
+    indices = torch.arange(vocab_size, device=logits.device)
+    first_largest = torch.where(logits == largest, indices, vocab_size).min(-1).values
+    token_ids = torch.where(greedy, first_largest, drawn)
+    if not return_logprobs:
+        return token_ids, logits.new_zeros(0)
+    return token_ids, logits.log_softmax(-1).gather(-1, token_ids[:, None]).squeeze(-1)

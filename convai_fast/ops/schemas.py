@@ -1,0 +1,21 @@
+"""The schema of every operator, defined once.
+
+The plain PyTorch reference is registered beneath (`CompositeExplicitAutograd`, any device); a
+compiled module adds kernels for CPU and CUDA that take over as soon as it is loaded. So an install
+without a compiler has the same operators, and the same graph under `torch.compile`.
+"""
+
+import torch
+
+library = torch.library.Library("convai_fast", "DEF")
+
+library.define(
+    "collate(Tensor tokens, Tensor utterance_offsets, Tensor persona_ids, Tensor history_ids,"
+    " Tensor plan, Tensor candidates, int[] special_ids, int seq_len, bool pin_memory=False)"
+    " -> (Tensor input_ids, Tensor token_type_ids, Tensor labels, Tensor mc_token_ids)"
+)
+
+library.define(
+    "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p,"
+    " Tensor seeds, Tensor steps, bool return_logprobs) -> (Tensor token_ids, Tensor logprobs)"
+)
