@@ -1,5 +1,6 @@
 """The custom operators, usable as functions and under `torch.compile`."""
 
+from convai_fast import _native  # noqa: F401  (loads the compiled kernels)
 from convai_fast.ops.collate import PLAN_COLUMNS, collate
 from convai_fast.ops.sample import sample
 

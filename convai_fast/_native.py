@@ -1,0 +1,79 @@
+"""The only importer of the compiled modules. Keeps the reason when one is missing.
+
+`CONVAI_FAST_BACKEND=auto` (default) uses what is compiled and warns once when nothing is;
+`native` raises with the reason instead; `reference` leaves the compiled modules out.
+"""
+
+import importlib
+import json
+import os
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+import convai_fast.ops.schemas  # noqa: F401  (a kernel registers against a defined schema)
+from convai_fast.errors import UserError
+
+BACKEND = os.environ.get("CONVAI_FAST_BACKEND", "auto")
+_BUILD_INFO = Path(__file__).with_name("_build_info.json")
+_REBUILD = "run `make build`, or `pip install --no-build-isolation .`"
+
+host: ModuleType | None = None
+_reason: str | None = None  # why the operators run as plain PyTorch; None when they are compiled
+
+
+def _build_info() -> dict[str, Any]:
+    if not _BUILD_INFO.is_file():
+        return {"build": "none", "reason": f"nothing has been built ({_REBUILD})"}
+    return json.loads(_BUILD_INFO.read_text())
+
+
+def _load() -> str | None:
+    """Load the compiled modules; the reason why not, if not."""
+    global host
+    if BACKEND not in ("auto", "native", "reference"):
+        raise UserError(f"CONVAI_FAST_BACKEND must be auto, native or reference, not {BACKEND!r}")
+    if BACKEND == "reference":
+        return "CONVAI_FAST_BACKEND=reference"
+    info = _build_info()
+    if info["build"] == "none":
+        return info["reason"]
+    if info["torch"] != torch.__version__:
+        return (
+            f"the operators were built against torch {info['torch']} and this is torch "
+            f"{torch.__version__} ({_REBUILD})"
+        )
+    try:
+        importlib.import_module("convai_fast._C")
+        host = importlib.import_module("convai_fast._host")
+    except ImportError as error:
+        return f"the compiled modules do not load: {error} ({_REBUILD})"
+    return None
+
+
+def native_info() -> dict[str, Any]:
+    """What is compiled and in use.
+
+    Returns `build` ("cuda", "cpu" or "none"), `reason` (why that was built), `torch` and `cuda`
+    (versions it was built against), `loaded` (bool), `not_loaded_because` (a sentence or None) and
+    `isa` ("avx512", "avx2" or "portable": the CPU kernels' instruction set, or None).
+    """
+    return {
+        "torch": None,
+        "cuda": None,
+        **_build_info(),
+        "loaded": _reason is None,
+        "not_loaded_because": _reason,
+        "isa": host.isa() if host else None,
+    }
+
+
+_reason = _load()
+if _reason is not None:
+    if BACKEND == "native":
+        raise UserError(f"CONVAI_FAST_BACKEND=native: {_reason}")
+    if BACKEND == "auto":
+        warnings.warn(f"convai_fast runs its operators as plain PyTorch: {_reason}", stacklevel=2)

@@ -1,0 +1,130 @@
+"""Cuts every example of a split to what the model can read, and measures it."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from convai_fast import _native
+from convai_fast.data.store import DialogueStore
+from convai_fast.ops import PLAN_COLUMNS
+
+
+class CutCounts(NamedTuple):
+    """How many examples lost history turns, persona sentences, or the end of a reply."""
+
+    history: int
+    persona: int
+    reply: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleIndex:
+    """What `collate` needs to know of each example of a split.
+
+    With `personality_permutations` p, row `r * num_examples + e` is example e with its persona
+    rotated by r.
+
+    Attributes:
+        plan: int64 [p * num_examples, 6], columns as in `convai_fast.ops.PLAN_COLUMNS`.
+        lengths: int32 [p * num_examples], tokens of the example's longest candidate.
+        cuts: what did not fit.
+    """
+
+    plan: np.ndarray
+    lengths: np.ndarray
+    cuts: CutCounts
+
+
+def index_examples(
+    store: DialogueStore,
+    split: str,
+    *,
+    max_history: int,
+    num_candidates: int,
+    max_length: int,
+    personality_permutations: int = 1,
+) -> ExampleIndex:
+    """Decide for every example of `split` which turns and persona sentences it keeps.
+
+    An example keeps its last `2 * max_history + 1` turns and its last `num_candidates` candidates
+    (0: all). Where its longest candidate would still pass `max_length` tokens, the oldest turns go
+    first, down to the one that is being answered, then persona sentences from the end, then that
+    last turn; a reply is cut only when it alone is too long.
+    """
+    tables = store.splits[split]
+    arrays = [
+        tensor.numpy()
+        for tensor in (
+            store.utterance_offsets,
+            tables.persona_offsets,
+            tables.persona_ids,
+            tables.history_ids,
+            tables.dialogue,
+            tables.history_first,
+            tables.history_count,
+            tables.candidate_offsets,
+            tables.candidate_ids,
+        )
+    ]
+    index = _native.host.index_examples if _native.host else index_examples_reference
+    plan, lengths, cuts = index(
+        *arrays, 2 * max_history + 1, num_candidates, max_length, personality_permutations
+    )
+    return ExampleIndex(plan, lengths, CutCounts(*cuts))
+
+
+def index_examples_reference(
+    utterance_offsets: np.ndarray,
+    persona_offsets: np.ndarray,
+    persona_ids: np.ndarray,
+    history_ids: np.ndarray,
+    dialogue: np.ndarray,
+    history_first: np.ndarray,
+    history_count: np.ndarray,
+    candidate_offsets: np.ndarray,
+    candidate_ids: np.ndarray,
+    history_turns: int,
+    num_candidates: int,
+    max_length: int,
+    permutations: int,
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int]]:
+    """The plain Python of `csrc/host/index.h`, used where nothing is compiled."""
+    length_of = np.diff(utterance_offsets).tolist()
+    num_examples = len(dialogue)
+    plan = np.zeros((permutations * num_examples, len(PLAN_COLUMNS)), np.int64)
+    lengths = np.zeros(permutations * num_examples, np.int32)
+    history_cuts = persona_cuts = reply_cuts = 0
+
+    for row in range(permutations * num_examples):
+        rotation, example = divmod(row, num_examples)
+        candidates = candidate_ids[candidate_offsets[example] : candidate_offsets[example + 1]]
+        reply = 1 + max((length_of[i] for i in candidates[-num_candidates:]), default=0) + 1
+
+        first, last = persona_offsets[dialogue[example] : dialogue[example] + 2].tolist()
+        rotation = rotation % (last - first) if last > first else 0
+        persona = persona_ids[first:last].tolist()
+        persona = persona[len(persona) - rotation :] + persona[: len(persona) - rotation]
+        sentences = [length_of[i] for i in persona]
+
+        end = int(history_first[example] + history_count[example])
+        begin = max(int(history_first[example]), end - history_turns)
+        turns = [1 + length_of[i] for i in history_ids[begin:end]]
+        all_turns, all_sentences = len(turns), len(sentences)
+
+        def total() -> int:
+            return 1 + sum(sentences) + sum(turns) + reply  # noqa: B023
+
+        while total() > max_length and len(turns) > 1:
+            del turns[0]
+        while total() > max_length and sentences:
+            del sentences[-1]
+        if total() > max_length and turns:
+            del turns[0]
+        history_cuts += len(turns) < all_turns
+        persona_cuts += len(sentences) < all_sentences
+        reply_cuts += total() > max_length
+
+        plan[row] = (first, last - first, rotation, len(sentences), end - len(turns), len(turns))
+        lengths[row] = min(total(), max_length)
+    return plan, lengths, (history_cuts, persona_cuts, reply_cuts)

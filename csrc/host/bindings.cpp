@@ -1,0 +1,53 @@
+// Host functions that need no tensor, on numpy arrays, with the GIL released.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include "convai_fast/cpu_features.h"
+#include "index.h"
+
+namespace py = pybind11;
+
+namespace convai_fast {
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+py::tuple index_examples(const Array<int64_t>& utterance_offsets,
+                         const Array<int64_t>& persona_offsets, const Array<int32_t>& persona_ids,
+                         const Array<int32_t>& history_ids, const Array<int32_t>& dialogue,
+                         const Array<int64_t>& history_first, const Array<int32_t>& history_count,
+                         const Array<int64_t>& candidate_offsets,
+                         const Array<int32_t>& candidate_ids, int64_t history_turns,
+                         int64_t num_candidates, int64_t max_length, int64_t permutations) {
+  const SplitTables tables{utterance_offsets.data(), persona_offsets.data(), persona_ids.data(),
+                           history_ids.data(),       dialogue.data(),        history_first.data(),
+                           history_count.data(),     candidate_offsets.data(),
+                           candidate_ids.data()};
+  const IndexOptions options{history_turns, num_candidates, max_length};
+  const int64_t examples = dialogue.size();
+  Array<int64_t> plan({examples * permutations, int64_t{6}});
+  Array<int32_t> lengths(examples * permutations);
+  int64_t* plan_data = plan.mutable_data();
+  int32_t* length_data = lengths.mutable_data();
+  CutCounts cuts;
+  {
+    const py::gil_scoped_release unlocked;
+    for (int64_t rotation = 0; rotation < permutations; ++rotation) {
+      for (int64_t example = 0; example < examples; ++example) {
+        const int64_t i = rotation * examples + example;
+        length_data[i] = static_cast<int32_t>(
+            index_example(tables, options, example, rotation, plan_data + 6 * i, &cuts));
+      }
+    }
+  }
+  return py::make_tuple(plan, lengths, py::make_tuple(cuts.history, cuts.persona, cuts.reply));
+}
+
+}  // namespace
+}  // namespace convai_fast
+
+PYBIND11_MODULE(_host, m) {
+  m.def("index_examples", &convai_fast::index_examples);
+  m.def("isa", [] { return convai_fast::isa_name(convai_fast::current_isa()); });
+}

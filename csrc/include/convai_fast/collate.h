@@ -1,0 +1,86 @@
+// Where each part of a candidate's sequence goes. CPU and CUDA share this walk, so that the layout
+// is written down once:
+//
+//   [bos] persona...  [speaker] history[0] ...  [speaker] history[-1]  [speaker1] reply [eos]
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define CONVAI_FAST_HOST_DEVICE __host__ __device__
+#else
+#define CONVAI_FAST_HOST_DEVICE
+#endif
+
+namespace convai_fast {
+
+constexpr int64_t kIgnoredLabel = -100;
+
+struct SpecialIds {
+  int64_t bos, eos, speaker1, speaker2, pad;
+};
+
+// One row of the plan, in the order of PLAN_COLUMNS in convai_fast/ops/collate.py.
+struct PlanRow {
+  int64_t persona_first, persona_count, persona_rotation, persona_kept;
+  int64_t history_first, history_count;
+};
+
+template <typename Token>
+struct CollateInput {
+  const Token* tokens;
+  const int64_t* utterance_offsets;
+  const int32_t* persona_ids;
+  const int32_t* history_ids;
+  const PlanRow* plan;        // [batch]
+  const int32_t* candidates;  // [batch, num_candidates], -1 where there is none
+  int64_t num_candidates;
+  int64_t seq_len;
+  SpecialIds special;
+};
+
+struct CollateOutput {
+  int64_t* input_ids;       // [batch, num_candidates, seq_len]
+  int64_t* token_type_ids;  // [batch, num_candidates, seq_len]
+  int64_t* labels;          // [batch, num_candidates, seq_len]
+  int64_t* mc_token_ids;    // [batch, num_candidates]
+};
+
+// Calls write_token(position, token, segment) and write_utterance(position, source, length, segment)
+// for each part of the row's persona and history. Returns the length of the prefix. Nothing is
+// written at or beyond `seq_len`, so that a return value above it is safe to report.
+template <typename Token, typename WriteToken, typename WriteUtterance>
+CONVAI_FAST_HOST_DEVICE inline int64_t walk_prefix(const CollateInput<Token>& in,
+                                                   const PlanRow& row, WriteToken&& write_token,
+                                                   WriteUtterance&& write_utterance) {
+  int64_t position = 0;
+  const auto add_token = [&](int64_t token, int64_t segment) {
+    if (position < in.seq_len) write_token(position, token, segment);
+    ++position;
+  };
+  const auto add_utterance = [&](int64_t utterance, int64_t segment) {
+    const int64_t begin = in.utterance_offsets[utterance];
+    const int64_t length = in.utterance_offsets[utterance + 1] - begin;
+    if (position + length <= in.seq_len) {
+      write_utterance(position, in.tokens + begin, length, segment);
+    }
+    position += length;
+  };
+
+  add_token(in.special.bos, in.special.speaker1);
+  for (int64_t i = 0; i < row.persona_kept; ++i) {
+    // A rotation by 1 reads [a, b, c] as [c, a, b].
+    int64_t source = i - row.persona_rotation;
+    if (source < 0) source += row.persona_count;
+    add_utterance(in.persona_ids[row.persona_first + source], in.special.speaker1);
+  }
+  for (int64_t i = 0; i < row.history_count; ++i) {
+    const bool partner = (row.history_count - i) % 2 == 1;
+    const int64_t speaker = partner ? in.special.speaker2 : in.special.speaker1;
+    add_token(speaker, speaker);
+    add_utterance(in.history_ids[row.history_first + i], speaker);
+  }
+  return position;
+}
+
+}  // namespace convai_fast
