@@ -277,6 +277,7 @@ def _write_store(
     meta = {
         "format_version": FORMAT_VERSION,
         "fingerprint": fingerprint(dialogues, tokenizer),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
         "splits": list(dialogues),
         "token_dtype": token_dtype.name,
         "vocab_size": len(tokenizer),

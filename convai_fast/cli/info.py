@@ -1,0 +1,57 @@
+"""`convai-fast info`: what a bug report should begin with."""
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from convai_fast._native import BACKEND, native_info
+from convai_fast.training.options import cpu_has_bf16
+
+
+@dataclass
+class InfoOptions:
+    """Print versions, what is compiled, which instruction set is in use, and which devices there
+    are."""
+
+
+def run(options: InfoOptions) -> None:
+    """Print the table."""
+    native = native_info()
+    rows = {
+        "convai_fast": _version("convai-fast"),
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "torch": torch.__version__,
+        "transformers": _version("transformers"),
+        "tokenizers": _version("tokenizers"),
+        "built": f"{native['build']} operators ({native['reason']})",
+        "built against": f"torch {native['torch']}" if native["torch"] else "nothing",
+        "in use": (
+            f"compiled operators, instruction set {native['isa']}"
+            if native["loaded"]
+            else f"plain PyTorch: {native['not_loaded_because']}"
+        ),
+        "backend": f"{BACKEND} (CONVAI_FAST_BACKEND)",
+        "cpu": f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads and "
+        f"{torch.backends.cpu.get_cpu_capability()}",
+        "bf16 on the cpu": "in hardware" if cpu_has_bf16() else "emulated, slower than float32",
+        "cuda": _cuda_devices(),
+    }
+    for name, value in rows.items():
+        print(f"{name:<16} {value}")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _cuda_devices() -> str:
+    if not torch.cuda.is_available():
+        return "none"
+    devices = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
+    return ", ".join(f"{d.name} ({d.total_memory / 2**30:.0f} GiB)" for d in devices)

@@ -1,0 +1,127 @@
+"""`convai-fast prepare`: dialogues into a store, or a look at what the model will read."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from transformers import PreTrainedTokenizerFast
+
+from convai_fast.data.batches import DialogueBatches
+from convai_fast.data.dataset import DataOptions
+from convai_fast.data.store import DialogueStore, build_store
+from convai_fast.data.tokenizer import load_tokenizer
+from convai_fast.errors import UserError
+
+
+@dataclass
+class PrepareOptions(DataOptions):
+    """Turn dialogues into a store of token ids that `train` opens at once, and print what it holds.
+
+    With --preview N, show N examples as the model will read them; then --out may be left out.
+    """
+
+    dataset_path: Annotated[str, tyro.conf.arg(aliases=["--data"])] = ""
+    """File, folder or Hub dataset id (also --data)."""
+    tokenizer: str = ""
+    """Folder or Hub id of the model, or of the tokenizer alone."""
+    out: str = ""
+    """Folder for the store."""
+    preview: int = 0
+    """Show so many examples of the training split: text, speakers, segments, labels."""
+    max_history: int = 2
+    """Exchanges of history an example keeps (2 * max_history + 1 turns)."""
+    num_candidates: int = 0
+    """Candidates an example keeps, the last ones; 0: all."""
+    max_length: int = 512
+    """Positions of the model; longer examples are cut, and the cuts counted."""
+
+
+def run(options: PrepareOptions) -> None:
+    """Build the store, print its summary and the preview."""
+    if not options.tokenizer:
+        raise UserError("no tokenizer given: name a model or tokenizer folder with --tokenizer")
+    if not options.out and options.preview <= 0:
+        raise UserError("nowhere to put the store: name a folder with --out, or use --preview 3")
+    dialogues = options.load()
+    tokenizer = load_tokenizer(options.tokenizer)
+    with tempfile.TemporaryDirectory() as scratch:
+        store = build_store(dialogues, tokenizer, options.out or Path(scratch) / "store")
+        for split in store.splits:
+            print(summary(store, split, options))
+        if options.out:
+            print(f"{store.num_bytes / 1e6:.1f} MB in {store.folder}")
+        if options.preview > 0:
+            batches = _batches(store, "train", options)
+            for number in range(min(options.preview, batches.num_examples)):
+                row = number * batches.num_examples // options.preview
+                print(f"\n{preview(batches, row, tokenizer)}")
+            print("\n[brackets]: the tokens that are labelled, which the model learns to write.")
+
+
+def _batches(store: DialogueStore, split: str, options: PrepareOptions) -> DialogueBatches:
+    return DialogueBatches(
+        store,
+        split,
+        batch_size=1,
+        num_candidates=options.num_candidates,
+        max_history=options.max_history,
+        max_length=options.max_length,
+    )
+
+
+def summary(store: DialogueStore, split: str, options: PrepareOptions) -> str:
+    """What one split holds, in a few lines."""
+    batches, tables = _batches(store, split, options), store.splits[split]
+    if batches.num_examples == 0:
+        return f"{split}: empty"
+    cuts = batches.cuts
+    lines = [
+        f"{split}: {tables.num_dialogues:,} dialogues, {tables.num_examples:,} examples",
+        f"  longest candidate of an example: mean {batches.lengths.mean():.0f}, "
+        f"longest {batches.lengths.max()} tokens (of {options.max_length})",
+        f"  candidates: {len(tables.candidate_ids) / tables.num_examples:.1f} an example",
+    ]
+    if any(cuts):
+        lines.append(
+            f"  cut to fit: history in {cuts.history:,}, persona in {cuts.persona:,}, "
+            f"reply in {cuts.reply:,} examples"
+        )
+    else:
+        lines.append("  cut to fit: nothing")
+    if split == "train":
+        lines.insert(1, f"  {len(store.tokens):,} tokens in distinct utterances (all splits)")
+    return "\n".join(lines)
+
+
+def preview(batches: DialogueBatches, row: int, tokenizer: PreTrainedTokenizerFast) -> str:
+    """One example as the model reads it: a line a part, labelled tokens in brackets."""
+    batch = batches.collate(batches.rows[row : row + 1])
+    true = int(batch["mc_labels"][0])
+    length = int(batch["mc_token_ids"][0, true]) + 1
+    ids = batch["input_ids"][0, true, :length].tolist()
+    segments = batch["token_type_ids"][0, true, :length].tolist()
+    labels = batch["labels"][0, true, :length].tolist()
+    special = batches.store.special_ids
+
+    starts = [i for i, id in enumerate(ids) if id in (special.speaker1, special.speaker2)]
+    bounds = [0, *starts, length]
+    lines = [f"example {row}: {length} tokens, {true + 1} candidates"]
+    for part, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        speaker = tokenizer.convert_ids_to_tokens(segments[begin])
+        name = "persona" if part == 0 else "reply" if part == len(starts) else f"turn {part}"
+        labelled = [i for i in range(begin, end) if labels[i] != -100]
+        first = labelled[0] if labelled else end
+        text = tokenizer.decode(ids[begin:first])
+        if labelled:
+            text += f" [{tokenizer.decode(ids[first:end])}]"
+        lines.append(f"  {name:<8} segment {speaker:<11} {end - begin:>4} tokens  {text}")
+    for j in range(true):
+        end = int(batch["mc_token_ids"][0, j]) + 1
+        text = tokenizer.decode(batch["input_ids"][0, j, starts[-1] + 1 : end - 1].tolist())
+        lines.append(f"  {'instead':<8} {text}")
+        if j == 2 and true > 4:
+            lines.append(f"  {'instead':<8} … and {true - j - 1} more")
+            break
+    return "\n".join(lines)

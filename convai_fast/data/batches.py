@@ -1,0 +1,159 @@
+"""Batches of padded candidates, in an order that depends on (seed, epoch) alone."""
+
+from collections.abc import Iterator
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convai_fast import ops
+from convai_fast.data.index import index_examples
+from convai_fast.data.store import DialogueStore
+
+# Examples are sorted by length within pools of this many batches: enough to leave little padding,
+# few enough that batches of one length do not follow one another.
+_BATCHES_PER_POOL = 64
+
+
+class Batch(TypedDict):
+    """A padded batch, with the names of the model's arguments: `model(**batch)`.
+
+    `input_ids`, `token_type_ids`, `labels`: int64 [batch, num_candidates, seq_len];
+    `mc_token_ids`: int64 [batch, num_candidates], -1 where an example has no such candidate;
+    `mc_labels`: int64 [batch], the position of the true reply.
+    """
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    labels: Tensor
+    mc_token_ids: Tensor
+    mc_labels: Tensor
+
+
+class DialogueBatches:
+    """Iterates over one split of a store in batches of examples of similar length.
+
+    With `shuffle`, the order is drawn anew for each epoch from (seed, epoch). Over `world_size`
+    ranks, each takes every world_size-th batch; no example is seen by two ranks. After
+    `set_epoch(epoch, start)` the next iteration begins at batch `start`, which is how a run
+    continues where it was stopped.
+
+    Args:
+        store, split: where the examples are.
+        batch_size: examples a batch.
+        num_candidates: candidates an example, the last ones; 0 for all.
+        max_history: exchanges of history: an example keeps `2 * max_history + 1` turns.
+        max_length: positions of the model; what is cut to fit is counted in `cuts`.
+        personality_permutations: how often each example is seen, each time with its persona
+            rotated by one sentence more.
+        max_examples: keep only so many examples, spread evenly over the split (0: all).
+    """
+
+    def __init__(
+        self,
+        store: DialogueStore,
+        split: str,
+        *,
+        batch_size: int,
+        num_candidates: int,
+        max_history: int,
+        max_length: int,
+        personality_permutations: int = 1,
+        max_examples: int = 0,
+        shuffle: bool = False,
+        seed: int = 42,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        self.store, self.tables = store, store.splits[split]
+        self.batch_size, self.num_candidates = batch_size, num_candidates
+        self.shuffle, self.seed, self.pin_memory = shuffle, seed, pin_memory
+        self.rank, self.world_size = rank, world_size
+        index = index_examples(
+            store,
+            split,
+            max_history=max_history,
+            num_candidates=num_candidates,
+            max_length=max_length,
+            personality_permutations=personality_permutations,
+        )
+        self.plan, self.lengths, self.cuts = index.plan, index.lengths, index.cuts
+        num_rows = len(self.lengths)
+        if 0 < max_examples < num_rows:
+            self.rows = np.arange(max_examples) * num_rows // max_examples
+        else:
+            self.rows = np.arange(num_rows)
+        self._candidate_offsets = self.tables.candidate_offsets.numpy()
+        self._candidate_ids = self.tables.candidate_ids.numpy()
+        self.set_epoch(0)
+
+    @property
+    def num_examples(self) -> int:
+        """Examples an epoch, over all ranks; each persona permutation counts."""
+        return len(self.rows)
+
+    def __len__(self) -> int:
+        """Batches an epoch on this rank."""
+        return len(range(self.rank, -(-len(self.rows) // self.batch_size), self.world_size))
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Draw the order of `epoch`, and begin the next iteration at batch `start`."""
+        rows = self.rows
+        generator = np.random.default_rng((self.seed, epoch))
+        if self.shuffle:
+            rows = generator.permutation(rows)
+            pool = self.batch_size * _BATCHES_PER_POOL
+        else:
+            pool = max(1, len(rows))
+        pools = [rows[i : i + pool] for i in range(0, len(rows), pool)]
+        rows = np.concatenate(
+            [p[np.argsort(self.lengths[p], kind="stable")] for p in pools] or [rows]
+        )
+        batches = [
+            rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)
+        ]
+        if self.shuffle:
+            batches = [batches[i] for i in generator.permutation(len(batches))]
+        self._batches = batches[self.rank :: self.world_size]
+        self._start = start
+
+    def __iter__(self) -> Iterator[Batch]:
+        start, self._start = self._start, 0
+        for rows in self._batches[start:]:
+            yield self.collate(rows)
+
+    def collate(self, rows: np.ndarray) -> Batch:
+        """The batch of these rows of the plan."""
+        candidates, counts = self._candidates(rows % self.tables.num_examples)
+        input_ids, token_type_ids, labels, mc_token_ids = ops.collate(
+            self.store.tokens,
+            self.store.utterance_offsets,
+            self.tables.persona_ids,
+            self.tables.history_ids,
+            torch.from_numpy(self.plan[rows]),
+            torch.from_numpy(candidates),
+            self.store.special_ids,
+            int(self.lengths[rows].max(initial=0)),
+            self.pin_memory,
+        )
+        return Batch(
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            labels=labels,
+            mc_token_ids=mc_token_ids,
+            mc_labels=torch.from_numpy(counts - 1),
+        )
+
+    def _candidates(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Utterance ids of the last `num_candidates` candidates, -1 behind them, and how many."""
+        last = self._candidate_offsets[examples + 1]
+        counts = last - self._candidate_offsets[examples]
+        if self.num_candidates > 0:
+            counts = np.minimum(counts, self.num_candidates)
+        positions = np.arange(counts.max(initial=0))
+        missing = positions >= counts[:, None]
+        source = np.where(missing, 0, (last - counts)[:, None] + positions)
+        ids = self._candidate_ids[source] if source.size else source.astype(np.int32)
+        return np.where(missing, np.int32(-1), ids), counts

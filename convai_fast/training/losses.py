@@ -1,0 +1,87 @@
+"""What a batch costs, and what an evaluation adds up."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convai_fast.model.double_heads import DoubleHeadsOutput
+
+
+def combined_loss(output: DoubleHeadsOutput, lm_coef: float, mc_coef: float) -> Tensor:
+    """`lm_coef * loss + mc_coef * mc_loss`, a float32 scalar (TransferTransfo, section 3)."""
+    return lm_coef * output.loss + mc_coef * output.mc_loss
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures of one evaluation.
+
+    Attributes:
+        nll: mean negative log-likelihood of a labelled token (reply and `<eos>`), in nats, over
+            all tokens of the split, not a mean of batch means.
+        mc_loss: mean multiple-choice cross-entropy of an example, in nats.
+        hits_at_1: share of examples whose true reply has the largest multiple-choice logit.
+    """
+
+    nll: float
+    mc_loss: float
+    hits_at_1: float
+    num_tokens: int
+    num_examples: int
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity of a token: exp(nll)."""
+        return math.exp(self.nll) if self.nll < 700 else math.inf
+
+    def as_dict(self) -> dict[str, float]:
+        """What metrics.jsonl and metrics.json record."""
+        return {
+            "nll": self.nll,
+            "ppl": self.ppl,
+            "mc_loss": self.mc_loss,
+            "hits@1": self.hits_at_1,
+            "num_tokens": self.num_tokens,
+            "num_examples": self.num_examples,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"nll {self.nll:.3f}, perplexity {self.ppl:,.2f}, hits@1 {self.hits_at_1:.1%} "
+            f"over {self.num_examples:,} examples"
+        )
+
+
+class MetricSums:
+    """Adds up batches on the device, without waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(5, dtype=torch.float64, device=device)
+
+    def add(self, output: DoubleHeadsOutput, labels: Tensor, mc_labels: Tensor) -> None:
+        """Count one batch; `labels` and `mc_labels` as in `DoubleHeadsModel.forward`."""
+        num_tokens = (labels[..., 1:] != -100).sum()
+        num_examples = mc_labels.numel()
+        hits = (output.mc_logits.argmax(-1) == mc_labels.to(output.mc_logits.device)).sum()
+        terms = (
+            output.loss.double() * num_tokens,
+            num_tokens,
+            output.mc_loss.double() * num_examples,
+            hits,
+            torch.tensor(num_examples),
+        )
+        self.sums += torch.stack([term.to(self.sums) for term in terms])
+
+    def compute(self) -> Metrics:
+        """The figures so far; NaN where nothing was counted."""
+        nll, tokens, mc_loss, hits, examples = self.sums.tolist()
+        per_token, per_example = tokens or math.nan, examples or math.nan
+        return Metrics(
+            nll=nll / per_token,
+            mc_loss=mc_loss / per_example,
+            hits_at_1=hits / per_example,
+            num_tokens=int(tokens),
+            num_examples=int(examples),
+        )

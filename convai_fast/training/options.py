@@ -1,0 +1,133 @@
+"""Every option of `convai-fast train`, documented once."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from convai_fast.data.dataset import DataOptions
+from convai_fast.errors import UserError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass
+class TrainOptions(DataOptions):
+    """Fine-tune a GPT or GPT-2 double-heads model on dialogues.
+
+    Makes a run folder with the options, TensorBoard events, metrics.jsonl, and the last and the
+    best checkpoint, which `convai-fast interact` and transformers open.
+    """
+
+    dataset_path: Annotated[str, tyro.conf.arg(aliases=["--data"])] = ""
+    """File, folder, Hub dataset id, or a store made by `prepare` (also --data)."""
+    dataset_cache: str = "dataset_cache"
+    """Folder in which tokenised dialogues are kept for the next run."""
+    model: str = "openai-community/openai-gpt"
+    """Folder or Hub id of the model; with --from_scratch, a folder with config.json is enough."""
+    tokenizer: str = ""
+    """Folder or Hub id of the tokenizer, if not the model's."""
+    from_scratch: bool = False
+    """Start from random weights of the model's shape instead of its trained weights."""
+    num_candidates: int = 2
+    """Candidates an example in training, the last ones: the true reply and num_candidates - 1
+    distractors. Validation uses all."""
+    max_history: int = 2
+    """Exchanges of history an example keeps (2 * max_history + 1 turns)."""
+    train_batch_size: int = 4
+    """Examples a batch in training."""
+    valid_batch_size: int = 4
+    """Examples a batch in validation."""
+    gradient_accumulation_steps: int = 8
+    """Batches an optimizer step."""
+    lr: float = 6.25e-5
+    """Peak learning rate; it decays linearly to 0 over the run."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the learning rate first rises linearly from 0."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay, on matrices only."""
+    lm_coef: float = 1.0
+    """Weight of the language-model loss."""
+    mc_coef: float = 1.0
+    """Weight of the multiple-choice loss."""
+    max_norm: float = 1.0
+    """Clip the gradient to this norm, once an optimizer step."""
+    n_epochs: int = 3
+    """Passes over the training split."""
+    max_steps: int = 0
+    """Stop after so many optimizer steps, even within an epoch; 0: no limit."""
+    personality_permutations: int = 1
+    """See each example so often, each time with its persona sentences rotated by one more."""
+    eval_before_start: bool = False
+    """Evaluate once before training."""
+    valid_examples: int = 0
+    """Evaluate on so many examples, spread evenly over the validation split; 0: on all."""
+    patience: int = 0
+    """Stop when the validation nll has not improved for so many epochs; 0: never."""
+    device: str = "auto"
+    """cuda, cuda:1 or cpu; auto takes cuda where there is one."""
+    precision: Precision = "auto"
+    """Autocast to bf16 or fp16 over float32 weights, or fp32; auto takes bf16 where the hardware
+    multiplies it."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    seed: int = 42
+    """Seed of weights, dropout and the order of examples."""
+    output: str = ""
+    """The run folder; by default runs/<time>_<host>_<model>."""
+    log_every: int = 10
+    """Optimizer steps between two records in metrics.jsonl and TensorBoard."""
+
+    def check(self) -> None:
+        """Raise UserError at the first option whose value makes no sense."""
+        at_least = {
+            "num_candidates": 1,
+            "max_history": 0,
+            "train_batch_size": 1,
+            "valid_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "warmup_steps": 0,
+            "n_epochs": 0,
+            "max_steps": 0,
+            "personality_permutations": 1,
+            "valid_examples": 0,
+            "patience": 0,
+            "log_every": 1,
+            "lr": 0,
+            "weight_decay": 0,
+            "lm_coef": 0,
+            "mc_coef": 0,
+            "max_norm": 0,
+        }
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if not value >= least:
+                raise UserError(f"--{name} must be at least {least}, not {value}")
+        if self.lm_coef == self.mc_coef == 0:
+            raise UserError("--lm_coef and --mc_coef are both 0: there is nothing to learn")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`, "auto" being CUDA where there is one; UserError if not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} is not available here: use cpu or auto") from error
+    return device
+
+
+def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
+    """The dtype that autocast computes in; "auto" is bf16 where the device multiplies it fast."""
+    if name == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bf16()
+        return torch.bfloat16 if fast else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware (AMX or AVX512-BF16)."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

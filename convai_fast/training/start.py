@@ -1,0 +1,68 @@
+"""What a run starts from: a tokenizer and a model that fit each other."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from convai_fast.data.tokenizer import load_tokenizer, special_ids
+from convai_fast.errors import UserError
+from convai_fast.model.config import TransformerConfig
+from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.training.options import TrainOptions
+
+
+def load_model_and_tokenizer(
+    options: TrainOptions, report: Callable[[str], None]
+) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast]:
+    """Load what the options name, and give the model a row for each special token it lacks.
+
+    Raises UserError when the embedding and the tokenizer do not belong together.
+    """
+    if options.from_scratch:
+        config = _read_config(options.model)
+        tokenizer = load_tokenizer(options.tokenizer or options.model)
+        settings = {**config, "vocab_size": len(tokenizer)}
+        model = DoubleHeadsModel(TransformerConfig.from_transformers(settings))
+        report(f"model: {_shape(model)}, random weights, {len(tokenizer):,} tokens")
+        return model, tokenizer
+
+    model = DoubleHeadsModel.from_pretrained(options.model)
+    tokenizer = load_tokenizer(options.tokenizer or options.model)
+    rows, tokens = model.config.vocab_size, len(tokenizer)
+    beyond = set(range(rows, tokens))
+    if rows > tokens or not beyond <= set(special_ids(tokenizer)):
+        raise UserError(
+            f"{options.model} embeds {rows:,} tokens and the tokenizer has {tokens:,}: they do not "
+            f"belong together; name the model's own tokenizer with --tokenizer"
+        )
+    report(f"model: {_shape(model)} from {options.model}")
+    if beyond:
+        model.resize_token_embeddings(tokens)
+        report(f"special tokens: {len(beyond)} added, embedding {rows:,} -> {tokens:,} rows")
+    return model, tokenizer
+
+
+def _read_config(path: str) -> dict:
+    file = Path(path) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"--from_scratch needs the shape of the model: there is no {file}"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} must hold a JSON object with the model's shape")
+    return config
+
+
+def _shape(model: DoubleHeadsModel) -> str:
+    config = model.config
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    return (
+        f"{config.architecture}, {config.n_layer} layers of width {config.n_embd}, "
+        f"{millions:.1f}M parameters"
+    )
