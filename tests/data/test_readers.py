@@ -1,0 +1,452 @@
+"""Reading dialogues: folders, functions, datasets, and what is filled in."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from convai_fast.data.dialogue import Dialogue, Utterance
+from convai_fast.data.readers import load_dialogues
+from convai_fast.errors import UserError
+
+HEADER = "user 1 personas,user 2 personas,Best Generated Conversation"
+TEA_DIALOGUE = {
+    "personality": ["I like tea."],
+    "utterances": [{"history": ["Hello!"], "candidates": ["Hi, some tea?"]}],
+}
+TEA = Dialogue(["I like tea."], [Utterance(["Hello!"], ["Hi, some tea?"])])
+DOG_DIALOGUE = {"utterances": [{"history": ["hey"], "candidates": ["i have a dog"]}]}
+DOG = Dialogue([], [Utterance(["hey"], ["i have a dog"])])
+DOG_PARLAI = "1 hey\ti have a dog\n"
+TEA_MESSAGES = {
+    "messages": [
+        {"role": "system", "content": "I like tea."},
+        {"role": "user", "content": "Hello!"},
+        {"role": "assistant", "content": "Hi, some tea?"},
+    ]
+}
+TEA_SHAREGPT = {
+    "conversations": [
+        {"from": "system", "value": "I like tea."},
+        {"from": "human", "value": "Hello!"},
+        {"from": "gpt", "value": "Hi, some tea?"},
+    ]
+}
+TEA_ROW = {
+    "user 1 personas": "I am thirsty.",
+    "user 2 personas": "I like tea.",
+    "Best Generated Conversation": "User 1: Hello!\nUser 2: Hi, some tea?",
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif isinstance(content, str):
+            path.write_text(content, encoding="utf-8", newline="")
+        else:
+            path.write_text(json.dumps(content), encoding="utf-8")
+        return path
+
+    return write
+
+
+def load_bare(path, reader="auto", **options):
+    """What the reader alone makes of it: nothing drawn, nothing cut off."""
+    return load_dialogues(path, reader, num_candidates=1, valid_fraction=0, **options)
+
+
+def assert_user_error(call, parts):
+    with pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    for part in parts:
+        assert str(part) in message
+    assert "\n" not in message
+
+
+# ---- folders ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "val", "dev", "test"])
+@pytest.mark.parametrize("reader", ["auto", "json"])
+def test_a_folder_holds_train_and_valid(write, name, reader):
+    write("data/train.json", [TEA_DIALOGUE])
+    path = write(f"data/{name}.json", [DOG_DIALOGUE])
+    assert load_bare(path.parent, reader) == {"train": [TEA], "valid": [DOG]}
+
+
+def test_a_folder_prefers_valid_to_test_and_the_suffix_of_train(write):
+    write("data/train.txt", "1 a\tb\n")
+    write("data/test.txt", "1 a\tb\n")
+    write("data/valid.json", [TEA_DIALOGUE])
+    path = write("data/valid.txt", DOG_PARLAI)
+    assert load_bare(path.parent)["valid"] == [DOG]
+
+
+def test_a_file_does_not_pick_up_its_sibling(write):
+    write("data/valid.json", [DOG_DIALOGUE])
+    assert load_bare(write("data/train.json", [TEA_DIALOGUE]))["valid"] == []
+
+
+def test_a_folder_of_one_file_is_cut(write):
+    path = write("data/train.json", [TEA_DIALOGUE, DOG_DIALOGUE])
+    splits = load_dialogues(path.parent)
+    assert (len(splits["train"]), len(splits["valid"])) == (1, 1)
+
+
+def test_paths_that_hold_no_dialogues_are_named(write, tmp_path):
+    missing = tmp_path / "missing.json"
+    assert_user_error(lambda: load_dialogues(missing), [missing, "no such file", "reader hub"])
+    assert_user_error(lambda: load_dialogues("a\0b"), ["no such file"])
+    folder = write("a/other.json", [DOG_DIALOGUE]).parent
+    assert_user_error(lambda: load_dialogues(folder), [folder, "no file train.json"])
+    write("two/train.json", [DOG_DIALOGUE])
+    folder = write("two/train.txt", DOG_PARLAI).parent
+    assert_user_error(lambda: load_dialogues(folder), [folder, "train.json and train.txt"])
+    write("both/train.json", {"train": [DOG_DIALOGUE], "valid": [DOG_DIALOGUE]})
+    folder = write("both/valid.json", [DOG_DIALOGUE]).parent
+    assert_user_error(lambda: load_dialogues(folder), [folder, "train.json", "both splits"])
+    folder = write("gone/valid.json", [DOG_DIALOGUE]).parent
+    os.symlink(tmp_path / "nowhere", folder / "train.json")
+    assert_user_error(lambda: load_dialogues(folder), [folder, "no file train.json"])
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"reader": "yaml"}, "no reader 'yaml'; choose json, parlai"),
+        ({"num_candidates": 0}, "num_candidates must be at least 1, not 0"),
+        ({"valid_fraction": 1}, "valid_fraction must be at least 0 and below 1, not 1"),
+        ({"valid_fraction": float("nan")}, "valid_fraction"),
+    ],
+)
+def test_options_out_of_range_are_named(write, options, part):
+    path = write("a.json", [DOG_DIALOGUE])
+    assert_user_error(lambda: load_dialogues(path, **options), [part])
+
+
+# ---- a function of the user's -----------------------------------------------------------------
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch):
+    """Writes a module into the working directory; its name is new in every test."""
+    monkeypatch.chdir(tmp_path)
+    names = []
+
+    def make(source):
+        names.append(f"my_reader_{tmp_path.name}_{len(names)}".replace("-", "_"))
+        Path(f"{names[-1]}.py").write_text(textwrap.dedent(source))
+        return names[-1]
+
+    yield make
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_a_function_of_the_users_reads_what_it_likes(user_module):
+    module = user_module("""
+        from convai_fast.data.dialogue import Dialogue, Utterance
+        THEIRS = Dialogue([], [Utterance(["hey"], ["i have a dog"])])
+        def read(path):
+            assert path == "anything at all"
+            other = {"utterances": [{"history": ["x"], "candidates": ["y"]}]}
+            return {"train": (THEIRS, other), "valid": [THEIRS]}
+    """)
+    before = list(sys.path)
+    splits = load_dialogues("anything at all", f"{module}:read")
+    assert splits["train"][0].utterances[0].candidates == ["y", "i have a dog"]
+    assert splits["valid"] == [DOG]
+    assert sys.path == before
+    assert sys.modules[module].THEIRS == DOG, "the user's objects must stay as they are"
+
+
+@pytest.mark.parametrize(
+    ("body", "parts"),
+    [
+        (
+            "return {'train': [D, D, D, {'utterances': [U, U, {'history': [], 'candidates': 3}]}]}",
+            ["train[3].utterances[2].candidates must be a list, not a number"],
+        ),
+        (
+            "return {'train': [{'utterances': [Utterance('x', ['y'])]}]}",
+            ["train[0].utterances[0].history must be a list, not text"],
+        ),
+        ("return [D, None]", ["[1] must be an object, not null"]),
+        ("return None", ["holds null", "list of dialogues"]),
+        ("return (d for d in [D])", ["a generator"]),
+        ("return {'valid': [D]}", ["train is missing"]),
+        ("return {}['x']", ["KeyError: 'x'", ".py, line 5"]),
+        ("return open(path)", ["FileNotFoundError", "some path"]),
+    ],
+)
+def test_what_a_function_of_the_users_returns_is_checked(user_module, body, parts):
+    module = user_module(f"""
+        from convai_fast.data.dialogue import Utterance
+        U = {{"history": ["x"], "candidates": ["y"]}}
+        D = {{"utterances": [U]}}
+        def read(path): {body}
+    """)
+    assert_user_error(lambda: load_dialogues("some path", f"{module}:read"), [module, *parts])
+
+
+@pytest.mark.parametrize(
+    ("reader", "parts"),
+    [
+        ("no_such_module_at_all:read", ["no_such_module_at_all", "ModuleNotFoundError"]),
+        ("{module}:nothing", ["no function nothing"]),
+        ("{module}:VALUE", ["no function VALUE"]),
+        ("{broken}:read", ["SyntaxError"]),
+        ("{module}:takes_none", ["TypeError"]),
+    ],
+)
+def test_a_function_that_cannot_be_called_is_named(user_module, reader, parts):
+    module = user_module("VALUE = 1\ndef takes_none(): pass")
+    reader = reader.format(module=module, broken=user_module("def read(:"))
+    assert_user_error(lambda: load_dialogues("path", reader), [f"reader {reader}", *parts])
+
+
+# ---- Hugging Face datasets --------------------------------------------------------------------
+
+
+@pytest.fixture
+def datasets(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+    yield datasets
+    datasets.enable_progress_bars()
+
+
+@pytest.mark.parametrize("reader", ["auto", "hub"])
+@pytest.mark.parametrize("row", [TEA_DIALOGUE, TEA_MESSAGES, TEA_SHAREGPT, TEA_ROW])
+def test_hub_recognises_a_saved_dataset_by_its_columns(datasets, tmp_path, reader, row):
+    dataset = datasets.Dataset.from_list([row | {"id": 7}])
+    datasets.DatasetDict(train=dataset, validation=dataset, test=dataset).save_to_disk(
+        tmp_path / "d"
+    )
+    splits = load_bare(tmp_path / "d", reader)
+    assert splits == {"train": [TEA], "valid": [TEA]}
+
+
+def test_hub_reads_a_saved_dataset_without_splits(datasets, tmp_path):
+    datasets.Dataset.from_list([TEA_DIALOGUE]).save_to_disk(tmp_path / "d")
+    assert load_bare(tmp_path / "d") == {"train": [TEA], "valid": []}
+
+
+def test_hub_reads_a_folder_that_load_dataset_reads(datasets, tmp_path):
+    (tmp_path / "d").mkdir()
+    datasets.Dataset.from_list([TEA_DIALOGUE]).to_parquet(tmp_path / "d" / "train.parquet")
+    assert load_bare(tmp_path / "d") == {"train": [TEA], "valid": []}
+
+
+def test_hub_names_row_and_field(datasets, tmp_path):
+    rows = [{"utterances": [{"history": [], "candidates": c}]} for c in (["a"], [" "])]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "d")
+    parts = [str(tmp_path / "d"), "train[1].utterances[0].candidates[0]", "blank"]
+    assert_user_error(lambda: load_dialogues(tmp_path / "d"), parts)
+
+
+def test_hub_names_columns_and_splits_it_cannot_use(datasets, tmp_path):
+    datasets.Dataset.from_list([{"text": "a", "label": 1}]).save_to_disk(tmp_path / "columns")
+    assert_user_error(
+        lambda: load_dialogues(tmp_path / "columns"), ["text, label", "utterances, messages"]
+    )
+    dataset = datasets.Dataset.from_list([TEA_DIALOGUE])
+    datasets.DatasetDict(other=dataset).save_to_disk(tmp_path / "splits")
+    assert_user_error(lambda: load_dialogues(tmp_path / "splits"), ["no split train", "other"])
+
+
+def test_hub_without_the_datasets_library_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    parts = ["someone/dialogues", "pip install 'convai-fast[hub]'"]
+    assert_user_error(lambda: load_dialogues("someone/dialogues", "hub"), parts)
+
+
+def test_hub_without_a_network_says_so(datasets, monkeypatch):
+    def no_network(path):
+        raise ConnectionError("Couldn't reach the Hub.\nTry again.")
+
+    monkeypatch.setattr(datasets, "load_dataset", no_network)
+    parts = ["someone/dialogues", "ConnectionError: Couldn't reach the Hub", "check"]
+    assert_user_error(lambda: load_dialogues("someone/dialogues", "hub"), parts)
+
+
+# ---- validation split -------------------------------------------------------------------------
+
+
+def numbered_dialogues(count, turns=2):
+    """Dialogues in which every text occurs once."""
+    return [
+        {
+            "utterances": [
+                {"history": [f"question {i} {t}"], "candidates": [f"answer {i} {t}"]}
+                for t in range(turns)
+            ]
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "num_valid"),
+    [(1, 0.1, 0), (2, 0.1, 1), (2, 0.9, 1), (10, 0.1, 1), (30, 0.1, 3), (30, 0.0, 0)],
+)
+def test_a_missing_validation_split_is_cut_off_by_dialogue(write, count, fraction, num_valid):
+    path = write("a.json", numbered_dialogues(count))
+    whole = load_bare(path)["train"]
+    splits = load_dialogues(path, valid_fraction=fraction, num_candidates=1)
+    assert len(splits["valid"]) == num_valid
+    assert splits["train"] == [d for d in whole if d not in splits["valid"]]
+    assert splits["valid"] == [d for d in whole if d not in splits["train"]]
+
+
+def test_a_given_validation_split_is_left_alone(write):
+    dialogues = numbered_dialogues(10)
+    path = write("a.json", {"train": dialogues[:8], "valid": dialogues[8:]})
+    splits = load_dialogues(path, valid_fraction=0.5, num_candidates=1)
+    assert (len(splits["train"]), len(splits["valid"])) == (8, 2)
+
+
+def test_both_sides_of_a_conversation_stay_in_one_split(write):
+    rows = "".join(f'p,p,"User 1: a{i}\nUser 2: b{i}\nUser 1: c{i}"\n' for i in range(40))
+    splits = load_dialogues(write("a.csv", f"{HEADER}\n{rows}"), valid_fraction=0.3)
+    openings = {
+        split: {d.utterances[0].history[0] for d in dialogues}
+        for split, dialogues in splits.items()
+    }
+    assert len(splits["valid"]) == 2 * len(openings["valid"]) == 24
+    assert not openings["train"] & openings["valid"]
+
+
+# ---- distractors ------------------------------------------------------------------------------
+
+
+def test_distractors_come_from_other_dialogues_of_the_same_split(write):
+    path = write("a.json", numbered_dialogues(40))
+    splits = load_dialogues(path, num_candidates=10, valid_fraction=0.5)
+    for dialogues in splits.values():
+        replies = [u.candidates[-1] for d in dialogues for u in d.utterances]
+        for dialogue in dialogues:
+            own = {u.candidates[-1] for u in dialogue.utterances}
+            for utterance in dialogue.utterances:
+                distractors = utterance.candidates[:-1]
+                assert len(set(distractors)) == 9
+                assert set(distractors) <= set(replies) - own
+
+
+def test_true_replies_stay_last(write):
+    dialogues = numbered_dialogues(20)
+    splits = load_dialogues(write("a.json", {"train": dialogues, "valid": dialogues}))
+    for dialogue, source in zip(splits["train"], dialogues, strict=True):
+        for utterance, original in zip(dialogue.utterances, source["utterances"], strict=True):
+            assert utterance.candidates[-1:] == original["candidates"]
+
+
+def test_distractors_do_not_repeat_the_reply_or_one_another_but_for_case_and_space(write):
+    replies = ["Yes !", "yes  !", "No", " no ", "NO", "maybe"]
+    path = write(
+        "a.json", [{"utterances": [{"history": ["a"], "candidates": [r]}]} for r in replies]
+    )
+    for dialogue in load_dialogues(path, valid_fraction=0)["train"]:
+        normalised = [" ".join(c.lower().split()) for c in dialogue.utterances[0].candidates]
+        assert sorted(normalised) == ["maybe", "no", "yes !"]
+
+
+def test_every_reply_elsewhere_is_found_even_if_one_is_most_of_the_split(write):
+    own, elsewhere = [["rare", "so"]] * 2, [["ok"]] * 600
+    path = write(
+        "a.json",
+        [
+            {"utterances": [{"history": ["a"], "candidates": [reply]} for reply in replies]}
+            for replies in (*own, *elsewhere, ["own", "own"])
+        ],
+    )
+    *dialogues, last = load_dialogues(path, valid_fraction=0)["train"]
+    for utterance in (u for dialogue in dialogues for u in dialogue.utterances):
+        assert sorted(utterance.candidates) == ["ok", "own", "rare", "so"]
+    for utterance in last.utterances:
+        assert sorted(utterance.candidates) == ["ok", "own", "rare", "so"]
+
+
+def test_frequent_replies_are_frequent_distractors(write):
+    replies = ["thanks"] * 50 + [f"reply {i}" for i in range(150)]
+    path = write(
+        "a.json", [{"utterances": [{"history": ["a"], "candidates": [r]}]} for r in replies]
+    )
+    drawn = [
+        d.utterances[0].candidates[0]
+        for d in load_dialogues(path, num_candidates=2, valid_fraction=0)["train"][50:]
+    ]
+    assert 20 <= drawn.count("thanks") <= 55  # a quarter of 150 draws; uniform would give one
+
+
+def test_a_single_conversation_has_no_distractors(write):
+    path = write("a.csv", f'{HEADER}\np,q,"User 1: a\nUser 2: b\nUser 1: c"\n')
+    train = [
+        Dialogue(["p"], [Utterance(["a", "b"], ["c"])]),
+        Dialogue(["q"], [Utterance(["a"], ["b"])]),
+    ]
+    assert load_dialogues(path) == {"train": train, "valid": []}
+
+
+def test_texts_are_shared_not_copied(write):
+    again = {"history": ["Hello!", "Hi, some tea?", "yes"], "candidates": ["ok"]}
+    path = write("a.json", [TEA_DIALOGUE, {"utterances": [again]}])
+    first, second = (d.utterances[0] for d in load_dialogues(path, valid_fraction=0)["train"])
+    assert second.history[0] is first.history[0]
+    assert second.history[1] is second.candidates[0] is first.candidates[-1]
+
+
+# ---- determinism ------------------------------------------------------------------------------
+
+
+def test_the_seed_alone_decides_what_is_drawn(write):
+    path = write("a.json", numbered_dialogues(30))
+    assert load_dialogues(path, seed=1) == load_dialogues(path, seed=1)
+    assert load_dialogues(path, seed=1) != load_dialogues(path, seed=2)
+
+
+def test_another_process_draws_the_same(write):
+    path = write("a.json", numbered_dialogues(30))
+    code = (
+        f"from convai_fast.data.readers import load_dialogues; print(load_dialogues({str(path)!r}))"
+    )
+    command = [sys.executable, "-c", code]
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        root = Path(__file__).parents[2]
+        done = subprocess.run(
+            command, env=environment, cwd=root, check=True, capture_output=True, text=True
+        )
+        assert done.stdout.strip() == str(load_dialogues(path))
+
+
+# ---- real data --------------------------------------------------------------------------------
+
+
+def test_real_synthetic_persona_chat(shared_dir):
+    splits = load_dialogues(shared_dir / "data" / "synthetic-persona-chat")
+    assert {split: len(dialogues) for split, dialogues in splits.items()} == {
+        "train": 1760,
+        "valid": 240,
+    }
+    for dialogue in splits["train"] + splits["valid"]:
+        assert 4 <= len(dialogue.personality) <= 5
+        for utterance in dialogue.utterances:
+            assert utterance.history
+            assert len(utterance.candidates) == 20
+            assert not any("User 1:" in text for text in utterance.history)
+    first = splits["train"][1]
+    assert first.personality[0] == "I am a boy."
+    assert first.utterances[0].history == ["Hi!"]
+    assert first.utterances[0].candidates[-1] == "Hello!"
