@@ -1,0 +1,7 @@
+"""The double-heads dialogue model: one transformer for OpenAI GPT and GPT-2, with two heads."""
+
+from convai_fast.model.config import TransformerConfig
+from convai_fast.model.double_heads import DoubleHeadsModel, DoubleHeadsOutput
+from convai_fast.model.transformer import Transformer
+
+__all__ = ["DoubleHeadsModel", "DoubleHeadsOutput", "Transformer", "TransformerConfig"]

@@ -1,0 +1,333 @@
+"""Reading and writing a model folder in transformers' layout, without executing anything in it.
+
+A folder holds `config.json`, the weights (`model.safetensors`, `pytorch_model.bin`, or either in
+shards with an index) and usually the tokenizer's files, which are not read here.
+"""
+
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from convai_fast.errors import UserError
+from convai_fast.model.config import TransformerConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# In the order in which they are looked for.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+# Our parameter names on the left, transformers' on the right.
+_EMBEDDINGS = {
+    "openai-gpt": {
+        "transformer.token_embedding.weight": "transformer.tokens_embed.weight",
+        "transformer.position_embedding.weight": "transformer.positions_embed.weight",
+    },
+    "gpt2": {
+        "transformer.token_embedding.weight": "transformer.wte.weight",
+        "transformer.position_embedding.weight": "transformer.wpe.weight",
+    },
+}
+_BLOCK = {
+    "transformer.blocks.{layer}.attention.qkv": "transformer.h.{layer}.attn.c_attn",
+    "transformer.blocks.{layer}.attention.out": "transformer.h.{layer}.attn.c_proj",
+    "transformer.blocks.{layer}.attention_norm": "transformer.h.{layer}.ln_1",
+    "transformer.blocks.{layer}.mlp.up": "transformer.h.{layer}.mlp.c_fc",
+    "transformer.blocks.{layer}.mlp.down": "transformer.h.{layer}.mlp.c_proj",
+    "transformer.blocks.{layer}.mlp_norm": "transformer.h.{layer}.ln_2",
+}
+_FINAL_NORM = {"transformer.final_norm": "transformer.ln_f"}
+_HEAD = {"multiple_choice_head": "multiple_choice_head.summary"}
+
+# The language-model head has the token embedding for a weight.
+_EMBEDDING = "transformer.token_embedding.weight"
+_LM_HEAD = "lm_head.weight"
+# transformers' Conv1D is a Linear whose weight is stored as [in, out].
+_CONV1D_WEIGHTS = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+# Constants that older versions of transformers stored beside the parameters.
+_DROPPABLE = re.compile(r"transformer\.(h\.\d+\.attn\.(bias|masked_bias)|position_ids)")
+
+
+def transformers_names(config: TransformerConfig) -> dict[str, str]:
+    """Our name of every parameter of a `DoubleHeadsModel` -> its name in transformers."""
+    modules = {
+        ours.format(layer=layer): theirs.format(layer=layer)
+        for layer in range(config.n_layer)
+        for ours, theirs in _BLOCK.items()
+    }
+    modules |= (_FINAL_NORM if config.final_norm else {}) | _HEAD
+    return _EMBEDDINGS[config.architecture] | {
+        f"{ours}.{kind}": f"{theirs}.{kind}"
+        for ours, theirs in modules.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def find_folder(path: str | Path) -> Path:
+    """The folder itself, or the local copy of a Hugging Face hub id's files, downloaded if needed.
+
+    Raises:
+        UserError: there is no such folder, nor a model of that id that can be downloaded.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"{path} is a file; give the folder that holds config.json and weights.")
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(path)):
+        raise UserError(f"there is no folder {path}.")
+    return _download(str(path))
+
+
+def _download(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = (
+        ["config.json", "model.safetensors", "model-*-of-*.safetensors", WEIGHT_FILES[1]],
+        ["pytorch_model.bin", "pytorch_model-*-of-*.bin", WEIGHT_FILES[3]],
+    )
+    try:
+        folder = Path(snapshot_download(repo_id, allow_patterns=wanted[0]))
+        if not any((folder / name).exists() for name in WEIGHT_FILES):
+            folder = Path(snapshot_download(repo_id, allow_patterns=wanted[1]))
+    # The client's errors, its HTTP library's and the operating system's have no common base.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"there is no folder {repo_id}, and the Hugging Face hub gave no model of that name "
+            f"({reason}); check the name or the network, or give a folder."
+        ) from error
+    return folder
+
+
+def read_config(folder: Path) -> TransformerConfig:
+    """The model's shape, from the folder's `config.json`.
+
+    Raises:
+        UserError: it is missing, not JSON, or describes a model that is not supported.
+    """
+    path = folder / "config.json"
+    content = _read_json(path)
+    try:
+        return TransformerConfig.from_transformers(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def read_weights(
+    folder: Path, config: TransformerConfig, shapes: Mapping[str, torch.Size]
+) -> dict[str, Tensor]:
+    """The folder's weights under our names, in the dtype they are stored in.
+
+    Args:
+        folder: a model folder.
+        config: the model's, which names the layout.
+        shapes: the shape of each of the model's parameters, by our names.
+
+    Returns:
+        every parameter in `shapes`; for the weights of a plain language model, all but the
+        multiple-choice head, which is logged as a warning.
+
+    Raises:
+        UserError: no weights, a file that cannot be read, or a tensor that is unknown, missing or
+            of another shape.
+    """
+    tensors, path = read_tensors(folder)
+    tensors = _parameters_only(tensors, config, path)
+    names = transformers_names(config)
+
+    unknown = tensors.keys() - names.values()
+    if unknown:
+        raise UserError(
+            f"{path} holds tensors that are unknown in transformers' layout of "
+            f"{config.architecture}: {_listing(unknown)}; check model_type in config.json, or load "
+            "and save the model with a current transformers first."
+        )
+    missing = names.values() - tensors.keys()
+    head = {names[name] for name in names if name.startswith("multiple_choice_head")}
+    if missing == head:
+        logger.warning(
+            "%s has no multiple-choice head (it is a plain language model): "
+            "the head is newly initialised and must be trained.",
+            path,
+        )
+    elif missing:
+        raise UserError(
+            f"{path} lacks tensors of the model that config.json describes: {_listing(missing)}; "
+            "check n_layer in config.json, or get the complete file."
+        )
+
+    weights = {}
+    for ours, theirs in names.items():
+        if theirs not in tensors:
+            continue
+        tensor = tensors[theirs]
+        stored = shapes[ours][::-1] if theirs.endswith(_CONV1D_WEIGHTS) else shapes[ours]
+        if tensor.shape != stored:
+            raise UserError(
+                f"{path}: {theirs} has shape {tuple(tensor.shape)}, but config.json asks for "
+                f"{tuple(stored)}; use the config.json that belongs to these weights."
+            )
+        if not tensor.is_floating_point():
+            raise UserError(
+                f"{path}: {theirs} holds {str(tensor.dtype).removeprefix('torch.')} numbers; "
+                "only floating-point weights can be read."
+            )
+        weights[ours] = tensor.t() if theirs.endswith(_CONV1D_WEIGHTS) else tensor
+    return weights
+
+
+def _parameters_only(
+    tensors: Mapping[str, Tensor], config: TransformerConfig, path: Path
+) -> dict[str, Tensor]:
+    """`tensors` without constants and tied copies, under the names that double heads give them."""
+    known = {_LM_HEAD, *transformers_names(config).values()}
+    parameters: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        # A body saved without heads (as `gpt2` on the hub) leaves out the prefix.
+        prefixed = f"transformer.{key}"
+        name = prefixed if prefixed in known or _DROPPABLE.fullmatch(prefixed) else key
+        if _DROPPABLE.fullmatch(name):
+            continue
+        if name in parameters:
+            raise UserError(f"{path} holds {name} twice, with and without `transformer.`.")
+        parameters[name] = tensor
+
+    lm_head = parameters.pop(_LM_HEAD, None)
+    if lm_head is not None:
+        # Of the two tied names, transformers 5 keeps this one for OpenAI GPT.
+        embedding = parameters.setdefault(_EMBEDDINGS[config.architecture][_EMBEDDING], lm_head)
+        if embedding.shape != lm_head.shape or not torch.equal(embedding, lm_head):
+            raise UserError(
+                f"{path}: {_LM_HEAD} differs from the token embedding, but only models that tie "
+                "the two are supported."
+            )
+    return parameters
+
+
+def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
+    """All tensors of the folder's weights as they are stored, and the file that was read.
+
+    Raises:
+        UserError: there is no such file, or one that is damaged or holds more than tensors.
+    """
+    path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
+    if path is None:
+        raise UserError(f"{folder} holds no weights; it needs one of {', '.join(WEIGHT_FILES)}.")
+    if path.suffix != ".json":
+        return _read_file(path), path
+
+    weight_map = _read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{path} has no weight_map; it is not the index of a sharded checkpoint.")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(map(str, weight_map.values()))):
+        if Path(shard).name != shard:
+            raise UserError(f"{path}: weight_map names {shard}, which is not in the same folder.")
+        if not (folder / shard).exists():
+            raise UserError(f"{folder} lacks {shard}, which {path.name} names; get that file.")
+        tensors |= _read_file(folder / shard)
+    return tensors, path
+
+
+def write_folder(
+    folder: str | Path,
+    config: TransformerConfig,
+    weights: Mapping[str, Tensor],
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+) -> None:
+    """Write `model.safetensors`, `config.json` and the tokenizer's files for transformers to load.
+
+    Each file is written beside the folder's own and then renamed, so that a reader finds the old
+    one or the new one, never a part.
+
+    Args:
+        folder: made where missing.
+        config: the model's.
+        weights: its parameters by our names.
+        tokenizer: saved along; its bos, eos and pad ids go into `config.json`.
+
+    Raises:
+        UserError: the tokenizer has more tokens than the model, or the folder cannot be written.
+    """
+    content = config.to_transformers()
+    content["dtype"] = str(weights[_EMBEDDING].dtype).removeprefix("torch.")
+    if tokenizer is not None:
+        if len(tokenizer) > config.vocab_size:
+            raise UserError(
+                f"the tokenizer has {len(tokenizer)} tokens but the model only "
+                f"{config.vocab_size}; call resize_token_embeddings({len(tokenizer)}) first."
+            )
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            content[name] = getattr(tokenizer, name)
+    tensors = {
+        theirs: weights[ours].t().contiguous()
+        if theirs.endswith(_CONV1D_WEIGHTS)
+        else weights[ours].contiguous()
+        for ours, theirs in transformers_names(config).items()
+    }
+    folder = Path(folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+            staging = Path(name)
+            save_file(tensors, staging / "model.safetensors", metadata={"format": "pt"})
+            (staging / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+            if tokenizer is not None:
+                tokenizer.save_pretrained(staging)
+            for file in sorted(staging.iterdir()):
+                file.replace(folder / file.name)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the model cannot be saved in {folder}: {error}") from error
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged pickle can raise nearly anything.
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as weights: it is damaged, incomplete or holds more than "
+            "tensors (nothing in it was executed); get it again, or as model.safetensors."
+        ) from error
+    if not isinstance(tensors, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
+    ):
+        raise UserError(f"{path} is not a table of named tensors; save the model's state_dict.")
+    return tensors
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
+    return content
+
+
+def _listing(names: Iterable[str], limit: int = 8) -> str:
+    names = sorted(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

@@ -1,0 +1,207 @@
+"""The dialogue model: a transformer with a language-model and a multiple-choice head."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convai_fast.model import checkpoint
+from convai_fast.model.config import TransformerConfig
+from convai_fast.model.transformer import Transformer, init_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE_INDEX = -100  # a label that counts for nothing
+
+
+@dataclass
+class DoubleHeadsOutput:
+    """What `DoubleHeadsModel.forward` returns; `...` stands for [batch] or [batch, candidates].
+
+    Attributes:
+        loss: language-model loss, a float32 scalar; None without labels.
+        mc_loss: multiple-choice loss, a float32 scalar; None without labels.
+        logits: language-model logits [..., seq, vocab_size]; None where not asked for.
+        mc_logits: multiple-choice logits [...].
+    """
+
+    loss: Tensor | None
+    mc_loss: Tensor | None
+    logits: Tensor | None
+    mc_logits: Tensor
+
+
+class DoubleHeadsModel(nn.Module):
+    """GPT or GPT-2 that writes replies and ranks them (TransferTransfo, arXiv 1901.08149).
+
+    It computes what transformers' `OpenAIGPTDoubleHeadsModel` and `GPT2DoubleHeadsModel` compute,
+    but vocabulary logits only where there is a label. The language-model head shares its weight
+    with the token embedding. A new model has random weights; `from_pretrained` reads saved ones.
+
+    Example:
+        >>> config = TransformerConfig.from_transformers({"model_type": "gpt2", "n_layer": 4})
+        >>> model = DoubleHeadsModel(config)
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        self.mc_dropout = nn.Dropout(config.summary_first_dropout)
+        self.multiple_choice_head = nn.Linear(config.n_embd, 1)
+        self._init_multiple_choice_head()
+
+    def _init_multiple_choice_head(self) -> None:
+        init_weights(self.multiple_choice_head, std=self.config.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        mc_token_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        mc_labels: Tensor | None = None,
+        return_logits: bool | None = None,
+    ) -> DoubleHeadsOutput:
+        """Logits of both heads, and the losses of those that have labels.
+
+        Both losses are means over what is labelled, and 0 where nothing is.
+
+        Args:
+            input_ids: int64 [batch, seq] or [batch, candidates, seq], padded on the right.
+            token_type_ids: segment ids, shaped like `input_ids`.
+            position_ids: shaped like `input_ids`, or [seq]; default 0, 1, 2, …
+            mc_token_ids: int64 [batch] or [batch, candidates], the position whose hidden state the
+                multiple-choice head reads; default the last. -1 marks a candidate that does not
+                exist: its logit is -inf.
+            labels: int64, shaped like `input_ids` and aligned with it (they are shifted here);
+                -100 is ignored. To gather what is labelled, their number must be known: labels
+                that stay on the CPU spare the host from waiting for the device to tell.
+            mc_labels: int64 [batch], the index of the true candidate; -100 is ignored.
+            return_logits: whether to compute language-model logits at every position; by default
+                only without `labels`.
+
+        Raises:
+            ValueError: the sequences are longer than the model's positions, or `labels` are not
+                shaped like `input_ids`.
+        """
+        if labels is not None and labels.shape != input_ids.shape:
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)} do not fit "
+                f"input_ids of shape {tuple(input_ids.shape)}."
+            )
+        seq_len = input_ids.shape[-1]
+        hidden = self.transformer(
+            input_ids.reshape(-1, seq_len),
+            None if token_type_ids is None else token_type_ids.reshape(-1, seq_len),
+            None if position_ids is None else position_ids.reshape(-1, seq_len),
+        ).view(*input_ids.shape, -1)
+
+        mc_logits = self._mc_logits(hidden, mc_token_ids)
+        if return_logits is None:
+            return_logits = labels is None
+        return DoubleHeadsOutput(
+            loss=None if labels is None else self._lm_loss(hidden, labels),
+            mc_loss=None if mc_labels is None else _mean_cross_entropy(mc_logits, mc_labels),
+            logits=self.lm_logits(hidden) if return_logits else None,
+            mc_logits=mc_logits,
+        )
+
+    def lm_logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits [..., vocab_size] of hidden states [..., n_embd]."""
+        return F.linear(hidden, self.transformer.token_embedding.weight)
+
+    def _lm_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        # The hidden state at a position predicts the token at the next.
+        targets = F.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX).flatten()
+        labelled = (targets != IGNORE_INDEX).nonzero().squeeze(1)
+        targets = targets[labelled].to(hidden.device, non_blocking=True)
+        labelled = labelled.to(hidden.device, non_blocking=True)
+        logits = self.lm_logits(hidden.flatten(0, -2).index_select(0, labelled))
+        return _mean_cross_entropy(logits, targets)
+
+    def _mc_logits(self, hidden: Tensor, mc_token_ids: Tensor | None) -> Tensor:
+        if mc_token_ids is None:
+            chosen = hidden[..., -1, :]
+        else:
+            # Not take_along_dim, which reads on beyond the sequence where gather raises an error.
+            index = mc_token_ids.clamp(min=0)[..., None, None]
+            chosen = hidden.gather(-2, index.expand(*index.shape[:-1], hidden.shape[-1]))
+            chosen = chosen.squeeze(-2)
+        logits = self.multiple_choice_head(self.mc_dropout(chosen)).squeeze(-1)
+        if mc_token_ids is not None:
+            logits = logits.masked_fill(mc_token_ids < 0, -torch.inf)
+        return logits
+
+    def resize_token_embeddings(self, vocab_size: int) -> None:
+        """Make room for new tokens: rows up to `vocab_size`, drawn like those of a new model.
+
+        The embedding becomes another parameter: build the optimizer afterwards.
+
+        Raises:
+            ValueError: `vocab_size` is smaller than what the model has.
+        """
+        new_rows = vocab_size - self.config.vocab_size
+        if new_rows < 0:
+            raise ValueError(
+                f"cannot shrink the vocabulary of {self.config.vocab_size} tokens to {vocab_size}."
+            )
+        if new_rows == 0:
+            return
+        old = self.transformer.token_embedding.weight.detach()
+        new = old.new_empty(new_rows, old.shape[1]).normal_(std=self.config.initializer_range)
+        self.transformer.token_embedding = nn.Embedding.from_pretrained(
+            torch.cat([old, new]), freeze=False
+        )
+        self.config = dataclasses.replace(self.config, vocab_size=vocab_size)
+        self.transformer.config = self.config
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, dtype: torch.dtype = torch.float32
+    ) -> "DoubleHeadsModel":
+        """The model saved in a folder, or under an id on the Hugging Face hub, in `eval` mode.
+
+        Reads transformers' layout, double heads or plain language models (whose multiple-choice
+        head is then newly initialised, with a warning), and executes nothing it reads.
+
+        Raises:
+            UserError: there is no such model, or its files are damaged or do not fit together.
+        """
+        folder = checkpoint.find_folder(path)
+        config = checkpoint.read_config(folder)
+        # On the meta device nothing is allocated or drawn that the weights then overwrite.
+        with torch.device("meta"):
+            model = cls(config).to(dtype)
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        weights = checkpoint.read_weights(folder, config, shapes)
+        model.to_empty(device="cpu")
+        model._init_multiple_choice_head()
+        model.load_state_dict(weights, strict=False)
+        return model.eval()
+
+    def save_pretrained(
+        self, folder: str | Path, tokenizer: "PreTrainedTokenizerBase | None" = None
+    ) -> None:
+        """Write `model.safetensors`, `config.json` and the tokenizer's files, each atomically.
+
+        transformers' own double-heads classes and `AutoTokenizer` load the folder.
+
+        Raises:
+            UserError: the tokenizer has more tokens than the model, or the folder is not writable.
+        """
+        checkpoint.write_folder(folder, self.config, self.state_dict(), tokenizer)
+
+
+def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """In float32, over the targets that are not ignored; 0, not NaN, where there are none."""
+    logits = logits.reshape(-1, logits.shape[-1]).float()
+    targets = targets.flatten()
+    total = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / (targets != IGNORE_INDEX).sum().clamp(min=1)

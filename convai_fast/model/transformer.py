@@ -1,0 +1,190 @@
+"""One transformer decoder for OpenAI GPT and GPT-2.
+
+The two differ in where LayerNorm stands and in a last LayerNorm that only GPT-2 has; `config` says
+so. Sources: Radford et al., "Improving Language Understanding by Generative Pre-Training" (2018)
+and "Language Models are Unsupervised Multitask Learners" (2019).
+"""
+
+import math
+from functools import partial
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convai_fast.model.config import TransformerConfig
+
+_ACTIVATIONS = {
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+class KeyValueCache(Protocol):
+    """What `Transformer` needs of a cache; `convai_fast.generation.cache.KVCache` is one."""
+
+    length: int
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's new keys and values; return those of all positions so far."""
+        ...
+
+    def advance(self, n: int) -> None:
+        """Count the `n` positions that every layer has now stored."""
+        ...
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.out = nn.Linear(config.n_embd, config.n_embd)
+        self.attn_pdrop = config.attn_pdrop
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, kv_cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """`x` is [batch, seq, n_embd]; without a `mask` (True: may attend) it is causal."""
+        query, key, value = (
+            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )  # [batch, n_head, seq, head_dim] each
+        if kv_cache is not None:
+            key, value = kv_cache.update(self.layer, key, value)
+        x = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.attn_pdrop if self.training else 0.0,
+            # A single new token sees everything before it: no mask, whatever the cache holds.
+            is_causal=mask is None and query.shape[2] > 1,
+        )
+        return self.dropout(self.out(x.transpose(1, 2).flatten(2)))
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, config.n_inner)
+        self.down = nn.Linear(config.n_inner, config.n_embd)
+        self.activation = _ACTIVATIONS[config.activation]
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, seq, n_embd] to the same."""
+        return self.dropout(self.down(self.activation(self.up(x))))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each with a residual connection and a LayerNorm before or after it."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.pre_norm = config.norm_position == "pre"
+        self.attention = Attention(config, layer)
+        self.attention_norm = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
+        self.mlp = MLP(config)
+        self.mlp_norm = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, kv_cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """[batch, seq, n_embd] to the same; `mask` and `kv_cache` as in `Attention`."""
+        if self.pre_norm:
+            x = x + self.attention(self.attention_norm(x), mask, kv_cache)
+            return x + self.mlp(self.mlp_norm(x))
+        x = self.attention_norm(x + self.attention(x, mask, kv_cache))
+        return self.mlp_norm(x + self.mlp(x))
+
+
+class Transformer(nn.Module):
+    """Token ids to hidden states.
+
+    Weights are drawn as OpenAI's and transformers' code draws them: normal with a standard
+    deviation of `initializer_range`, biases 0, and for GPT-2 the last layer before each residual
+    sum scaled down by sqrt(2 · n_layer).
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.n_positions, config.n_embd)
+        self.dropout = nn.Dropout(config.embd_pdrop)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.final_norm = (
+            nn.LayerNorm(config.n_embd, eps=config.norm_eps) if config.final_norm else nn.Identity()
+        )
+        self.apply(partial(init_weights, std=config.initializer_range))
+        if config.architecture == "gpt2":
+            std = config.initializer_range / math.sqrt(2 * config.n_layer)
+            for block in self.blocks:
+                nn.init.normal_(block.attention.out.weight, std=std)
+                nn.init.normal_(block.mlp.down.weight, std=std)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        kv_cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Hidden states [batch, seq, n_embd] of `input_ids` [batch, seq].
+
+        Every position attends to itself and those before it, in the cache too. Padding belongs on
+        the right, where nothing that counts can see it.
+
+        Args:
+            input_ids: int64 [batch, seq].
+            token_type_ids: int64 [batch, seq]; a token's segment, as the id of the speaker's token:
+                it is looked up in the same embedding.
+            position_ids: int64, broadcastable to [batch, seq], each below `n_positions` (which is
+                not checked: it would make the host wait for the device). Default: counted on from
+                what the cache holds.
+            kv_cache: keys and values of the tokens before; those of `input_ids` are added to it.
+
+        Raises:
+            ValueError: there are more tokens than positions.
+        """
+        seq_len = input_ids.shape[1]
+        past = 0 if kv_cache is None else kv_cache.length
+        if past + seq_len > self.config.n_positions:
+            raise ValueError(
+                f"the sequence has {past + seq_len} tokens, "
+                f"but the model has only {self.config.n_positions} positions."
+            )
+        if position_ids is None:
+            position_ids = torch.arange(past, past + seq_len, device=input_ids.device)
+        x = self.token_embedding(input_ids) + self.position_embedding(position_ids)
+        if token_type_ids is not None:
+            x = x + self.token_embedding(token_type_ids)
+        x = self.dropout(x)
+
+        mask = None
+        if past > 0 and seq_len > 1:
+            # `is_causal` would align the new tokens with the oldest cached ones.
+            mask = torch.ones(seq_len, past + seq_len, dtype=torch.bool, device=x.device).tril(past)
+        for block in self.blocks:
+            x = block(x, mask, kv_cache)
+        if kv_cache is not None:
+            kv_cache.advance(seq_len)
+        return self.final_norm(x)
+
+
+def init_weights(module: nn.Module, std: float) -> None:
+    """Draw a Linear's or Embedding's weight from normal(0, std) and set its bias to 0."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

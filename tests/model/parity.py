@@ -1,0 +1,56 @@
+"""transformers' models of both architectures, and batches of random ids for them."""
+
+from types import SimpleNamespace
+
+import torch
+import transformers
+
+transformers.utils.logging.disable_progress_bar()
+
+PEERS = {
+    "openai-gpt": (transformers.OpenAIGPTConfig, transformers.OpenAIGPTDoubleHeadsModel),
+    "gpt2": (transformers.GPT2Config, transformers.GPT2DoubleHeadsModel),
+}
+
+
+def make_peer(architecture, seed=0, **settings):
+    """transformers' double-heads model with random values in every parameter, biases included."""
+    config_class, model_class = PEERS[architecture]
+    sizes = dict(vocab_size=101, n_positions=48, n_embd=32, n_layer=2, n_head=4)
+    sizes |= dict(bos_token_id=None, eos_token_id=None)  # GPT-2's would be outside the vocabulary
+    torch.manual_seed(seed)
+    peer = model_class(config_class(**(sizes | settings))).eval()
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return peer
+
+
+def make_batch(vocab_size, batch=3, num_candidates=4, seq_len=29, seed=0):
+    """A right-padded batch with segment ids, where only the last candidate has labels."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randint(low, high, *shape):
+        return torch.randint(low, high, shape, generator=generator)
+
+    pad, speaker1, speaker2 = vocab_size - 1, vocab_size - 3, vocab_size - 2
+    shape = (batch, num_candidates, seq_len)
+    lengths = randint(seq_len // 2, seq_len + 1, batch, num_candidates)
+    is_real = torch.arange(seq_len) < lengths[..., None]
+    input_ids = torch.where(is_real, randint(0, vocab_size, *shape), pad)
+    is_reply = is_real & (torch.arange(seq_len) >= lengths[..., None] - 6)
+    is_reply[:, :-1] = False
+    return SimpleNamespace(
+        inputs=dict(
+            input_ids=input_ids,
+            token_type_ids=torch.where(is_real, randint(speaker1, speaker2 + 1, *shape), pad),
+            mc_token_ids=lengths - 1,
+            labels=torch.where(is_reply, input_ids, -100),
+            mc_labels=randint(0, num_candidates, batch),
+        ),
+        is_real=is_real,
+    )
+
+
+def relative_error(actual, expected):
+    return ((actual.float() - expected.float()).norm() / expected.float().norm()).item()
