@@ -1,0 +1,49 @@
+"""How a reply is drawn."""
+
+from dataclasses import dataclass
+
+from convai_fast.errors import UserError
+
+_LARGEST_SEED = 2**63 - 1  # seeds travel in int64 tensors
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one reply is drawn; the filters are those of `convai_fast.ops.sample`.
+
+    Raises UserError naming the first field whose value is out of range.
+    """
+
+    max_length: int = 20
+    """Most tokens in a reply."""
+    min_length: int = 1
+    """Fewest tokens in a reply: before that, no special token can end it."""
+    temperature: float = 0.7
+    """Divides the logits: below 1 safer, above 1 livelier, 0 always the likeliest token."""
+    top_k: int = 0
+    """Draw from this many likeliest tokens (0: from all)."""
+    top_p: float = 0.9
+    """Draw from the likeliest tokens that together have this probability (0 or 1: from all)."""
+    min_p: float = 0.0
+    """Draw from tokens at least this share as probable as the likeliest (0: from all)."""
+    no_sample: bool = False
+    """Always take the likeliest token (greedy decoding)."""
+    seed: int = 42
+    """The same seed, prompt and options give the same reply."""
+
+    def __post_init__(self) -> None:
+        self._require("max_length", self.max_length >= 1, "at least 1")
+        self._require(
+            "min_length",
+            0 <= self.min_length <= self.max_length,
+            f"between 0 and max_length, which is {self.max_length}",
+        )
+        self._require("temperature", 0 <= self.temperature < float("inf"), "a number from 0 up")
+        self._require("top_k", self.top_k >= 0, "at least 0, which turns it off")
+        self._require("top_p", 0 <= self.top_p <= 1, "between 0 and 1")
+        self._require("min_p", 0 <= self.min_p <= 1, "between 0 and 1")
+        self._require("seed", 0 <= self.seed <= _LARGEST_SEED, "between 0 and 2**63 - 1")
+
+    def _require(self, field: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise UserError(f"{field} is {getattr(self, field)}, but must be {rule}")

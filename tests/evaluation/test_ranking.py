@@ -1,0 +1,86 @@
+import pytest
+import torch
+import transformers
+
+from convai_fast.data.tokenizer import SpecialIds
+from convai_fast.evaluation.ranking import rank_candidates
+from convai_fast.model import DoubleHeadsModel
+from convai_fast.ops.reference import build_sequence
+
+SPECIAL = SpecialIds(bos=3, eos=7, speaker1=59, speaker2=11, pad=50)
+SHAPE = dict(vocab_size=60, n_positions=40, n_embd=32, n_layer=2, n_head=4)
+PERSONA = [[1, 2, 4], [5, 6]]
+HISTORY = [[8, 9], [10, 12, 13], [14]]
+CANDIDATES = [[15, 16], [17], [18, 19, 20, 21, 22, 23], []]
+
+
+@pytest.fixture(scope="module", params=["openai-gpt", "gpt2"])
+def models(request, tmp_path_factory):
+    """The same random weights as transformers' class and as ours."""
+    torch.manual_seed(0)
+    if request.param == "gpt2":
+        config = transformers.GPT2Config(
+            **SHAPE, bos_token_id=SPECIAL.bos, eos_token_id=SPECIAL.eos
+        )
+        theirs = transformers.GPT2DoubleHeadsModel(config)
+    else:
+        theirs = transformers.OpenAIGPTDoubleHeadsModel(transformers.OpenAIGPTConfig(**SHAPE))
+    # Fresh weights are so small that all candidates score nearly the same.
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.4)
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs.save_pretrained(folder)
+    return theirs.eval(), DoubleHeadsModel.from_pretrained(folder)
+
+
+def scores_of_transformers(theirs, persona, history, candidates):
+    """One candidate at a time, so that nothing needs padding."""
+    logits = []
+    for candidate in candidates:
+        input_ids, token_type_ids, _ = build_sequence(persona, history, candidate, SPECIAL)
+        with torch.no_grad():
+            output = theirs(
+                input_ids=torch.tensor([[input_ids]]),
+                token_type_ids=torch.tensor([[token_type_ids]]),
+                mc_token_ids=torch.tensor([[len(input_ids) - 1]]),
+            )
+        logits.append(output.mc_logits.flatten())
+    return torch.cat(logits).log_softmax(-1)
+
+
+@pytest.mark.parametrize("history", [HISTORY, HISTORY[:2], []])
+def test_scores_are_those_of_transformers_multiple_choice_head(models, history):
+    theirs, ours = models
+    scores = rank_candidates(ours, SPECIAL, PERSONA, history, CANDIDATES)
+    expected = scores_of_transformers(theirs, PERSONA, history, CANDIDATES)
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+    assert expected.std() > 0.05  # or the comparison says little
+
+
+def test_a_long_candidate_shortens_what_stands_before_all_of_them(models):
+    theirs, ours = models
+    candidates = [[15, 16], [17] * 30]
+    scores = rank_candidates(ours, SPECIAL, PERSONA, HISTORY, candidates)
+    # 40 positions less 30 tokens, <speaker1> and <eos> leave 8: <bos>, persona and last turn.
+    expected = scores_of_transformers(theirs, PERSONA, HISTORY[-1:], candidates)
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_candidate_too_long_by_itself_loses_its_end(models):
+    theirs, ours = models
+    scores = rank_candidates(ours, SPECIAL, PERSONA, HISTORY, [[15, 16], [17] * 100])
+    expected = scores_of_transformers(theirs, [], [], [[15, 16], [17] * 37])
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_in_training_mode_ranks_without_dropout(models):
+    _, ours = models
+    expected = rank_candidates(ours, SPECIAL, PERSONA, HISTORY, CANDIDATES)
+    ours.train()
+    assert torch.equal(rank_candidates(ours, SPECIAL, PERSONA, HISTORY, CANDIDATES), expected)
+
+
+def test_no_candidates_are_refused(models):
+    with pytest.raises(ValueError, match="no candidates"):
+        rank_candidates(models[1], SPECIAL, PERSONA, HISTORY, [])
