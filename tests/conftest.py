@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
+
+from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
@@ -16,3 +19,17 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data in {SHARED}, which is not there")
     return SHARED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of a few hundred tokens, trained on the built-in dialogues."""
+    dialogues = builtin_dialogues(num_train=40, num_valid=4)["train"]
+    return train_builtin_tokenizer(dialogues, vocab_size=400)

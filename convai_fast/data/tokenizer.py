@@ -95,11 +95,11 @@ def special_ids(tokenizer: PreTrainedTokenizerFast) -> SpecialIds:
 
     Raises UserError naming the first token that is missing.
     """
-    vocabulary = tokenizer.get_vocab()
-    for token in SPECIAL_TOKENS:
-        if token not in vocabulary:
-            raise UserError(f"the tokenizer has no token {token}: load it with load_tokenizer()")
-    return SpecialIds(*(vocabulary[token] for token in SPECIAL_TOKENS))
+    ids = [tokenizer.backend_tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
+    if None in ids:
+        missing = SPECIAL_TOKENS[ids.index(None)]
+        raise UserError(f"the tokenizer has no token {missing}: load it with load_tokenizer()")
+    return SpecialIds(*ids)
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:

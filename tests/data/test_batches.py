@@ -1,0 +1,304 @@
+"""Batches: exact contents, the order of epochs, ranks, and what is cut when it is too long."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convai_fast import _native
+from convai_fast.data.batches import DialogueBatches
+from convai_fast.data.builtin import builtin_dialogues
+from convai_fast.data.dialogue import Dialogue, Utterance
+from convai_fast.data.index import index_examples, index_examples_reference
+from convai_fast.data.readers import load_dialogues
+from convai_fast.data.sequence import build_input_from_segments
+from convai_fast.data.store import build_store
+from convai_fast.data.tokenizer import encode, load_tokenizer, special_ids
+
+
+@pytest.fixture(scope="module")
+def dialogues():
+    return builtin_dialogues(num_train=30, num_valid=5)
+
+
+@pytest.fixture(scope="module")
+def store(dialogues, tokenizer, tmp_path_factory):
+    return build_store(dialogues, tokenizer, tmp_path_factory.mktemp("batches") / "store")
+
+
+def make_batches(store, split="train", **options):
+    defaults = {"batch_size": 4, "num_candidates": 0, "max_history": 2, "max_length": 512}
+    return DialogueBatches(store, split, **{**defaults, **options})
+
+
+def rows_of(batches):
+    return [rows.tolist() for rows in batches._batches]
+
+
+def expected_batch(examples, ids_of, tokenizer, num_candidates, max_history):
+    """The predecessor's way: Python lists, one candidate after another, then padded."""
+    special = special_ids(tokenizer)
+    built = []
+    for persona, utterance in examples:
+        history = [ids_of[text] for text in utterance.history[-(2 * max_history + 1) :]]
+        candidates = utterance.candidates[-num_candidates:]
+        built.append(
+            [
+                build_input_from_segments(
+                    [ids_of[text] for text in persona],
+                    history,
+                    ids_of[text],
+                    tokenizer,
+                    lm_labels=j == len(candidates) - 1,
+                )
+                for j, text in enumerate(candidates)
+            ]
+        )
+    shape = (len(built), max(map(len, built)), max(len(i["input_ids"]) for r in built for i in r))
+    batch = {
+        "input_ids": np.full(shape, special.pad),
+        "token_type_ids": np.full(shape, special.pad),
+        "labels": np.full(shape, -100),
+        "mc_token_ids": np.full(shape[:2], -1),
+        "mc_labels": np.array([len(row) - 1 for row in built]),
+    }
+    for r, row in enumerate(built):
+        for j, instance in enumerate(row):
+            length = len(instance["input_ids"])
+            batch["input_ids"][r, j, :length] = instance["input_ids"]
+            batch["token_type_ids"][r, j, :length] = instance["token_type_ids"]
+            batch["labels"][r, j, :length] = instance["lm_labels"]
+            batch["mc_token_ids"][r, j] = instance["mc_token_ids"]
+    return batch
+
+
+def assert_whole_split_is_exact(store, split, dialogues, tokenizer, step=1, **options):
+    batches = make_batches(store, split, **options)
+    examples = [(d.personality, u) for d in dialogues for u in d.utterances]
+    texts = sorted({t for d, u in examples for t in [*d, *u.history, *u.candidates]})
+    ids_of = dict(zip(texts, encode(tokenizer, texts), strict=True))
+    for rows in batches._batches[::step]:
+        expected = expected_batch(
+            [examples[row] for row in rows],
+            ids_of,
+            tokenizer,
+            options.get("num_candidates", 0),
+            options.get("max_history", 2),
+        )
+        batch = batches.collate(rows)
+        for name, array in expected.items():
+            assert np.array_equal(batch[name].numpy(), array), name
+
+
+@pytest.mark.parametrize("num_candidates", [0, 2])
+@pytest.mark.parametrize("max_history", [0, 2])
+def test_batches_are_what_the_python_way_builds(
+    store, dialogues, tokenizer, num_candidates, max_history
+):
+    assert_whole_split_is_exact(
+        store,
+        "train",
+        dialogues["train"],
+        tokenizer,
+        num_candidates=num_candidates,
+        max_history=max_history,
+    )
+
+
+def test_thousands_of_random_dialogues_are_exact(tokenizer, tmp_path):
+    rng = random.Random(0)
+    words = "yes no tea rain two blue cat why go home <eos> é ! 猫".split()
+
+    def text():
+        return " ".join(rng.choices(words, k=rng.randint(1, 9)))
+
+    def texts(most):
+        return [text() for _ in range(rng.randint(0, most))]
+
+    dialogues = [
+        Dialogue(texts(5), [Utterance(texts(7), [*texts(5), text()])]) for _ in range(4000)
+    ]
+    store = build_store({"train": dialogues}, tokenizer, tmp_path / "store")
+    assert_whole_split_is_exact(store, "train", dialogues, tokenizer, batch_size=16)
+
+
+def test_all_of_the_real_data_is_exact(shared_dir, tmp_path):
+    tokenizer = load_tokenizer(shared_dir / "tokenizers" / "openai-gpt")
+    dialogues = load_dialogues(shared_dir / "data" / "synthetic-persona-chat")
+    store = build_store(dialogues, tokenizer, tmp_path / "store")
+    # Two candidates of every training example, all twenty of the validation split.
+    assert_whole_split_is_exact(
+        store, "train", dialogues["train"], tokenizer, num_candidates=2, batch_size=32
+    )
+    assert_whole_split_is_exact(store, "valid", dialogues["valid"], tokenizer, batch_size=8)
+
+
+def test_ragged_candidate_counts_share_a_batch(tokenizer, tmp_path):
+    utterances = [Utterance(["hi"], ["no"] * n + ["yes"]) for n in (0, 3, 1)]
+    dialogues = [Dialogue(["i am"], utterances)]
+    store = build_store({"train": dialogues}, tokenizer, tmp_path / "store")
+    assert_whole_split_is_exact(store, "train", dialogues, tokenizer)
+
+
+def test_an_epoch_sees_every_example_once(store):
+    batches = make_batches(store, shuffle=True)
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        seen = [row for rows in rows_of(batches) for row in rows]
+        assert sorted(seen) == list(range(batches.num_examples))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(store):
+    orders = {}
+    for seed in (1, 2):
+        batches = make_batches(store, shuffle=True, seed=seed)
+        for epoch in (0, 1, 0):
+            batches.set_epoch(epoch)
+            order = rows_of(batches)
+            assert orders.setdefault((seed, epoch), order) == order
+    distinct = {str(order) for order in orders.values()}
+    assert len(distinct) == 4
+
+
+def test_it_resumes_at_a_saved_position(store):
+    batches = make_batches(store, shuffle=True)
+    batches.set_epoch(3)
+    whole = [batch["input_ids"] for batch in batches]
+    batches.set_epoch(3, start=5)
+    rest = [batch["input_ids"] for batch in batches]
+    assert len(rest) == len(whole) - 5
+    assert all(torch.equal(a, b) for a, b in zip(rest, whole[5:], strict=True))
+
+
+def test_ranks_share_an_epoch_without_overlap(store):
+    ranks = [make_batches(store, shuffle=True, rank=rank, world_size=3) for rank in range(3)]
+    seen = [row for batches in ranks for rows in rows_of(batches) for row in rows]
+    assert sorted(seen) == list(range(ranks[0].num_examples))
+    assert [len(batches) for batches in ranks] == [len(rows_of(batches)) for batches in ranks]
+
+
+def test_batches_hold_examples_of_similar_length(store):
+    batches = make_batches(store, shuffle=True)
+    spread = [np.ptp(batches.lengths[rows]) for rows in batches._batches]
+    assert np.mean(spread) < np.ptp(batches.lengths) / 4
+
+
+def test_a_permutation_rotates_the_persona(tokenizer, tmp_path):
+    persona = ["a", "b", "c"]
+    store = build_store(
+        {"train": [Dialogue(persona, [Utterance(["hi"], ["yes"])])]}, tokenizer, tmp_path / "store"
+    )
+    batches = make_batches(store, personality_permutations=4, batch_size=1)
+    texts = [tokenizer.decode(batches.collate(np.array([r]))["input_ids"][0, 0]) for r in range(4)]
+    assert [text[5:8] for text in texts] == ["abc", "cab", "bca", "abc"]
+
+
+def test_a_subset_is_spread_evenly(store):
+    batches = make_batches(store, max_examples=10)
+    assert batches.num_examples == 10
+    assert np.all(np.diff(batches.rows) > 0)
+    assert batches.rows[-1] > 0.8 * make_batches(store).num_examples
+
+
+def long_store(tokenizer, folder, persona, history, replies):
+    def words(n):
+        return " a" * n  # one token a word
+
+    dialogue = Dialogue(
+        [words(n) for n in persona],
+        [Utterance([words(n) for n in history], [words(n) for n in replies])],
+    )
+    return build_store({"train": [dialogue]}, tokenizer, folder)
+
+
+@pytest.mark.parametrize(
+    ("max_length", "kept_turns", "kept_sentences", "length", "cuts"),
+    [
+        (37, 3, 2, 37, (0, 0, 0)),
+        (36, 2, 2, 31, (1, 0, 0)),  # the oldest turn goes first
+        (30, 1, 2, 25, (1, 0, 0)),
+        (24, 1, 1, 20, (1, 1, 0)),  # then persona sentences from the end
+        (19, 1, 0, 15, (1, 1, 0)),
+        (14, 0, 0, 9, (1, 1, 0)),  # then the turn that is answered
+        (8, 0, 0, 8, (1, 1, 1)),  # and a reply that alone is too long is cut
+    ],
+)
+def test_what_is_too_long_loses_history_then_persona_then_the_reply(
+    tokenizer, tmp_path, max_length, kept_turns, kept_sentences, length, cuts
+):
+    store = long_store(tokenizer, tmp_path / "s", [5, 5], [5, 5, 5], [6])
+    batches = make_batches(store, max_length=max_length)
+    row = batches.plan[0].tolist()
+    assert (row[5], row[3], batches.lengths[0], batches.cuts) == (
+        kept_turns,
+        kept_sentences,
+        length,
+        cuts,
+    )
+    batch = batches.collate(np.array([0]))
+    assert batch["input_ids"].shape[-1] == length <= max_length
+    assert batch["input_ids"][0, 0, -1] == store.special_ids.eos
+
+
+@pytest.mark.skipif(_native.host is None, reason="nothing is compiled here")
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_the_compiled_index_equals_its_reference(data):
+    def sizes(most):
+        return data.draw(st.lists(st.integers(0, 9), max_size=most))
+
+    lengths = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=8))
+    ids = st.integers(0, len(lengths) - 1)
+    persona_sizes = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=3))
+    examples = data.draw(
+        st.lists(
+            st.tuples(
+                st.integers(0, len(persona_sizes) - 1),
+                st.integers(0, 6),
+                st.integers(0, 6),
+                st.lists(ids, max_size=4),
+            ),
+            max_size=6,
+        )
+    )
+
+    def column(values, dtype):
+        return np.array(list(values), dtype)
+
+    def offsets(values):
+        return np.concatenate([[0], np.cumsum(values)]).astype(np.int64)
+
+    persona_ids = data.draw(
+        st.lists(ids, min_size=sum(persona_sizes), max_size=sum(persona_sizes))
+    )
+    arguments = (
+        offsets(lengths),
+        offsets(persona_sizes),
+        column(persona_ids, np.int32),
+        column(data.draw(st.lists(ids, min_size=12, max_size=12)), np.int32),
+        column((e[0] for e in examples), np.int32),
+        column((e[1] for e in examples), np.int64),
+        column((e[2] for e in examples), np.int32),
+        offsets([len(e[3]) for e in examples]),
+        column((i for e in examples for i in e[3]), np.int32),
+        data.draw(st.integers(0, 5)),
+        data.draw(st.integers(0, 3)),
+        data.draw(st.integers(4, 40)),
+        data.draw(st.integers(1, 4)),
+    )
+    compiled = _native.host.index_examples(*arguments)
+    expected = index_examples_reference(*arguments)
+    assert np.array_equal(compiled[0], expected[0])
+    assert np.array_equal(compiled[1], expected[1])
+    assert tuple(compiled[2]) == expected[2]
+
+
+def test_an_empty_split_has_no_batches(tokenizer, tmp_path):
+    store = build_store({"train": [], "valid": []}, tokenizer, tmp_path / "store")
+    batches = make_batches(store)
+    assert len(batches) == len(list(batches)) == 0
+    index = index_examples(store, "train", max_history=2, num_candidates=2, max_length=9)
+    assert index.plan.shape == (0, 6)

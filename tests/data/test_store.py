@@ -1,0 +1,148 @@
+"""The store: what goes in comes out, from disk, and nothing damaged is opened."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from convai_fast.data.builtin import builtin_dialogues
+from convai_fast.data.dialogue import Dialogue, Utterance
+from convai_fast.data.store import DialogueStore, build_store, fingerprint
+from convai_fast.data.tokenizer import encode
+from convai_fast.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def dialogues():
+    return builtin_dialogues(num_train=12, num_valid=3)
+
+
+@pytest.fixture
+def store(dialogues, tokenizer, tmp_path):
+    return build_store(dialogues, tokenizer, tmp_path / "store")
+
+
+def texts_of(store, split, tokenizer):
+    """Every text of a split, decoded from the store, in the shape of the dialogues."""
+    tables = store.splits[split]
+
+    def texts(ids):
+        return [tokenizer.decode(store.utterance(i)) for i in ids.tolist()]
+
+    result = []
+    for d in range(tables.num_dialogues):
+        persona = tables.persona_ids[tables.persona_offsets[d] : tables.persona_offsets[d + 1]]
+        utterances = []
+        for e in (tables.dialogue == d).nonzero().flatten().tolist():
+            first = tables.history_first[e]
+            history = tables.history_ids[first : first + tables.history_count[e]]
+            begin, end = tables.candidate_offsets[e : e + 2]
+            utterances.append(Utterance(texts(history), texts(tables.candidate_ids[begin:end])))
+        result.append(Dialogue(texts(persona), utterances))
+    return result
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_every_text_comes_back(store, dialogues, tokenizer, split):
+    assert texts_of(store, split, tokenizer) == dialogues[split]
+
+
+def test_histories_that_do_not_grow_come_back_too(tokenizer, tmp_path):
+    histories = [["a"], ["a", "b", "c"], ["b", "c"], [], ["x", "y"], ["x", "y"], ["x"]]
+    dialogue = Dialogue([], [Utterance(history, ["r"]) for history in histories])
+    store = build_store({"train": [dialogue]}, tokenizer, tmp_path / "store")
+    assert texts_of(store, "train", tokenizer) == [dialogue]
+
+
+def test_equal_utterances_are_stored_once(tokenizer, tmp_path):
+    dialogue = Dialogue(["hello"], [Utterance(["hello"], ["yes", "hello"])] * 50)
+    store = build_store({"train": [dialogue], "valid": [dialogue]}, tokenizer, tmp_path / "store")
+    assert len(store.utterance_offsets) - 1 == 2
+    assert len(store.tokens) == sum(map(len, encode(tokenizer, ["hello", "yes"])))
+
+
+def test_history_grows_with_the_turns_not_with_their_square(tokenizer, tmp_path):
+    turns = [f"turn {i}" for i in range(400)]
+    utterances = [Utterance(turns[: i + 1], ["r"]) for i in range(0, 400, 2)]
+    store = build_store({"train": [Dialogue([], utterances)]}, tokenizer, tmp_path / "store")
+    assert len(store.splits["train"].history_ids) == 399
+
+
+def test_small_vocabularies_take_two_bytes_a_token(store):
+    assert store.tokens.dtype == torch.uint16
+    assert (store.folder / "tokens.bin").stat().st_size == 2 * len(store.tokens)
+
+
+def test_the_fingerprint_changes_with_every_text_and_with_the_tokenizer(dialogues, tokenizer):
+    key = fingerprint(dialogues, tokenizer)
+    assert key == fingerprint(builtin_dialogues(num_train=12, num_valid=3), tokenizer)
+    swapped = {"train": [Dialogue(["a", "b"], [])], "valid": []}
+    joined = {"train": [Dialogue(["ab"], [])], "valid": []}
+    moved = {"train": [], "valid": [Dialogue(["ab"], [])]}
+    from convai_fast.data.builtin import train_builtin_tokenizer
+
+    other = train_builtin_tokenizer(dialogues["train"], vocab_size=350)
+    keys = [fingerprint(d, tokenizer) for d in (dialogues, swapped, joined, moved)]
+    assert len({*keys, fingerprint(dialogues, other)}) == 5
+
+
+def test_an_interrupted_build_leaves_nothing(dialogues, tokenizer, tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convai_fast.data.store.encode", fail)
+    with pytest.raises(KeyboardInterrupt):
+        build_store(dialogues, tokenizer, tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_building_replaces_a_store_but_nothing_else(store, dialogues, tokenizer, tmp_path):
+    build_store({"train": dialogues["train"][:1]}, tokenizer, store.folder)
+    assert DialogueStore(store.folder).splits["train"].num_dialogues == 1
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="holds no store: choose another folder"):
+        build_store(dialogues, tokenizer, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_folder_that_is_no_store_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no dialogue store"):
+        DialogueStore(tmp_path)
+
+
+def test_another_format_version_is_refused(store):
+    meta = json.loads((store.folder / "meta.json").read_text())
+    (store.folder / "meta.json").write_text(json.dumps({**meta, "format_version": 99}))
+    with pytest.raises(UserError, match="format version 99"):
+        DialogueStore(store.folder)
+
+
+def test_a_file_cut_short_is_named(store):
+    path = store.folder / "tokens.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(UserError, match=r"tokens\.bin is missing or was cut short"):
+        DialogueStore(store.folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "value"),
+    [
+        ("train.persona_ids", np.int32, 10**6),
+        ("train.history_ids", np.int32, -1),
+        ("train.candidate_ids", np.int32, 10**6),
+        ("train.history_first", np.int64, -5),
+        ("train.history_count", np.int32, 10**6),
+        ("train.candidate_offsets", np.int64, 10**6),
+        ("train.dialogue", np.int32, 10**6),
+        ("utterance_offsets", np.int64, 10**9),
+    ],
+)
+def test_arrays_that_point_outside_are_refused(store, name, dtype, value):
+    path = store.folder / f"{name}.bin"
+    array = np.fromfile(path, dtype)
+    array[len(array) // 2] = value
+    array.tofile(path)
+    with pytest.raises(UserError, match="contradict one another"):
+        DialogueStore(store.folder)

@@ -1,0 +1,221 @@
+"""`collate` against its reference, and the reference against the predecessor's rules."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convai_fast import _native, ops
+from convai_fast.ops import reference
+
+SPECIAL = (1, 2, 3, 4, 0)  # bos eos speaker1 speaker2 pad
+NAMES = ("input_ids", "token_type_ids", "labels", "mc_token_ids")
+
+needs_kernel = pytest.mark.skipif(_native.host is None, reason="nothing is compiled here")
+
+
+def make_arguments(utterances, rows, seq_len, dtype=torch.uint16):
+    """`rows`: (persona ids, rotation, kept, history ids, candidate ids), one an example."""
+    offsets = np.cumsum([0, *map(len, utterances)])
+    tokens = [token for utterance in utterances for token in utterance]
+    persona_ids, history_ids, plan = [], [], []
+    for persona, rotation, kept, history, _ in rows:
+        plan.append(
+            (len(persona_ids), len(persona), rotation, kept, len(history_ids), len(history))
+        )
+        persona_ids += persona
+        history_ids += history
+    width = max((len(row[4]) for row in rows), default=0)
+    candidates = [row[4] + [-1] * (width - len(row[4])) for row in rows]
+    return {
+        "tokens": torch.tensor(tokens, dtype=torch.int64).to(dtype),
+        "utterance_offsets": torch.tensor(offsets),
+        "persona_ids": torch.tensor(persona_ids, dtype=torch.int32),
+        "history_ids": torch.tensor(history_ids, dtype=torch.int32),
+        "plan": torch.tensor(plan, dtype=torch.int64).reshape(len(rows), 6),
+        "candidates": torch.tensor(candidates, dtype=torch.int32).reshape(len(rows), width),
+        "special_ids": SPECIAL,
+        "seq_len": seq_len,
+    }
+
+
+def needed_length(utterances, rows):
+    """The padded length at which no reply is cut."""
+    longest = 0
+    for persona, rotation, kept, history, candidates in rows:
+        order = persona[len(persona) - rotation :] + persona[: len(persona) - rotation]
+        prefix = 1 + sum(len(utterances[i]) for i in order[:kept])
+        prefix += sum(1 + len(utterances[i]) for i in history)
+        reply = max((len(utterances[i]) for i in candidates), default=0)
+        longest = max(longest, prefix + 2 + reply)
+    return longest
+
+
+@st.composite
+def stores(draw, max_token=50_262):
+    utterances = draw(
+        st.lists(st.lists(st.integers(5, max_token), max_size=12), min_size=1, max_size=8)
+    )
+    ids = st.integers(0, len(utterances) - 1)
+    rows = []
+    for _ in range(draw(st.integers(0, 4))):
+        persona = draw(st.lists(ids, max_size=5))
+        rotation = draw(st.integers(0, max(0, len(persona) - 1)))
+        kept = draw(st.integers(0, len(persona)))
+        history = draw(st.lists(ids, max_size=6))
+        rows.append((persona, rotation, kept, history, draw(st.lists(ids, max_size=5))))
+    return utterances, rows
+
+
+def assert_equal(actual, expected):
+    for name, a, b in zip(NAMES, actual, expected, strict=True):
+        assert a.dtype == torch.int64, name
+        assert torch.equal(a, b), name
+
+
+def test_a_worked_example_has_the_predecessors_layout():
+    utterances = [[10], [11, 12], [20], [21], [30, 31], [40]]
+    rows = [([0, 1], 0, 2, [2, 3], [5, 4])]
+    input_ids, segments, labels, mc_token_ids = ops.collate(**make_arguments(utterances, rows, 12))
+    bos, eos, s1, s2, pad = SPECIAL
+    assert input_ids[0, 1].tolist() == [bos, 10, 11, 12, s1, 20, s2, 21, s1, 30, 31, eos]
+    assert segments[0, 1].tolist() == [s1] * 6 + [s2] * 2 + [s1] * 4
+    assert labels[0, 1].tolist() == [-100] * 9 + [30, 31, eos]
+    assert input_ids[0, 0].tolist() == [bos, 10, 11, 12, s1, 20, s2, 21, s1, 40, eos, pad]
+    assert segments[0, 0].tolist() == [s1] * 6 + [s2] * 2 + [s1] * 3 + [pad]
+    assert labels[0, 0].tolist() == [-100] * 12
+    assert mc_token_ids.tolist() == [[10, 11]]
+
+
+@needs_kernel
+@settings(max_examples=400, deadline=None)
+@given(stores(), st.sampled_from([torch.uint16, torch.int32]), st.integers(0, 3))
+def test_the_kernel_equals_the_reference(store, dtype, slack):
+    utterances, rows = store
+    arguments = make_arguments(utterances, rows, needed_length(utterances, rows) + slack, dtype)
+    assert_equal(ops.collate(**arguments), reference.collate(**arguments))
+
+
+@needs_kernel
+@settings(max_examples=300, deadline=None)
+@given(stores(), st.integers(1, 8))
+def test_replies_that_do_not_fit_are_cut_alike(store, missing):
+    utterances, rows = store
+    arguments = make_arguments(utterances, rows, max(0, needed_length(utterances, rows) - missing))
+    try:
+        expected = reference.collate(**arguments)
+    except ValueError as error:
+        with pytest.raises(ValueError, match="does not fit seq_len"):
+            ops.collate(**arguments)
+        assert "does not fit seq_len" in str(error)
+    else:
+        assert_equal(ops.collate(**arguments), expected)
+
+
+@pytest.mark.parametrize("vocab_size", [17, 1019, 40_483, 50_262, 65_536])
+def test_the_largest_token_id_survives(vocab_size):
+    arguments = make_arguments([[vocab_size - 1], [5]], [([0], 0, 1, [1], [0])], 8)
+    input_ids, *_ = ops.collate(**arguments)
+    assert input_ids[0, 0].tolist() == [1, vocab_size - 1, 4, 5, 3, vocab_size - 1, 2, 0]
+
+
+def test_int32_ids_beyond_16_bits_survive():
+    arguments = make_arguments([[70_000]], [([], 0, 0, [], [0])], 4, torch.int32)
+    assert ops.collate(**arguments)[0].tolist() == [[[1, 3, 70_000, 2]]]
+
+
+def test_an_empty_batch_gives_empty_tensors():
+    outputs = ops.collate(**make_arguments([[5]], [], 7))
+    assert [tuple(output.shape) for output in outputs] == [(0, 0, 7)] * 3 + [(0, 0)]
+
+
+def test_an_example_with_fewer_candidates_is_padded_and_marked():
+    arguments = make_arguments([[5], [6]], [([], 0, 0, [], [0]), ([], 0, 0, [], [0, 1])], 4)
+    input_ids, segments, labels, mc_token_ids = ops.collate(**arguments)
+    assert mc_token_ids.tolist() == [[3, -1], [3, 3]]
+    assert input_ids[0, 1].tolist() == segments[0, 1].tolist() == [0] * 4
+    assert labels[0].tolist() == [[-100, -100, 5, 2], [-100] * 4]
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("name", "change", "error", "says"),
+    [
+        ("tokens", lambda t: t.to(torch.int64), TypeError, "uint16 or int32"),
+        ("plan", lambda t: t[:, :5].contiguous(), ValueError, "6 columns"),
+        ("plan", lambda t: t + 1, IndexError, "row 0 of the plan points outside"),
+        ("plan", lambda t: -t - 1, IndexError, "row 0 of the plan points outside"),
+        ("plan", lambda t: t.int(), TypeError, "plan must be Long"),
+        ("candidates", lambda t: t + 2, IndexError, "is utterance 2 of 2"),
+        ("candidates", lambda t: t - 3, IndexError, "is utterance -3"),
+        ("candidates", lambda t: t[:0], ValueError, "plan has 1 rows and candidates 0"),
+        ("candidates", lambda t: torch.tensor([[-1, 0]]).int(), ValueError, "behind a missing"),
+        ("special_ids", lambda t: t[:4], ValueError, "5 ids"),
+    ],
+)
+def test_arguments_that_would_read_foreign_memory_are_refused(name, change, error, says):
+    arguments = make_arguments([[5], [6]], [([0], 0, 1, [1], [0])], 8)
+    arguments[name] = change(arguments[name])
+    with pytest.raises(error, match=says):
+        ops.collate(**arguments)
+
+
+def test_opcheck_passes():
+    arguments = make_arguments([[5, 6], [7]], [([0], 0, 1, [1], [0, 1])], 9)
+    arguments["special_ids"] = list(SPECIAL)
+    torch.library.opcheck(torch.ops.convai_fast.collate.default, tuple(arguments.values()))
+
+
+def test_it_compiles_into_a_graph():
+    arguments = make_arguments([[5, 6], [7]], [([0], 0, 1, [1], [0, 1])], 9)
+    compiled = torch.compile(ops.collate, backend="eager", fullgraph=True)
+    assert_equal(compiled(**arguments), ops.collate(**arguments))
+
+
+@needs_kernel
+@pytest.mark.parametrize("isa", ["portable", "avx2"])
+def test_every_instruction_set_gives_the_same(isa):
+    # The instruction set is chosen when the module is loaded, hence a process each.
+    code = (
+        "import torch; from convai_fast import _native, ops\n"
+        f"tokens = torch.arange(5, 1005).to(torch.uint16)\n"
+        "offsets = torch.tensor([0, 3, 40, 137, 1000])\n"
+        "ids = torch.tensor([0, 1], dtype=torch.int32)\n"
+        "plan = torch.tensor([[0, 2, 1, 2, 0, 2]]); c = torch.tensor([[2, 3]]).int()\n"
+        "out = ops.collate(tokens, offsets, ids, ids, plan, c, (1, 2, 3, 4, 0), 1100)\n"
+        "print(_native.native_info()['isa'], [int((o * (torch.arange(o.numel()) % 97)"
+        ".view_as(o)).sum()) for o in out])"
+    )
+
+    def run(**environment):
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return result.stdout.split(" ", 1)
+
+    name, lowered = run(CONVAI_FAST_ISA=isa)
+    best, expected = run()
+    assert lowered == expected
+    assert name in (isa, best)  # `best` where the machine has not even AVX2
+
+
+@pytest.mark.cuda
+@settings(max_examples=300, deadline=None)
+@given(stores(), st.sampled_from([torch.uint16, torch.int32]), st.integers(0, 3))
+def test_cuda_equals_the_reference(store, dtype, slack):
+    utterances, rows = store
+    arguments = make_arguments(utterances, rows, needed_length(utterances, rows) + slack, dtype)
+    expected = reference.collate(**arguments)
+    on_host = ("plan", "candidates", "special_ids", "seq_len")
+    for name in arguments.keys() - set(on_host):
+        arguments[name] = arguments[name].cuda()
+    assert_equal([output.cpu() for output in ops.collate(**arguments)], expected)
