@@ -42,15 +42,13 @@ inline void check_collate(const CollateArguments& a) {
   const int64_t num_candidates = a.candidates.size(1);
   for (int64_t i = 0; i < a.plan.size(0); ++i) {
     const PlanRow& row = plan[i];
-    TORCH_CHECK_INDEX(
-        row.persona_first >= 0 && row.persona_count >= 0 &&
-            row.persona_first + row.persona_count <= a.persona_ids.numel() &&
-            row.persona_rotation >= 0 &&
-            row.persona_rotation <= row.persona_count && row.persona_kept >= 0 &&
-            row.persona_kept <= row.persona_count && row.history_first >= 0 &&
-            row.history_count >= 0 &&
-            row.history_first + row.history_count <= a.history_ids.numel(),
-        "collate: row ", i, " of the plan points outside the store");
+    TORCH_CHECK_INDEX(row.persona_first >= 0 && row.persona_count >= 0 &&
+                          row.persona_first + row.persona_count <= a.persona_ids.numel() &&
+                          row.persona_rotation >= 0 && row.persona_rotation <= row.persona_count &&
+                          row.persona_kept >= 0 && row.persona_kept <= row.persona_count &&
+                          row.history_first >= 0 && row.history_count >= 0 &&
+                          row.history_first + row.history_count <= a.history_ids.numel(),
+                      "collate: row ", i, " of the plan points outside the store");
     for (int64_t j = 0; j < num_candidates; ++j) {
       const int32_t id = candidates[i * num_candidates + j];
       TORCH_CHECK_INDEX(id >= -1 && id < num_utterances, "collate: candidate ", j, " of row ", i,
@@ -78,16 +76,16 @@ inline CollateOutput pointers(const CollateResult& result) {
 template <typename Token>
 CollateInput<Token> collate_input(const CollateArguments& a, const PlanRow* plan,
                                   const int32_t* candidates) {
-  return {static_cast<const Token*>(a.tokens.const_data_ptr()),
-          a.utterance_offsets.const_data_ptr<int64_t>(),
-          a.persona_ids.const_data_ptr<int32_t>(),
-          a.history_ids.const_data_ptr<int32_t>(),
-          plan,
-          candidates,
-          a.candidates.size(1),
-          a.seq_len,
-          {a.special_ids[0], a.special_ids[1], a.special_ids[2], a.special_ids[3],
-           a.special_ids[4]}};
+  return {
+      static_cast<const Token*>(a.tokens.const_data_ptr()),
+      a.utterance_offsets.const_data_ptr<int64_t>(),
+      a.persona_ids.const_data_ptr<int32_t>(),
+      a.history_ids.const_data_ptr<int32_t>(),
+      plan,
+      candidates,
+      a.candidates.size(1),
+      a.seq_len,
+      {a.special_ids[0], a.special_ids[1], a.special_ids[2], a.special_ids[3], a.special_ids[4]}};
 }
 
 }  // namespace convai_fast

@@ -2,6 +2,7 @@
 
 import tempfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -108,7 +109,7 @@ def preview(batches: DialogueBatches, row: int, tokenizer: PreTrainedTokenizerFa
     starts = [i for i, id in enumerate(ids) if id in (special.speaker1, special.speaker2)]
     bounds = [0, *starts, length]
     lines = [f"example {row}: {length} tokens, {true + 1} candidates"]
-    for part, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for part, (begin, end) in enumerate(pairwise(bounds)):
         speaker = tokenizer.convert_ids_to_tokens(segments[begin])
         name = "persona" if part == 0 else "reply" if part == len(starts) else f"turn {part}"
         labelled = [i for i in range(begin, end) if labels[i] != -100]

@@ -111,9 +111,7 @@ class DialogueBatches:
         rows = np.concatenate(
             [p[np.argsort(self.lengths[p], kind="stable")] for p in pools] or [rows]
         )
-        batches = [
-            rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)
-        ]
+        batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         if self.shuffle:
             batches = [batches[i] for i in generator.permutation(len(batches))]
         self._batches = batches[self.rank :: self.world_size]

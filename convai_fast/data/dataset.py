@@ -55,7 +55,7 @@ def open_dataset(
     cache: str | Path,
     report: Callable[[str], None] = print,
 ) -> DialogueStore:
-    """Open the store for these dialogues and this tokenizer; build it in `cache` if it is not there.
+    """Open the store for these dialogues and this tokenizer, built in `cache` if need be.
 
     The cache holds a folder for each combination of dialogues, tokenizer and format version, so a
     changed file or tokenizer never meets an old store.

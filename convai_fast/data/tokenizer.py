@@ -15,7 +15,7 @@ _SELF_DESCRIBING_FILES = ("tokenizer.json", "tokenizer_config.json", "config.jso
 
 
 class SpecialIds(NamedTuple):
-    """Ids of the special tokens. They differ between checkpoints; look them up, never assume them."""
+    """Ids of the special tokens; they differ between checkpoints, so never assume them."""
 
     bos: int
     eos: int
@@ -45,7 +45,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
             tokenizer = _class_from_vocabulary(folder).from_pretrained(str(folder))
         else:
             raise UserError(
-                f"{folder} holds no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt"
+                f"{folder} holds no tokenizer: it needs tokenizer.json, or vocab.json and "
+                "merges.txt"
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().split("\n")[0]

@@ -131,7 +131,7 @@ def filter_probabilities(z: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor)
 
     `z` holds logits already divided by the temperature; the filters are [batch].
     """
-    batch, vocab_size = z.shape
+    vocab_size = z.shape[-1]
     ranked = z.sort(dim=-1, descending=True, stable=True)
 
     k = torch.where((top_k <= 0) | (top_k > vocab_size), vocab_size, top_k)

@@ -52,7 +52,7 @@ class RunFolder:
         self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
 
     def log(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Record figures of optimizer step `step`, as a line of metrics.jsonl and in TensorBoard."""
+        """Record figures of optimizer step `step` in metrics.jsonl and in TensorBoard."""
         record = {"step": step, "split": split, **values}
         self._metrics.write(json.dumps(record) + "\n")
         self._metrics.flush()

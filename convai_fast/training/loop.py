@@ -88,9 +88,7 @@ class Trainer:
             self.optimizer,
             lambda step: lr_factor(step, options.warmup_steps, self.total_steps),
         )
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=self.dtype == torch.float16
-        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step = self.epoch = 0
         self.best_nll = math.inf
         self.epochs_without_gain = 0
@@ -240,9 +238,7 @@ class Trainer:
         return self.epochs_without_gain >= self.options.patience
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, self.dtype, enabled=self.dtype != torch.float32
-        )
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _to_device(self, batch: Batch) -> dict[str, Tensor]:
         # Labels stay on the CPU: the model counts them there without waiting for the device.

@@ -1,5 +1,3 @@
-#include "convai_fast/collate_kernel.h"
-
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -7,6 +5,7 @@
 #include <atomic>
 
 #include "../collate_checks.h"
+#include "convai_fast/collate_kernel.h"
 
 namespace convai_fast {
 namespace {
@@ -16,9 +15,9 @@ constexpr int64_t kElementsPerTask = 32768;
 
 template <typename Token>
 void fill(const CollateArguments& a, const CollateOutput& out) {
-  const auto in = collate_input<Token>(
-      a, reinterpret_cast<const PlanRow*>(a.plan.const_data_ptr<int64_t>()),
-      a.candidates.const_data_ptr<int32_t>());
+  const auto in =
+      collate_input<Token>(a, reinterpret_cast<const PlanRow*>(a.plan.const_data_ptr<int64_t>()),
+                           a.candidates.const_data_ptr<int32_t>());
   const auto widen = widen_for<Token>(current_isa());
   const int64_t batch = a.plan.size(0);
   const int64_t elements = std::max<int64_t>(1, in.num_candidates * in.seq_len);
@@ -37,8 +36,8 @@ CollateResult collate_cpu(const at::Tensor& tokens, const at::Tensor& utterance_
                           const at::Tensor& persona_ids, const at::Tensor& history_ids,
                           const at::Tensor& plan, const at::Tensor& candidates,
                           at::IntArrayRef special_ids, int64_t seq_len, bool pin_memory) {
-  const CollateArguments arguments{tokens,     utterance_offsets, persona_ids, history_ids, plan,
-                                   candidates, special_ids,       seq_len};
+  const CollateArguments arguments{tokens, utterance_offsets, persona_ids, history_ids,
+                                   plan,   candidates,        special_ids, seq_len};
   check_collate(arguments);
   auto result = allocate_collate(arguments, pin_memory && at::hasCUDA());
   if (tokens.scalar_type() == at::kInt) {

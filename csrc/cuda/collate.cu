@@ -1,11 +1,10 @@
-#include "convai_fast/collate.h"
-
-#include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include "../collate_checks.h"
+#include "convai_fast/collate.h"
 
 namespace convai_fast {
 namespace {
@@ -44,8 +43,8 @@ __global__ void __launch_bounds__(kThreads)
     prefix = walk_prefix(in, in.plan[i], write_token, write_utterance);
     CUDA_KERNEL_ASSERT(prefix + 2 <= in.seq_len && "collate: a prefix does not fit seq_len");
     const int64_t begin = in.utterance_offsets[candidate];
-    const int64_t length = min(in.utterance_offsets[candidate + 1] - begin,
-                               in.seq_len - prefix - 2);
+    const int64_t length =
+        min(in.utterance_offsets[candidate + 1] - begin, in.seq_len - prefix - 2);
     reply = in.tokens + begin;
     end = prefix + 1 + length + 1;
   }
@@ -56,10 +55,10 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t k = thread; k < in.seq_len; k += kThreads) {
     if (k >= prefix) {
       const bool inside = k < end;
-      ids[k] = !inside         ? in.special.pad
-               : k == prefix   ? in.special.speaker1
-               : k + 1 == end  ? in.special.eos
-                               : static_cast<int64_t>(reply[k - prefix - 1]);
+      ids[k] = !inside        ? in.special.pad
+               : k == prefix  ? in.special.speaker1
+               : k + 1 == end ? in.special.eos
+                              : static_cast<int64_t>(reply[k - prefix - 1]);
       segments[k] = inside ? in.special.speaker1 : in.special.pad;
       labels[k] = labelled && inside && k > prefix ? ids[k] : kIgnoredLabel;
     } else {
@@ -72,11 +71,11 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Token>
 void launch(const CollateArguments& a, const CollateOutput& out, const at::Tensor& plan,
             const at::Tensor& candidates) {
-  const auto in = collate_input<Token>(
-      a, reinterpret_cast<const PlanRow*>(plan.const_data_ptr<int64_t>()),
-      candidates.const_data_ptr<int32_t>());
+  const auto in =
+      collate_input<Token>(a, reinterpret_cast<const PlanRow*>(plan.const_data_ptr<int64_t>()),
+                           candidates.const_data_ptr<int32_t>());
   const int64_t blocks = candidates.numel();
-  collate_kernel<Token><<<blocks, kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(in, out);
+  collate_kernel<Token><<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(in, out);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -84,8 +83,8 @@ CollateResult collate_cuda(const at::Tensor& tokens, const at::Tensor& utterance
                            const at::Tensor& persona_ids, const at::Tensor& history_ids,
                            const at::Tensor& plan, const at::Tensor& candidates,
                            at::IntArrayRef special_ids, int64_t seq_len, bool /*pin_memory*/) {
-  const CollateArguments arguments{tokens,     utterance_offsets, persona_ids, history_ids, plan,
-                                   candidates, special_ids,       seq_len};
+  const CollateArguments arguments{tokens, utterance_offsets, persona_ids, history_ids,
+                                   plan,   candidates,        special_ids, seq_len};
   check_collate(arguments);
   const c10::cuda::CUDAGuard guard(tokens.device());
   auto result = allocate_collate(arguments, /*pin_memory=*/false);

@@ -20,10 +20,10 @@ py::tuple index_examples(const Array<int64_t>& utterance_offsets,
                          const Array<int64_t>& candidate_offsets,
                          const Array<int32_t>& candidate_ids, int64_t history_turns,
                          int64_t num_candidates, int64_t max_length, int64_t permutations) {
-  const SplitTables tables{utterance_offsets.data(), persona_offsets.data(), persona_ids.data(),
-                           history_ids.data(),       dialogue.data(),        history_first.data(),
-                           history_count.data(),     candidate_offsets.data(),
-                           candidate_ids.data()};
+  const SplitTables tables{
+      utterance_offsets.data(), persona_offsets.data(),   persona_ids.data(),
+      history_ids.data(),       dialogue.data(),          history_first.data(),
+      history_count.data(),     candidate_offsets.data(), candidate_ids.data()};
   const IndexOptions options{history_turns, num_candidates, max_length};
   const int64_t examples = dialogue.size();
   Array<int64_t> plan({examples * permutations, int64_t{6}});

@@ -50,8 +50,7 @@ inline int64_t index_example(const SplitTables& t, const IndexOptions& options, 
   const int64_t persona_count = t.persona_offsets[t.dialogue[example] + 1] - persona_first;
   rotation = persona_count > 0 ? rotation % persona_count : 0;
   const auto sentence = [&](int64_t i) {
-    return length_of(
-        t.persona_ids[persona_first + (i - rotation + persona_count) % persona_count]);
+    return length_of(t.persona_ids[persona_first + (i - rotation + persona_count) % persona_count]);
   };
   int64_t persona_kept = persona_count;
   int64_t total = 1 + reply_part;  // <bos> and the reply
@@ -82,9 +81,12 @@ inline int64_t index_example(const SplitTables& t, const IndexOptions& options, 
     ++cuts->reply;
   }
 
-  const int64_t row[] = {persona_first, persona_count,
-                         rotation,      persona_kept,
-                         t.history_first[example] + all_turns - turns, turns};
+  const int64_t row[] = {persona_first,
+                         persona_count,
+                         rotation,
+                         persona_kept,
+                         t.history_first[example] + all_turns - turns,
+                         turns};
   std::copy(std::begin(row), std::end(row), plan);
   return total;
 }

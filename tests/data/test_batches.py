@@ -57,7 +57,8 @@ def expected_batch(examples, ids_of, tokenizer, num_candidates, max_history):
                 for j, text in enumerate(candidates)
             ]
         )
-    shape = (len(built), max(map(len, built)), max(len(i["input_ids"]) for r in built for i in r))
+    seq_len = max(len(instance["input_ids"]) for row in built for instance in row)
+    shape = (len(built), max(map(len, built)), seq_len)
     batch = {
         "input_ids": np.full(shape, special.pad),
         "token_type_ids": np.full(shape, special.pad),
@@ -110,7 +111,22 @@ def test_batches_are_what_the_python_way_builds(
 
 def test_thousands_of_random_dialogues_are_exact(tokenizer, tmp_path):
     rng = random.Random(0)
-    words = "yes no tea rain two blue cat why go home <eos> é ! 猫".split()
+    words = [
+        "yes",
+        "no",
+        "tea",
+        "rain",
+        "two",
+        "blue",
+        "cat",
+        "why",
+        "go",
+        "home",
+        "<eos>",
+        "é",
+        "!",
+        "猫",
+    ]
 
     def text():
         return " ".join(rng.choices(words, k=rng.randint(1, 9)))
@@ -271,9 +287,7 @@ def test_the_compiled_index_equals_its_reference(data):
     def offsets(values):
         return np.concatenate([[0], np.cumsum(values)]).astype(np.int64)
 
-    persona_ids = data.draw(
-        st.lists(ids, min_size=sum(persona_sizes), max_size=sum(persona_sizes))
-    )
+    persona_ids = data.draw(st.lists(ids, min_size=sum(persona_sizes), max_size=sum(persona_sizes)))
     arguments = (
         offsets(lengths),
         offsets(persona_sizes),

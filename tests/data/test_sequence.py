@@ -1,5 +1,7 @@
 """`build_input_from_segments`: the predecessor's function."""
 
+from itertools import chain
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,12 +18,12 @@ def predecessor(persona, history, reply, special):
     numbered from the front; odd parts are speaker 2's segments; speaker tokens count from the end.
     """
     bos, eos, speaker1, speaker2, _ = special
-    sequence = [[bos, *sum(persona, [])], *history, [*reply, eos]]
+    sequence = [[bos, *chain(*persona)], *history, [*reply, eos]]
     spoken = [sequence[0]]
     for i, part in enumerate(sequence[1:]):
         spoken.append([speaker2 if (len(sequence) - i) % 2 else speaker1, *part])
     segments = [speaker2 if i % 2 else speaker1 for i, part in enumerate(spoken) for _ in part]
-    return sum(spoken, []), segments
+    return [*chain(*spoken)], segments
 
 
 def test_a_worked_example(tokenizer):

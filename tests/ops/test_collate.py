@@ -183,7 +183,7 @@ def test_every_instruction_set_gives_the_same(isa):
     # The instruction set is chosen when the module is loaded, hence a process each.
     code = (
         "import torch; from convai_fast import _native, ops\n"
-        f"tokens = torch.arange(5, 1005).to(torch.uint16)\n"
+        "tokens = torch.arange(5, 1005).to(torch.uint16)\n"
         "offsets = torch.tensor([0, 3, 40, 137, 1000])\n"
         "ids = torch.tensor([0, 1], dtype=torch.int32)\n"
         "plan = torch.tensor([[0, 2, 1, 2, 0, 2]]); c = torch.tensor([[2, 3]]).int()\n"

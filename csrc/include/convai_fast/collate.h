@@ -46,9 +46,9 @@ struct CollateOutput {
   int64_t* mc_token_ids;    // [batch, num_candidates]
 };
 
-// Calls write_token(position, token, segment) and write_utterance(position, source, length, segment)
-// for each part of the row's persona and history. Returns the length of the prefix. Nothing is
-// written at or beyond `seq_len`, so that a return value above it is safe to report.
+// Calls write_token(position, token, segment) and write_utterance(position, source, length,
+// segment) for each part of the row's persona and history. Returns the length of the prefix.
+// Nothing is written at or beyond `seq_len`, so that a return value above it is safe to report.
 template <typename Token, typename WriteToken, typename WriteUtterance>
 CONVAI_FAST_HOST_DEVICE inline int64_t walk_prefix(const CollateInput<Token>& in,
                                                    const PlanRow& row, WriteToken&& write_token,

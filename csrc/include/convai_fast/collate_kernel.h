@@ -86,8 +86,8 @@ bool collate_example(const CollateInput<Token>& in, const CollateOutput& out, in
         std::memcpy(segments, first_segments, prefix * sizeof(int64_t));
       }
       const int64_t begin = in.utterance_offsets[candidates[j]];
-      const int64_t reply = std::min(in.utterance_offsets[candidates[j] + 1] - begin,
-                                     in.seq_len - prefix - 2);
+      const int64_t reply =
+          std::min(in.utterance_offsets[candidates[j] + 1] - begin, in.seq_len - prefix - 2);
       ids[prefix] = in.special.speaker1;
       widen(in.tokens + begin, ids + prefix + 1, reply);
       end = prefix + 1 + reply + 1;

@@ -1,5 +1,6 @@
-// Which instruction set the CPU kernels use, decided once at run time, so that one build runs on any
-// x86-64. CONVAI_FAST_ISA=portable|avx2|avx512 lowers it (never raises it), for tests and debugging.
+// Which instruction set the CPU kernels use, decided once at run time, so that one build runs on
+// any x86-64. CONVAI_FAST_ISA=portable|avx2|avx512 lowers it (never raises it), for tests and
+// debugging.
 #pragma once
 
 #include <cstdlib>

@@ -1,0 +1,67 @@
+# `make demo` and `make test` do all the set-up themselves, in .venv, on a machine with Python 3.11
+# or later and a C++ compiler.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CUDA_ARCH ?= sm_90
+
+.PHONY: demo test lint bench build cuda-check gpu-check clean help
+
+help:
+	@echo "make demo        train the small built-in model and see what it learnt (about a minute)"
+	@echo "make test        run the tests"
+	@echo "make lint        ruff and clang-format, as CI runs them"
+	@echo "make bench       run the benchmarks"
+	@echo "make build       build the compiled operators again"
+	@echo "make cuda-check  compile the CUDA sources; needs nvcc, no GPU"
+	@echo "make gpu-check   build for CUDA with $(PYTHON)'s own torch and run the tests on the GPU"
+	@echo "make clean       remove everything that was built"
+
+demo: $(VENV)/installed
+	$(BIN)/convai-fast demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files csrc | grep -E '\.(h|cuh|cpp|cu)$$' | xargs $(BIN)/clang-format --dry-run -Werror
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest -q benchmarks --benchmark-only
+
+build: $(VENV)/packages
+	$(BIN)/python setup.py build_ext --inplace
+
+# The CPU wheels of torch hold its CUDA headers but for one generated file; this line stands in.
+cuda-check: $(VENV)/packages
+	mkdir -p .cuda-check/c10/cuda/impl
+	echo '#define C10_CUDA_BUILD_SHARED_LIBS' > .cuda-check/c10/cuda/impl/cuda_cmake_macros.h
+	set -e; for source in csrc/cuda/*.cu; do \
+	  echo "nvcc $$source"; \
+	  nvcc -c -arch=$(CUDA_ARCH) -O3 -std=c++20 --extended-lambda --expt-relaxed-constexpr \
+	    -Xcompiler -fPIC -Icsrc/include -I.cuda-check \
+	    $$($(BIN)/python -c 'from torch.utils.cpp_extension import include_paths as p; \
+	      print(" ".join("-isystem " + d for d in p()))') \
+	    -o .cuda-check/$$(basename $$source).o $$source; \
+	done
+
+gpu-check:
+	CONVAI_FAST_BUILD=cuda $(PYTHON) setup.py build_ext --inplace
+	CONVAI_FAST_BACKEND=native $(PYTHON) -m pytest -q -m cuda
+
+clean:
+	rm -rf build .cuda-check *.egg-info convai_fast/*.so convai_fast/_build_info.json $(VENV)
+
+# What is needed to build: the operators are built against the torch that will load them, so torch
+# comes first and the build is not isolated from it.
+$(VENV)/packages: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt setuptools wheel pybind11 ninja numpy torch
+	touch $@
+
+$(VENV)/installed: $(VENV)/packages pyproject.toml setup.py $(shell find csrc -type f)
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev,hub]'
+	touch $@
