@@ -11,10 +11,14 @@ namespace convai_fast {
 using CollateResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 struct CollateArguments {
-  const at::Tensor &tokens, &utterance_offsets, &persona_ids, &history_ids, &plan, &candidates;
+  const at::Tensor &tokens, &utterance_offsets, &persona_ids, &history_ids, &candidate_ids, &plan;
   at::IntArrayRef special_ids;
-  int64_t seq_len;
+  int64_t num_candidates, seq_len;
 };
+
+inline const PlanRow* plan_rows(const at::Tensor& plan) {
+  return reinterpret_cast<const PlanRow*>(plan.const_data_ptr<int64_t>());
+}
 
 // The plan is checked on the host: it is small, and its rows are where a caller's mistake would
 // read outside the store. The store's own arrays are checked when it is opened.
@@ -26,44 +30,37 @@ inline void check_collate(const CollateArguments& a) {
   check_tensor(a.utterance_offsets, "collate: utterance_offsets", at::kLong, 1);
   check_tensor(a.persona_ids, "collate: persona_ids", at::kInt, 1);
   check_tensor(a.history_ids, "collate: history_ids", at::kInt, 1);
+  check_tensor(a.candidate_ids, "collate: candidate_ids", at::kInt, 1);
   check_tensor(a.plan, "collate: plan", at::kLong, 2);
-  check_tensor(a.candidates, "collate: candidates", at::kInt, 2);
-  TORCH_CHECK_VALUE(a.plan.is_cpu() && a.candidates.is_cpu(),
-                    "collate: plan and candidates must be on the CPU");
-  TORCH_CHECK_VALUE(a.plan.size(1) == 6, "collate: plan must have 6 columns");
-  TORCH_CHECK_VALUE(a.plan.size(0) == a.candidates.size(0), "collate: plan has ", a.plan.size(0),
-                    " rows and candidates ", a.candidates.size(0));
+  TORCH_CHECK_VALUE(a.plan.is_cpu(), "collate: plan must be on the CPU");
+  TORCH_CHECK_VALUE(a.plan.size(1) == kPlanColumns, "collate: plan must have ", kPlanColumns,
+                    " columns, not ", a.plan.size(1));
   TORCH_CHECK_VALUE(a.special_ids.size() == 5, "collate: special_ids must hold 5 ids");
-  TORCH_CHECK_VALUE(a.seq_len >= 0, "collate: seq_len must not be negative");
+  TORCH_CHECK_VALUE(a.num_candidates >= 0 && a.seq_len >= 0,
+                    "collate: num_candidates and seq_len must not be negative");
 
-  const auto* plan = reinterpret_cast<const PlanRow*>(a.plan.const_data_ptr<int64_t>());
-  const auto* candidates = a.candidates.const_data_ptr<int32_t>();
-  const int64_t num_utterances = a.utterance_offsets.numel() - 1;
-  const int64_t num_candidates = a.candidates.size(1);
+  const auto within = [](int64_t first, int64_t count, const at::Tensor& table) {
+    return first >= 0 && count >= 0 && count <= table.numel() - first;
+  };
+  const PlanRow* plan = plan_rows(a.plan);
   for (int64_t i = 0; i < a.plan.size(0); ++i) {
     const PlanRow& row = plan[i];
-    TORCH_CHECK_INDEX(row.persona_first >= 0 && row.persona_count >= 0 &&
-                          row.persona_first + row.persona_count <= a.persona_ids.numel() &&
+    TORCH_CHECK_INDEX(within(row.persona_first, row.persona_count, a.persona_ids) &&
                           row.persona_rotation >= 0 && row.persona_rotation <= row.persona_count &&
                           row.persona_kept >= 0 && row.persona_kept <= row.persona_count &&
-                          row.history_first >= 0 && row.history_count >= 0 &&
-                          row.history_first + row.history_count <= a.history_ids.numel(),
+                          within(row.history_first, row.history_count, a.history_ids) &&
+                          within(row.candidate_first, row.candidate_count, a.candidate_ids),
                       "collate: row ", i, " of the plan points outside the store");
-    for (int64_t j = 0; j < num_candidates; ++j) {
-      const int32_t id = candidates[i * num_candidates + j];
-      TORCH_CHECK_INDEX(id >= -1 && id < num_utterances, "collate: candidate ", j, " of row ", i,
-                        " is utterance ", id, " of ", num_utterances);
-      TORCH_CHECK_VALUE(id < 0 || j == 0 || candidates[i * num_candidates + j - 1] >= 0,
-                        "collate: row ", i, " has a candidate behind a missing one");
-    }
+    TORCH_CHECK_VALUE(row.candidate_count <= a.num_candidates, "collate: row ", i, " has ",
+                      row.candidate_count, " candidates, and num_candidates is ", a.num_candidates);
   }
 }
 
 inline CollateResult allocate_collate(const CollateArguments& a, bool pin_memory) {
   const auto options = a.tokens.options().dtype(at::kLong).pinned_memory(pin_memory);
-  const int64_t batch = a.candidates.size(0), num_candidates = a.candidates.size(1);
-  const auto sequences = [&] { return at::empty({batch, num_candidates, a.seq_len}, options); };
-  return {sequences(), sequences(), sequences(), at::empty({batch, num_candidates}, options)};
+  const int64_t batch = a.plan.size(0);
+  const auto sequences = [&] { return at::empty({batch, a.num_candidates, a.seq_len}, options); };
+  return {sequences(), sequences(), sequences(), at::empty({batch, a.num_candidates}, options)};
 }
 
 inline CollateOutput pointers(const CollateResult& result) {
@@ -74,18 +71,17 @@ inline CollateOutput pointers(const CollateResult& result) {
 }
 
 template <typename Token>
-CollateInput<Token> collate_input(const CollateArguments& a, const PlanRow* plan,
-                                  const int32_t* candidates) {
-  return {
-      static_cast<const Token*>(a.tokens.const_data_ptr()),
-      a.utterance_offsets.const_data_ptr<int64_t>(),
-      a.persona_ids.const_data_ptr<int32_t>(),
-      a.history_ids.const_data_ptr<int32_t>(),
-      plan,
-      candidates,
-      a.candidates.size(1),
-      a.seq_len,
-      {a.special_ids[0], a.special_ids[1], a.special_ids[2], a.special_ids[3], a.special_ids[4]}};
+CollateInput<Token> collate_input(const CollateArguments& a, const PlanRow* plan) {
+  const auto ids = a.special_ids;
+  return {static_cast<const Token*>(a.tokens.const_data_ptr()),
+          a.utterance_offsets.const_data_ptr<int64_t>(),
+          a.persona_ids.const_data_ptr<int32_t>(),
+          a.history_ids.const_data_ptr<int32_t>(),
+          a.candidate_ids.const_data_ptr<int32_t>(),
+          plan,
+          a.num_candidates,
+          a.seq_len,
+          {ids[0], ids[1], ids[2], ids[3], ids[4]}};
 }
 
 }  // namespace convai_fast

@@ -15,6 +15,8 @@ from convai_fast.data.store import DialogueStore
 # few enough that batches of one length do not follow one another.
 _BATCHES_PER_POOL = 64
 
+_CANDIDATE_COUNT = ops.PLAN_COLUMNS.index("candidate_count")
+
 
 class Batch(TypedDict):
     """A padded batch, with the names of the model's arguments: `model(**batch)`.
@@ -68,7 +70,7 @@ class DialogueBatches:
         pin_memory: bool = False,
     ) -> None:
         self.store, self.tables = store, store.splits[split]
-        self.batch_size, self.num_candidates = batch_size, num_candidates
+        self.batch_size = batch_size
         self.shuffle, self.seed, self.pin_memory = shuffle, seed, pin_memory
         self.rank, self.world_size = rank, world_size
         index = index_examples(
@@ -85,8 +87,6 @@ class DialogueBatches:
             self.rows = np.arange(max_examples) * num_rows // max_examples
         else:
             self.rows = np.arange(num_rows)
-        self._candidate_offsets = self.tables.candidate_offsets.numpy()
-        self._candidate_ids = self.tables.candidate_ids.numpy()
         self.set_epoch(0)
 
     @property
@@ -124,15 +124,16 @@ class DialogueBatches:
 
     def collate(self, rows: np.ndarray) -> Batch:
         """The batch of these rows of the plan."""
-        candidates, counts = self._candidates(rows % self.tables.num_examples)
+        plan = self.plan[rows]
         input_ids, token_type_ids, labels, mc_token_ids = ops.collate(
             self.store.tokens,
             self.store.utterance_offsets,
             self.tables.persona_ids,
             self.tables.history_ids,
-            torch.from_numpy(self.plan[rows]),
-            torch.from_numpy(candidates),
+            self.tables.candidate_ids,
+            torch.from_numpy(plan),
             self.store.special_ids,
+            int(plan[:, _CANDIDATE_COUNT].max(initial=0)),
             int(self.lengths[rows].max(initial=0)),
             self.pin_memory,
         )
@@ -141,17 +142,5 @@ class DialogueBatches:
             token_type_ids=token_type_ids,
             labels=labels,
             mc_token_ids=mc_token_ids,
-            mc_labels=torch.from_numpy(counts - 1),
+            mc_labels=torch.from_numpy(plan[:, _CANDIDATE_COUNT] - 1),
         )
-
-    def _candidates(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Utterance ids of the last `num_candidates` candidates, -1 behind them, and how many."""
-        last = self._candidate_offsets[examples + 1]
-        counts = last - self._candidate_offsets[examples]
-        if self.num_candidates > 0:
-            counts = np.minimum(counts, self.num_candidates)
-        positions = np.arange(counts.max(initial=0))
-        missing = positions >= counts[:, None]
-        source = np.where(missing, 0, (last - counts)[:, None] + positions)
-        ids = self._candidate_ids[source] if source.size else source.astype(np.int32)
-        return np.where(missing, np.int32(-1), ids), counts

@@ -26,7 +26,7 @@ class ExampleIndex:
     rotated by r.
 
     Attributes:
-        plan: int64 [p * num_examples, 6], columns as in `convai_fast.ops.PLAN_COLUMNS`.
+        plan: int64 [p * num_examples, 8], columns as in `convai_fast.ops.PLAN_COLUMNS`.
         lengths: int32 [p * num_examples], tokens of the example's longest candidate.
         cuts: what did not fit.
     """
@@ -98,8 +98,11 @@ def index_examples_reference(
 
     for row in range(permutations * num_examples):
         rotation, example = divmod(row, num_examples)
-        candidates = candidate_ids[candidate_offsets[example] : candidate_offsets[example + 1]]
-        reply = 1 + max((length_of[i] for i in candidates[-num_candidates:]), default=0) + 1
+        candidate_first, candidate_end = candidate_offsets[example : example + 2].tolist()
+        if num_candidates > 0:
+            candidate_first = max(candidate_first, candidate_end - num_candidates)
+        candidates = candidate_ids[candidate_first:candidate_end]
+        reply = 1 + max((length_of[i] for i in candidates), default=0) + 1
 
         first, last = persona_offsets[dialogue[example] : dialogue[example] + 2].tolist()
         rotation = rotation % (last - first) if last > first else 0
@@ -125,6 +128,9 @@ def index_examples_reference(
         persona_cuts += len(sentences) < all_sentences
         reply_cuts += total() > max_length
 
-        plan[row] = (first, last - first, rotation, len(sentences), end - len(turns), len(turns))
+        persona_columns = (first, last - first, rotation, len(sentences))
+        history_columns = (end - len(turns), len(turns))
+        candidate_columns = (candidate_first, candidate_end - candidate_first)
+        plan[row] = (*persona_columns, *history_columns, *candidate_columns)
         lengths[row] = min(total(), max_length)
     return plan, lengths, (history_cuts, persona_cuts, reply_cuts)

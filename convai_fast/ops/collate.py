@@ -15,6 +15,8 @@ PLAN_COLUMNS = (
     "persona_kept",  # how many are kept, after the rotation
     "history_first",  # where the row's history begins in history_ids
     "history_count",  # how many turns it has
+    "candidate_first",  # where the row's candidates begin in candidate_ids
+    "candidate_count",  # how many it has; the last is the true reply
 )
 
 library.impl("collate", reference.collate, "CompositeExplicitAutograd")
@@ -26,17 +28,19 @@ def _fake(
     utterance_offsets: Tensor,
     persona_ids: Tensor,
     history_ids: Tensor,
+    candidate_ids: Tensor,
     plan: Tensor,
-    candidates: Tensor,
     special_ids: Sequence[int],
+    num_candidates: int,
     seq_len: int,
     pin_memory: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def empty(*shape: int) -> Tensor:
         return tokens.new_empty(shape, dtype=torch.int64)
 
-    shape = (*candidates.shape, seq_len)
-    return empty(*shape), empty(*shape), empty(*shape), empty(*candidates.shape)
+    shape = (plan.shape[0], num_candidates)
+    sequences = [empty(*shape, seq_len) for _ in range(3)]
+    return *sequences, empty(*shape)
 
 
 def collate(
@@ -44,9 +48,10 @@ def collate(
     utterance_offsets: Tensor,
     persona_ids: Tensor,
     history_ids: Tensor,
+    candidate_ids: Tensor,
     plan: Tensor,
-    candidates: Tensor,
     special_ids: Sequence[int],
+    num_candidates: int,
     seq_len: int,
     pin_memory: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -57,10 +62,10 @@ def collate(
         utterance_offsets: int64 [num_utterances + 1], where each utterance begins in `tokens`.
         persona_ids: int32, utterance ids of persona sentences.
         history_ids: int32, utterance ids of history turns.
-        plan: int64 [batch, 6] on the CPU, a row an example, columns as in `PLAN_COLUMNS`.
-        candidates: int32 [batch, num_candidates] on the CPU, utterance ids of the candidates, the
-            true reply last; missing ones are -1 and stand at the end.
+        candidate_ids: int32, utterance ids of candidates.
+        plan: int64 [batch, 8] on the CPU, a row an example, columns as in `PLAN_COLUMNS`.
         special_ids: ids of bos, eos, speaker1, speaker2, pad (a `SpecialIds`).
+        num_candidates: candidates of the output, at least those of every row.
         seq_len: length of the padded sequences, at least that of the longest prefix + 2. A reply
             that does not fit is cut to what fits before `<eos>`.
         pin_memory: put the outputs of a CPU collation in page-locked memory, for CUDA transfers.
@@ -83,9 +88,10 @@ def collate(
         utterance_offsets,
         persona_ids,
         history_ids,
+        candidate_ids,
         plan,
-        candidates,
-        list(special_ids),
+        special_ids,
+        num_candidates,
         seq_len,
         pin_memory,
     )

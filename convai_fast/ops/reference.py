@@ -48,9 +48,10 @@ def collate(
     utterance_offsets: Tensor,
     persona_ids: Tensor,
     history_ids: Tensor,
+    candidate_ids: Tensor,
     plan: Tensor,
-    candidates: Tensor,
     special_ids: Sequence[int],
+    num_candidates: int,
     seq_len: int,
     pin_memory: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -61,16 +62,14 @@ def collate(
     def utterance(index: int) -> list[int]:
         return arena[bounds[index] : bounds[index + 1]].tolist()
 
-    batch, num_candidates = candidates.shape
-    pad = special_ids[4]
+    batch, pad = len(plan), special_ids[4]
     input_ids = torch.full((batch, num_candidates, seq_len), pad)
     token_type_ids = torch.full((batch, num_candidates, seq_len), pad)
     labels = torch.full((batch, num_candidates, seq_len), IGNORED)
     mc_token_ids = torch.full((batch, num_candidates), -1)
 
-    for row, (first, count, rotation, kept, history_first, history_count) in enumerate(
-        plan.tolist()
-    ):
+    for row, columns in enumerate(plan.tolist()):
+        first, count, rotation, kept, history_first, history_count, *candidate_range = columns
         persona = persona_ids[first : first + count].tolist()
         # A rotation moves the last sentence to the front: [a, b, c] by 1 is [c, a, b].
         persona = [*persona[count - rotation :], *persona[: count - rotation]][:kept]
@@ -78,7 +77,8 @@ def collate(
         turns = history_ids[history_first : history_first + history_count].tolist()
         turns = [utterance(i) for i in turns]
 
-        present = [i for i in candidates[row].tolist() if i >= 0]
+        candidate_first, candidate_count = candidate_range
+        present = candidate_ids[candidate_first : candidate_first + candidate_count].tolist()
         prefix_length = 1 + sum(map(len, persona)) + sum(1 + len(turn) for turn in turns)
         room = seq_len - prefix_length - 2  # beside <speaker1> and <eos>
         if present and room < 0:

@@ -11,7 +11,8 @@ library = torch.library.Library("convai_fast", "DEF")
 
 library.define(
     "collate(Tensor tokens, Tensor utterance_offsets, Tensor persona_ids, Tensor history_ids,"
-    " Tensor plan, Tensor candidates, int[] special_ids, int seq_len, bool pin_memory=False)"
+    " Tensor candidate_ids, Tensor plan, int[] special_ids, int num_candidates, int seq_len,"
+    " bool pin_memory=False)"
     " -> (Tensor input_ids, Tensor token_type_ids, Tensor labels, Tensor mc_token_ids)"
 )
 

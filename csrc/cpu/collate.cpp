@@ -15,9 +15,7 @@ constexpr int64_t kElementsPerTask = 32768;
 
 template <typename Token>
 void fill(const CollateArguments& a, const CollateOutput& out) {
-  const auto in =
-      collate_input<Token>(a, reinterpret_cast<const PlanRow*>(a.plan.const_data_ptr<int64_t>()),
-                           a.candidates.const_data_ptr<int32_t>());
+  const auto in = collate_input<Token>(a, plan_rows(a.plan));
   const auto widen = widen_for<Token>(current_isa());
   const int64_t batch = a.plan.size(0);
   const int64_t elements = std::max<int64_t>(1, in.num_candidates * in.seq_len);
@@ -34,10 +32,12 @@ void fill(const CollateArguments& a, const CollateOutput& out) {
 
 CollateResult collate_cpu(const at::Tensor& tokens, const at::Tensor& utterance_offsets,
                           const at::Tensor& persona_ids, const at::Tensor& history_ids,
-                          const at::Tensor& plan, const at::Tensor& candidates,
-                          at::IntArrayRef special_ids, int64_t seq_len, bool pin_memory) {
-  const CollateArguments arguments{tokens, utterance_offsets, persona_ids, history_ids,
-                                   plan,   candidates,        special_ids, seq_len};
+                          const at::Tensor& candidate_ids, const at::Tensor& plan,
+                          at::IntArrayRef special_ids, int64_t num_candidates, int64_t seq_len,
+                          bool pin_memory) {
+  const CollateArguments arguments{tokens,      utterance_offsets, persona_ids,
+                                   history_ids, candidate_ids,     plan,
+                                   special_ids, num_candidates,    seq_len};
   check_collate(arguments);
   auto result = allocate_collate(arguments, pin_memory && at::hasCUDA());
   if (tokens.scalar_type() == at::kInt) {

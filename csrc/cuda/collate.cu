@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads)
     collate_kernel(const CollateInput<Token> in, const CollateOutput out) {
   const int64_t row = blockIdx.x;
   const int64_t i = row / in.num_candidates, j = row % in.num_candidates;
-  const int32_t candidate = in.candidates[row];
+  const PlanRow& plan = in.plan[i];
   int64_t* ids = out.input_ids + row * in.seq_len;
   int64_t* segments = out.token_type_ids + row * in.seq_len;
   int64_t* labels = out.labels + row * in.seq_len;
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads)
 
   int64_t prefix = 0, end = 0;
   const Token* reply = nullptr;
-  if (candidate >= 0) {
+  if (j < plan.candidate_count) {
     const auto write_token = [&](int64_t position, int64_t token, int64_t segment) {
       if (thread == 0) {
         ids[position] = token;
@@ -40,8 +40,9 @@ __global__ void __launch_bounds__(kThreads)
         segments[position + k] = segment;
       }
     };
-    prefix = walk_prefix(in, in.plan[i], write_token, write_utterance);
+    prefix = walk_prefix(in, plan, write_token, write_utterance);
     CUDA_KERNEL_ASSERT(prefix + 2 <= in.seq_len && "collate: a prefix does not fit seq_len");
+    const int32_t candidate = in.candidate_ids[plan.candidate_first + j];
     const int64_t begin = in.utterance_offsets[candidate];
     const int64_t length =
         min(in.utterance_offsets[candidate + 1] - begin, in.seq_len - prefix - 2);
@@ -49,9 +50,7 @@ __global__ void __launch_bounds__(kThreads)
     end = prefix + 1 + length + 1;
   }
 
-  // The true reply is the last candidate that is there.
-  const bool labelled =
-      candidate >= 0 && (j + 1 == in.num_candidates || in.candidates[row + 1] < 0);
+  const bool labelled = j + 1 == plan.candidate_count;  // the true reply is the last one
   for (int64_t k = thread; k < in.seq_len; k += kThreads) {
     if (k >= prefix) {
       const bool inside = k < end;
@@ -69,34 +68,30 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename Token>
-void launch(const CollateArguments& a, const CollateOutput& out, const at::Tensor& plan,
-            const at::Tensor& candidates) {
-  const auto in =
-      collate_input<Token>(a, reinterpret_cast<const PlanRow*>(plan.const_data_ptr<int64_t>()),
-                           candidates.const_data_ptr<int32_t>());
-  const int64_t blocks = candidates.numel();
+void launch(const CollateArguments& a, const CollateOutput& out, const at::Tensor& plan) {
+  const auto in = collate_input<Token>(a, plan_rows(plan));
+  const int64_t blocks = plan.size(0) * a.num_candidates;
   collate_kernel<Token><<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(in, out);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 CollateResult collate_cuda(const at::Tensor& tokens, const at::Tensor& utterance_offsets,
                            const at::Tensor& persona_ids, const at::Tensor& history_ids,
-                           const at::Tensor& plan, const at::Tensor& candidates,
-                           at::IntArrayRef special_ids, int64_t seq_len, bool /*pin_memory*/) {
-  const CollateArguments arguments{tokens, utterance_offsets, persona_ids, history_ids,
-                                   plan,   candidates,        special_ids, seq_len};
+                           const at::Tensor& candidate_ids, const at::Tensor& plan,
+                           at::IntArrayRef special_ids, int64_t num_candidates, int64_t seq_len,
+                           bool /*pin_memory*/) {
+  const CollateArguments arguments{tokens,      utterance_offsets, persona_ids,
+                                   history_ids, candidate_ids,     plan,
+                                   special_ids, num_candidates,    seq_len};
   check_collate(arguments);
   const c10::cuda::CUDAGuard guard(tokens.device());
   auto result = allocate_collate(arguments, /*pin_memory=*/false);
-  if (candidates.numel() == 0) return result;
-  const auto to_device = [&](const at::Tensor& tensor) {
-    return tensor.to(tokens.device(), tensor.scalar_type(), /*non_blocking=*/true);
-  };
-  const auto device_plan = to_device(plan), device_candidates = to_device(candidates);
+  if (plan.size(0) * num_candidates == 0) return result;
+  const auto device_plan = plan.to(tokens.device(), at::kLong, /*non_blocking=*/true);
   if (tokens.scalar_type() == at::kInt) {
-    launch<int32_t>(arguments, pointers(result), device_plan, device_candidates);
+    launch<int32_t>(arguments, pointers(result), device_plan);
   } else {
-    launch<uint16_t>(arguments, pointers(result), device_plan, device_candidates);
+    launch<uint16_t>(arguments, pointers(result), device_plan);
   }
   return result;
 }

@@ -26,9 +26,9 @@ py::tuple index_examples(const Array<int64_t>& utterance_offsets,
       history_count.data(),     candidate_offsets.data(), candidate_ids.data()};
   const IndexOptions options{history_turns, num_candidates, max_length};
   const int64_t examples = dialogue.size();
-  Array<int64_t> plan({examples * permutations, int64_t{6}});
+  Array<int64_t> plan({examples * permutations, kPlanColumns});
   Array<int32_t> lengths(examples * permutations);
-  int64_t* plan_data = plan.mutable_data();
+  auto* rows = reinterpret_cast<PlanRow*>(plan.mutable_data());
   int32_t* length_data = lengths.mutable_data();
   CutCounts cuts;
   {
@@ -37,7 +37,7 @@ py::tuple index_examples(const Array<int64_t>& utterance_offsets,
       for (int64_t example = 0; example < examples; ++example) {
         const int64_t i = rotation * examples + example;
         length_data[i] = static_cast<int32_t>(
-            index_example(tables, options, example, rotation, plan_data + 6 * i, &cuts));
+            index_example(tables, options, example, rotation, rows + i, &cuts));
       }
     }
   }

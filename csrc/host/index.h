@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "convai_fast/collate.h"
+
 namespace convai_fast {
 
 // One split of the store; see convai_fast/data/store.py.
@@ -32,7 +34,7 @@ struct CutCounts {
 // Fills one row of the plan (see PLAN_COLUMNS in convai_fast/ops/collate.py) and returns the length
 // of the example's longest candidate.
 inline int64_t index_example(const SplitTables& t, const IndexOptions& options, int64_t example,
-                             int64_t rotation, int64_t* plan, CutCounts* cuts) {
+                             int64_t rotation, PlanRow* plan, CutCounts* cuts) {
   const auto length_of = [&](int32_t utterance) {
     return t.utterance_offsets[utterance + 1] - t.utterance_offsets[utterance];
   };
@@ -81,13 +83,14 @@ inline int64_t index_example(const SplitTables& t, const IndexOptions& options, 
     ++cuts->reply;
   }
 
-  const int64_t row[] = {persona_first,
-                         persona_count,
-                         rotation,
-                         persona_kept,
-                         t.history_first[example] + all_turns - turns,
-                         turns};
-  std::copy(std::begin(row), std::end(row), plan);
+  *plan = {persona_first,
+           persona_count,
+           rotation,
+           persona_kept,
+           t.history_first[example] + all_turns - turns,
+           turns,
+           first,
+           last - first};
   return total;
 }
 

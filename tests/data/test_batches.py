@@ -17,6 +17,7 @@ from convai_fast.data.readers import load_dialogues
 from convai_fast.data.sequence import build_input_from_segments
 from convai_fast.data.store import build_store
 from convai_fast.data.tokenizer import encode, load_tokenizer, special_ids
+from convai_fast.ops import PLAN_COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -315,4 +316,4 @@ def test_an_empty_split_has_no_batches(tokenizer, tmp_path):
     batches = make_batches(store)
     assert len(batches) == len(list(batches)) == 0
     index = index_examples(store, "train", max_history=2, num_candidates=2, max_length=9)
-    assert index.plan.shape == (0, 6)
+    assert index.plan.shape == (0, len(PLAN_COLUMNS))

@@ -24,7 +24,9 @@ struct SpecialIds {
 struct PlanRow {
   int64_t persona_first, persona_count, persona_rotation, persona_kept;
   int64_t history_first, history_count;
+  int64_t candidate_first, candidate_count;
 };
+constexpr int64_t kPlanColumns = sizeof(PlanRow) / sizeof(int64_t);
 
 template <typename Token>
 struct CollateInput {
@@ -32,8 +34,8 @@ struct CollateInput {
   const int64_t* utterance_offsets;
   const int32_t* persona_ids;
   const int32_t* history_ids;
-  const PlanRow* plan;        // [batch]
-  const int32_t* candidates;  // [batch, num_candidates], -1 where there is none
+  const int32_t* candidate_ids;
+  const PlanRow* plan;  // [batch]
   int64_t num_candidates;
   int64_t seq_len;
   SpecialIds special;

@@ -53,9 +53,8 @@ template <typename Token>
 bool collate_example(const CollateInput<Token>& in, const CollateOutput& out, int64_t i,
                      Widen<Token> widen) {
   const int64_t first_row = i * in.num_candidates;
-  const int32_t* candidates = in.candidates + first_row;
-  int64_t num_present = in.num_candidates;
-  while (num_present > 0 && candidates[num_present - 1] < 0) --num_present;
+  const int64_t num_present = in.plan[i].candidate_count;
+  const int32_t* candidates = in.candidate_ids + in.plan[i].candidate_first;
 
   int64_t* first_ids = out.input_ids + first_row * in.seq_len;
   int64_t* first_segments = out.token_type_ids + first_row * in.seq_len;

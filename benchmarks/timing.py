@@ -1,0 +1,64 @@
+"""Timing that holds on a noisy machine: the ways to compare run in turn, ratios pair by pair."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results.jsonl"
+
+
+def seconds_per_call(function: Callable[[], object], min_seconds: float = 0.02) -> float:
+    """Mean time of one call, over as many calls as `min_seconds` needs."""
+    calls, elapsed = 0, 0.0
+    started = time.perf_counter()
+    while elapsed < min_seconds:
+        function()
+        calls += 1
+        elapsed = time.perf_counter() - started
+    return elapsed / calls
+
+
+def compare(ways: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str, list[float]]:
+    """Seconds a call of each way, `rounds` times in turn (A B C A B C …) after one warm-up."""
+    for function in ways.values():
+        function()
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, function in ways.items():
+            times[name].append(seconds_per_call(function))
+    return times
+
+
+def ratios(times: dict[str, list[float]], ours: str, other: str) -> tuple[float, float, float]:
+    """Median, smallest and largest of other / ours, pair by pair."""
+    pairs = [b / a for a, b in zip(times[ours], times[other], strict=True)]
+    return statistics.median(pairs), min(pairs), max(pairs)
+
+
+def machine() -> str:
+    """The processor and torch, in a few words."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        model = next((x.split(": ")[1] for x in lines if x.startswith("model name")), model)
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{model}, {torch.get_num_threads()} threads, {capability}, torch {torch.__version__}"
+
+
+def record(benchmark: str, workload: str, figures: dict[str, float | str]) -> None:
+    """Append one line to results.jsonl, which is not under version control."""
+    line = {
+        "benchmark": benchmark,
+        "workload": workload,
+        "machine": machine(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        **figures,
+    }
+    with open(RESULTS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
