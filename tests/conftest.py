@@ -10,7 +10,8 @@ from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
-torch.set_num_threads(2)
+# Tensors are small here: a second thread costs more than it saves, much more on a busy machine.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -177,7 +177,8 @@ class Trainer:
                     values = self.log.read(self.scheduler.get_last_lr()[0])
                     self.folder.log(self.step, "train", values)
                     progress.set_postfix_str(
-                        f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s"
+                        f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s",
+                        refresh=False,
                     )
         self.epoch += 1
 

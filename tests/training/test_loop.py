@@ -1,0 +1,401 @@
+"""Training: what a step computes, what a run leaves behind, and how it stops."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2DoubleHeadsModel
+
+from convai_fast.data.builtin import builtin_dialogues
+from convai_fast.data.store import build_store
+from convai_fast.errors import UserError
+from convai_fast.model.config import TransformerConfig
+from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.training.checkpoints import RunFolder
+from convai_fast.training.loop import Trainer, lr_factor, make_optimizer, train
+from convai_fast.training.losses import MetricSums
+from convai_fast.training.options import TrainOptions
+
+NO_DROPOUT = dict.fromkeys(
+    ("embd_pdrop", "attn_pdrop", "resid_pdrop", "summary_first_dropout"), 0.0
+)
+
+
+@pytest.fixture(scope="module")
+def dialogues():
+    return builtin_dialogues(num_train=8, num_valid=3)
+
+
+@pytest.fixture(scope="module")
+def store(dialogues, tokenizer, tmp_path_factory):
+    return build_store(dialogues, tokenizer, tmp_path_factory.mktemp("training") / "store")
+
+
+@pytest.fixture
+def options(tmp_path):
+    return TrainOptions(
+        output=str(tmp_path / "run"),
+        dataset_cache=str(tmp_path / "cache"),
+        precision="fp32",
+        device="cpu",
+        n_epochs=2,
+        gradient_accumulation_steps=3,
+        lr=1e-3,
+        log_every=1,
+    )
+
+
+@pytest.fixture
+def model_folder(tokenizer, tmp_path):
+    """A folder with the shape of a tiny model and a tokenizer, but no weights."""
+    folder = tmp_path / "shape"
+    tokenizer.save_pretrained(folder)
+    config = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 256}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def data_file(dialogues, tmp_path):
+    path = tmp_path / "dialogues.json"
+    path.write_text(
+        json.dumps({s: [dataclasses.asdict(d) for d in ds] for s, ds in dialogues.items()})
+    )
+    return path
+
+
+def tiny_model(tokenizer, **settings):
+    torch.manual_seed(0)
+    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
+    settings = {"model_type": "gpt2", "vocab_size": len(tokenizer), **shape, **settings}
+    return DoubleHeadsModel(TransformerConfig.from_transformers(settings))
+
+
+def make_trainer(options, tokenizer, store, **settings):
+    return Trainer(options, tiny_model(tokenizer, **settings), tokenizer, store, lambda _: None)
+
+
+def metrics_of(options):
+    with open(f"{options.output}/metrics.jsonl", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_two_epochs_equal_a_straightforward_loop_over_transformers(
+    options, tokenizer, store, tmp_path
+):
+    trainer = make_trainer(options, tokenizer, store, **NO_DROPOUT)
+    trainer.model.save_pretrained(tmp_path / "start", tokenizer)
+    peer = GPT2DoubleHeadsModel.from_pretrained(tmp_path / "start", attn_implementation="eager")
+    peer.train()
+    trainer.run()
+
+    optimizer = make_optimizer(peer, options.lr, options.weight_decay)
+    step, total_steps = 0, trainer.total_steps
+    for epoch in range(options.n_epochs):
+        trainer.batches.set_epoch(epoch)
+        batches = list(trainer.batches)
+        size = options.gradient_accumulation_steps
+        for group in (batches[i : i + size] for i in range(0, len(batches), size)):
+            for batch in group:
+                output = peer(**batch)
+                ((output.loss + output.mc_loss) / len(group)).backward()
+            torch.nn.utils.clip_grad_norm_(peer.parameters(), options.max_norm)
+            optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = (
+                options.lr * (total_steps - step) / total_steps
+            )
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+    assert step == total_steps
+
+    ours = GPT2DoubleHeadsModel.from_pretrained(f"{options.output}/last")
+    for (name, a), b in zip(ours.named_parameters(), peer.parameters(), strict=True):
+        if name == "multiple_choice_head.summary.bias":
+            continue  # it shifts all candidates alike: its gradient is rounding noise
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6, name
+
+
+def test_training_learns(options, tokenizer, store):
+    options.n_epochs, options.lr, options.eval_before_start = 8, 1e-2, True
+    result = make_trainer(options, tokenizer, store, **NO_DROPOUT).run()
+    assert result.after.nll < 0.8 * result.before.nll
+
+
+def test_evaluation_weighs_tokens_and_counts_hits_exactly(options, tokenizer, store):
+    options.valid_batch_size = 5
+    trainer = make_trainer(options, tokenizer, store)
+    trainer.folder = RunFolder(options)
+    metrics = trainer.evaluate()
+
+    peer = trainer.model.eval()
+    nlls, hits = [], []
+    options.valid_batch_size = 1
+    for batch in make_trainer(options, tokenizer, store).valid_batches:
+        with torch.no_grad():
+            output = peer(**batch, return_logits=True)
+        log_probabilities = output.logits[:, :, :-1].log_softmax(-1)
+        targets = batch["labels"][:, :, 1:]
+        kept = targets != -100
+        picked = log_probabilities.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+        nlls += (-picked[kept]).tolist()
+        hits.append(output.mc_logits.argmax(-1).item() == batch["mc_labels"].item())
+    assert metrics.num_tokens == len(nlls)
+    assert metrics.num_examples == len(hits)
+    assert metrics.nll == pytest.approx(sum(nlls) / len(nlls), rel=1e-5)
+    assert metrics.ppl == pytest.approx(math.exp(metrics.nll))
+    assert metrics.hits_at_1 == sum(hits) / len(hits)
+
+
+def test_an_evaluation_of_nothing_is_not_a_number():
+    metrics = MetricSums(torch.device("cpu")).compute()
+    assert math.isnan(metrics.nll)
+    assert math.isnan(metrics.hits_at_1)
+
+
+def test_the_learning_rate_rises_then_falls_to_zero():
+    assert [lr_factor(s, 4, 12) for s in range(13)] == [
+        0.25, 0.5, 0.75, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0,
+    ]  # fmt: skip
+    assert [lr_factor(s, 0, 2) for s in range(3)] == [1.0, 0.5, 0.0]
+
+
+def test_the_gradient_is_clipped_once_a_step(options, tokenizer, store):
+    options.max_norm = 1e-9
+    trainer = make_trainer(options, tokenizer, store)
+    before = [p.clone() for p in trainer.model.parameters()]
+    for group in trainer.optimizer.param_groups:
+        group["weight_decay"] = 0.0
+        group["eps"] = 1.0  # so that AdamW does not scale the gradient back up
+    trainer.run()
+    assert metrics_of(options)[0]["grad_norm"] > 1e-3  # what is recorded is the norm before
+    for a, b in zip(trainer.model.parameters(), before, strict=True):
+        assert (a - b).abs().max() < 1e-8
+
+
+def test_a_run_leaves_options_metrics_events_and_two_checkpoints(options, tokenizer, store):
+    result = make_trainer(options, tokenizer, store).run()
+    run = result.run
+    assert json.loads((run / "options.json").read_text())["lr"] == options.lr
+    assert list(run.glob("events.out.tfevents*"))
+    lines = metrics_of(options)
+    assert {line["split"] for line in lines} == {"train", "valid"}
+    assert lines[0].keys() >= {"loss", "lm_loss", "mc_loss", "lr", "grad_norm"}
+    assert [line["step"] for line in lines if line["split"] == "train"] == [
+        *range(1, result.steps + 1)
+    ]
+    for name in ("last", "best"):
+        assert json.loads((run / name / "metrics.json").read_text())["nll"] > 0
+        GPT2DoubleHeadsModel.from_pretrained(run / name)
+        assert len(AutoTokenizer.from_pretrained(run / name)) == len(tokenizer)
+    used = {(run / name).resolve() for name in ("last", "best")}
+    assert {p.resolve() for p in (run / "checkpoints").iterdir()} == used
+
+
+def test_best_is_the_one_with_the_lowest_nll(options, tokenizer, store, monkeypatch):
+    options.n_epochs = 3
+    trainer = make_trainer(options, tokenizer, store)
+    evaluate, nlls = trainer.evaluate, iter([5.0, 3.0, 4.0])
+    monkeypatch.setattr(
+        trainer, "evaluate", lambda stop: dataclasses.replace(evaluate(stop), nll=next(nlls))
+    )
+    run = trainer.run().run
+    assert json.loads((run / "best" / "metrics.json").read_text())["nll"] == 3.0
+    assert json.loads((run / "last" / "metrics.json").read_text())["nll"] == 4.0
+
+
+def test_patience_stops_a_run_that_no_longer_improves(options, tokenizer, store, monkeypatch):
+    options.n_epochs, options.patience = 9, 2
+    trainer = make_trainer(options, tokenizer, store)
+    evaluate, nlls = trainer.evaluate, iter([5.0, 3.0, 4.0, 3.5, 1.0])
+    monkeypatch.setattr(
+        trainer, "evaluate", lambda stop: dataclasses.replace(evaluate(stop), nll=next(nlls))
+    )
+    trainer.run()
+    assert trainer.epoch == 4
+
+
+def test_max_steps_ends_within_an_epoch_and_still_evaluates(options, tokenizer, store):
+    options.max_steps = 2
+    result = make_trainer(options, tokenizer, store).run()
+    assert result.steps == 2
+    assert result.after is not None
+    assert metrics_of(options)[1]["lr"] == 0  # the schedule is that of the shorter run
+
+
+def test_no_epochs_means_only_an_evaluation(options, tokenizer, store):
+    options.n_epochs = 0
+    result = make_trainer(options, tokenizer, store).run()
+    assert (result.steps, result.after.num_examples > 0) == (0, True)
+
+
+def test_a_run_repeats_itself_bit_for_bit(options, tokenizer, store, tmp_path):
+    weights = []
+    for name in ("a", "b"):
+        options.output = str(tmp_path / name)
+        torch.manual_seed(1)
+        trainer = make_trainer(options, tokenizer, store)
+        trainer.run()
+        weights.append([p.detach().clone() for p in trainer.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_precision_of_the_cpu_learns_over_float32_weights(
+    options, tokenizer, store, precision
+):
+    options.precision = precision
+    trainer = make_trainer(options, tokenizer, store)
+    trainer.run()
+    losses = [line["loss"] for line in metrics_of(options) if line["split"] == "train"]
+    assert losses[-1] < losses[0]
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+
+
+def test_ragged_candidates_train(options, tokenizer, tmp_path):
+    from convai_fast.data.dialogue import Dialogue, Utterance
+
+    utterances = [Utterance(["hi"], ["no"] * n + ["yes"]) for n in (0, 1, 4)]
+    data = {"train": [Dialogue(["i am"], utterances)] * 3, "valid": [Dialogue([], utterances)]}
+    store = build_store(data, tokenizer, tmp_path / "store")
+    options.num_candidates = 4
+    result = make_trainer(options, tokenizer, store).run()
+    assert math.isfinite(result.after.nll)
+    assert math.isfinite(result.after.mc_loss)
+
+
+def test_torch_compile_gives_the_same_losses(options, tokenizer, store, tmp_path):
+    options.max_steps = 2
+    make_trainer(options, tokenizer, store, **NO_DROPOUT).run()
+    expected = metrics_of(options)
+    options.compile, options.output = True, str(tmp_path / "compiled")
+    make_trainer(options, tokenizer, store, **NO_DROPOUT).run()
+    for ours, theirs in zip(metrics_of(options), expected, strict=True):
+        assert ours.get("loss", 0) == pytest.approx(theirs.get("loss", 0), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"num_candidates": 0}, "--num_candidates must be at least 1, not 0"),
+        ({"lr": float("nan")}, "--lr must be at least 0, not nan"),
+        ({"lm_coef": 0, "mc_coef": 0}, "both 0: there is nothing to learn"),
+        ({"device": "tpu"}, "--device tpu is not available"),
+        ({"precision": "fp16"}, "fp16 needs a CUDA device"),
+        ({"model": "./absent"}, "there is no ./absent|absent"),
+        ({"dataset_path": ""}, "no dialogues given"),
+        ({"dataset_path": "absent.json"}, "absent.json"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_sentence(
+    options, model_folder, data_file, change, says
+):
+    options.model, options.dataset_path = str(model_folder), str(data_file)
+    options.from_scratch = True
+    with pytest.raises(UserError, match=says) as raised:
+        train(dataclasses.replace(options, **change), report=lambda _: None)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_run_folder_with_something_in_it_is_refused(options, tokenizer, store, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty: choose another run folder"):
+        make_trainer(options, tokenizer, store).run()
+
+
+def test_a_tokenizer_of_another_model_is_refused(options, model_folder, data_file, tmp_path):
+    options.from_scratch, options.model = True, str(model_folder)
+    options.dataset_path, options.max_steps = str(data_file), 1
+    run = train(options, report=lambda _: None).run
+    from convai_fast.data.builtin import train_builtin_tokenizer
+
+    other = train_builtin_tokenizer(builtin_dialogues(num_train=9, num_valid=1)["train"], 300)
+    other.save_pretrained(tmp_path / "other")
+    second = dataclasses.replace(
+        options,
+        model=str(run / "best"),
+        tokenizer=str(tmp_path / "other"),
+        from_scratch=False,
+        output=str(tmp_path / "second"),
+    )
+    with pytest.raises(UserError, match="they do not belong together"):
+        train(second, report=lambda _: None)
+
+
+def test_special_tokens_are_added_to_a_plain_model_and_reported(
+    options, data_file, shared_dir, tmp_path
+):
+    folder = tmp_path / "gpt2"
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=1, n_positions=256)
+    GPT2DoubleHeadsModel(config).save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).write_bytes((shared_dir / "tokenizers" / "gpt2" / name).read_bytes())
+    options.model, options.dataset_path, options.max_steps = str(folder), str(data_file), 1
+    said = []
+    run = train(options, report=said.append).run
+    assert any("5 added, embedding 50,257 -> 50,262 rows" in line for line in said)
+    assert GPT2DoubleHeadsModel.from_pretrained(run / "best").config.vocab_size == 50_262
+
+
+def start(options, **environment):
+    """The command in a process of its own, as a user starts it."""
+    values = dataclasses.asdict(options)
+    arguments = []
+    for field in dataclasses.fields(options):
+        value = values[field.name]
+        if value is True:
+            arguments.append(f"--{field.name}")
+        elif value is not False:
+            arguments += [f"--{field.name}", str(value)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "convai_fast", "train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_ctrl_c_and_sigterm_save_before_they_stop(
+    options, model_folder, data_file, tmp_path, number, code
+):
+    options.from_scratch, options.model = True, str(model_folder)
+    options.dataset_path, options.n_epochs = str(data_file), 100_000
+    process = start(options)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "saved as" in output
+    GPT2DoubleHeadsModel.from_pretrained(tmp_path / "run" / "last")
+
+
+def test_the_command_line_trains_and_says_how_to_go_on(options, model_folder, data_file):
+    options.from_scratch, options.model = True, str(model_folder)
+    options.dataset_path, options.max_steps = str(data_file), 2
+    process = start(options)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "random weights" in output
+    assert f"convai-fast interact --model {options.output}/best" in output
+
+
+def test_a_mistake_on_the_command_line_is_one_sentence_and_code_2(options, data_file):
+    options.model, options.dataset_path = "./absent", str(data_file)
+    process = start(options)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert errors.startswith("convai-fast train: ")
+    assert errors.count("\n") == 1
+    assert not os.path.exists(options.output)
