@@ -83,7 +83,7 @@ class Trainer:
         self.total_steps = options.n_epochs * self.steps_per_epoch
         if options.max_steps:
             self.total_steps = min(self.total_steps, options.max_steps)
-        self.optimizer = make_optimizer(model, options.lr, options.weight_decay)
+        self.optimizer = make_optimizer(model, options.lr, options.weight_decay, options.adam_beta2)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
             lambda step: lr_factor(step, options.warmup_steps, self.total_steps),
@@ -258,7 +258,9 @@ class Trainer:
         )
 
 
-def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, lr: float, weight_decay: float, beta2: float
+) -> torch.optim.AdamW:
     """Fused AdamW; weight decay on matrices, not on biases and norms."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
@@ -266,7 +268,7 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.op
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
 
 
 def lr_factor(step: int, warmup_steps: int, total_steps: int) -> float:

@@ -47,6 +47,8 @@ class TrainOptions(DataOptions):
     """Optimizer steps over which the learning rate first rises linearly from 0."""
     weight_decay: float = 0.01
     """AdamW's weight decay, on matrices only."""
+    adam_beta2: float = 0.999
+    """Decay of AdamW's mean of squared gradients; lower follows a young model's changes faster."""
     lm_coef: float = 1.0
     """Weight of the language-model loss."""
     mc_coef: float = 1.0
@@ -96,6 +98,7 @@ class TrainOptions(DataOptions):
             "log_every": 1,
             "lr": 0,
             "weight_decay": 0,
+            "adam_beta2": 0,
             "lm_coef": 0,
             "mc_coef": 0,
             "max_norm": 0,
@@ -104,6 +107,8 @@ class TrainOptions(DataOptions):
             value = getattr(self, name)
             if not value >= least:
                 raise UserError(f"--{name} must be at least {least}, not {value}")
+        if not self.adam_beta2 < 1:
+            raise UserError(f"--adam_beta2 must be below 1, not {self.adam_beta2}")
         if self.lm_coef == self.mc_coef == 0:
             raise UserError("--lm_coef and --mc_coef are both 0: there is nothing to learn")
 

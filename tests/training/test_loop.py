@@ -96,7 +96,7 @@ def test_two_epochs_equal_a_straightforward_loop_over_transformers(
     peer.train()
     trainer.run()
 
-    optimizer = make_optimizer(peer, options.lr, options.weight_decay)
+    optimizer = make_optimizer(peer, options.lr, options.weight_decay, options.adam_beta2)
     step, total_steps = 0, trainer.total_steps
     for epoch in range(options.n_epochs):
         trainer.batches.set_epoch(epoch)
