@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from transformers import PreTrainedTokenizerFast
 
@@ -19,6 +18,7 @@ from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.training.options import resolve_device
 
 _PROMPT = ">>> "
 
@@ -50,7 +50,7 @@ class InteractOptions:
     """A sentence of the model's persona, as in --persona "i like tea ."."""
     persona_file: Path | None = None
     """Text file with the model's persona, one sentence a line."""
-    dataset_path: str | None = None
+    dataset_path: Annotated[str | None, tyro.conf.arg(aliases=["--data"])] = None
     """Dialogues of which one, drawn at random, gives the persona."""
     reader: str = "auto"
     """Format of the dialogues at --dataset_path, or package.module:function."""
@@ -58,8 +58,8 @@ class InteractOptions:
     """Begin without a persona."""
     max_history: int = 2
     """Exchanges that the model sees before your last line."""
-    device: str | None = None
-    """Where the model runs: cpu, cuda, cuda:1 … (default: the GPU where there is one)."""
+    device: str = "auto"
+    """cuda, cuda:1 or cpu; auto takes cuda where there is one."""
     sampling: Annotated[SamplingParams, tyro.conf.arg(name="")] = field(
         default_factory=SamplingParams
     )
@@ -219,6 +219,7 @@ def run(options: InteractOptions) -> None:
     personas = _read_personas(options)
     persona = _first_persona(options, personas)
 
+    device = resolve_device(options.device)
     model = DoubleHeadsModel.from_pretrained(options.model)
     tokenizer = load_tokenizer(options.model)
     if len(tokenizer) > model.config.vocab_size:
@@ -227,7 +228,7 @@ def run(options: InteractOptions) -> None:
             f"tokenizer with the dialogue's special tokens has {len(tokenizer)}: fine-tune it with "
             "`convai-fast train` first"
         )
-    engine = GenerationEngine(_to_device(model, options.device), special_ids(tokenizer))
+    engine = GenerationEngine(model.to(device), special_ids(tokenizer))
     conversation = Conversation(
         engine,
         tokenizer,
@@ -305,13 +306,3 @@ def _read_persona_file(path: Path) -> list[str]:
     if not sentences:
         raise UserError(f"the persona file {path} is empty: write one sentence a line")
     return sentences
-
-
-def _to_device(model: DoubleHeadsModel, device: str | None) -> DoubleHeadsModel:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"the model cannot go to device {device}: {reason}") from error

@@ -37,14 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"convai-fast: no command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
 
-    # Python's dictionaries keep one order whatever the seed, but transformers' advice on stderr
-    # would stand between a user and the one sentence that matters.
+    # transformers' advice on stderr would stand between a user and the one sentence that matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import tyro
 
-    module = importlib.import_module(f"convai_fast.cli.{name}")
     try:
+        module = importlib.import_module(f"convai_fast.cli.{name}")
         options = tyro.cli(
             getattr(module, COMMANDS[name][0]),
             args=rest,

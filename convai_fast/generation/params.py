@@ -21,7 +21,7 @@ class SamplingParams:
     temperature: float = 0.7
     """Divides the logits: below 1 safer, above 1 livelier, 0 always the likeliest token."""
     top_k: int = 0
-    """Draw from this many likeliest tokens (0: from all)."""
+    """Draw from this many likeliest tokens (0 or less: from all)."""
     top_p: float = 0.9
     """Draw from the likeliest tokens that together have this probability (0 or 1: from all)."""
     min_p: float = 0.0
@@ -39,7 +39,6 @@ class SamplingParams:
             f"between 0 and max_length, which is {self.max_length}",
         )
         self._require("temperature", 0 <= self.temperature < float("inf"), "a number from 0 up")
-        self._require("top_k", self.top_k >= 0, "at least 0, which turns it off")
         self._require("top_p", 0 <= self.top_p <= 1, "between 0 and 1")
         self._require("min_p", 0 <= self.min_p <= 1, "between 0 and 1")
         self._require("seed", 0 <= self.seed <= _LARGEST_SEED, "between 0 and 2**63 - 1")

@@ -24,7 +24,9 @@ class TrainOptions(DataOptions):
     """File, folder, Hub dataset id, or a store made by `prepare` (also --data)."""
     dataset_cache: str = "dataset_cache"
     """Folder in which tokenised dialogues are kept for the next run."""
-    model: str = "openai-community/openai-gpt"
+    model: Annotated[str, tyro.conf.arg(aliases=["--model_checkpoint"])] = (
+        "openai-community/openai-gpt"
+    )
     """Folder or Hub id of the model; with --from_scratch, a folder with config.json is enough."""
     tokenizer: str = ""
     """Folder or Hub id of the tokenizer, if not the model's."""

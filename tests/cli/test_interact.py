@@ -395,7 +395,7 @@ def test_a_mistake_in_the_options_is_one_sentence(model_folder, capsys, write):
     assert "max_history is -1" in error("--max_history", -1)
     assert "leaves no room for a prompt" in error("--max_length", 510)
     assert "--persona and --no_personality exclude" in error("--persona", "a", "--no_personality")
-    assert "device nowhere" in error("--device", "nowhere")
+    assert "--device nowhere" in error("--device", "nowhere")
     assert "/nope.txt" in error("--persona_file", "/nope.txt")
     assert "is empty" in error("--persona_file", write("empty", b" \n"))
     assert "not UTF-8" in error("--persona_file", write("latin", b"na\xefve"))

@@ -234,7 +234,6 @@ def test_what_does_not_fit_is_cut_oldest_turns_first(room, kept_persona, kept_hi
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("temperature", float("inf")),
-        ("top_k", -1),
         ("top_p", 1.1),
         ("min_p", -0.1),
         ("seed", -1),

@@ -1,0 +1,151 @@
+"""The commands as a user types them: prepare, info, demo, and what all of them share."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from convai_fast import _native
+from convai_fast.cli.demo import prime_attention
+from convai_fast.cli.main import COMMANDS, main
+from convai_fast.data.builtin import builtin_dialogues
+from convai_fast.data.store import DialogueStore
+from convai_fast.model.config import TransformerConfig
+from convai_fast.model.double_heads import DoubleHeadsModel
+
+
+@pytest.fixture(scope="module")
+def files(tokenizer, tmp_path_factory):
+    """A folder with dialogues.json and a tokenizer."""
+    folder = tmp_path_factory.mktemp("commands")
+    dialogues = builtin_dialogues(num_train=10, num_valid=3)
+    (folder / "dialogues.json").write_text(
+        json.dumps({s: [dataclasses.asdict(d) for d in ds] for s, ds in dialogues.items()})
+    )
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def prepare(files, *arguments):
+    data, tokenizer = str(files / "dialogues.json"), str(files / "tokenizer")
+    return main(["prepare", "--data", data, "--tokenizer", tokenizer, *arguments])
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "convai_fast", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_prepare_writes_a_store_and_says_what_it_holds(files, tmp_path, capsys):
+    assert prepare(files, "--out", str(tmp_path / "store")) == 0
+    printed = capsys.readouterr().out
+    store = DialogueStore(tmp_path / "store")
+    tables = store.splits["train"]
+    assert f"train: 10 dialogues, {tables.num_examples} examples" in printed
+    assert f"{len(store.tokens):,} tokens" in printed
+    assert "candidates: 20.0 an example" in printed
+    assert "cut to fit: nothing" in printed
+    assert f"MB in {tmp_path / 'store'}" in printed
+
+
+def test_prepare_counts_what_it_cuts(files, tmp_path, capsys):
+    assert prepare(files, "--out", str(tmp_path / "store"), "--max_length", "30") == 0
+    assert "cut to fit: history in " in capsys.readouterr().out
+
+
+def test_preview_shows_text_speakers_segments_and_labels(files, capsys):
+    assert prepare(files, "--preview", "2") == 0
+    printed = capsys.readouterr().out
+    dialogue = builtin_dialogues(num_train=10, num_valid=3)["train"][0]
+    first = dialogue.utterances[0]
+    assert "<bos>" + "".join(dialogue.personality) in printed
+    assert f"<speaker2>{first.history[0]}" in printed
+    assert f"<speaker1> [{first.candidates[-1]}<eos>]" in printed
+    assert printed.count("example ") == 2
+    assert "… and 16 more" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--data", "absent.json", "--tokenizer", "x", "--out", "y"], "absent.json"),
+        (["--tokenizer", "x", "--out", "y"], "no dialogues given"),
+        (["--data", "x.json", "--out", "y"], "no tokenizer given"),
+        (["--data", "x.json", "--tokenizer", "x"], "nowhere to put the store"),
+    ],
+)
+def test_what_prepare_lacks_is_one_sentence_and_code_2(arguments, says, capsys):
+    assert main(["prepare", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert says in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_store_is_opened_only_with_the_tokenizer_that_made_it(files, tmp_path, capsys):
+    assert prepare(files, "--out", str(tmp_path / "store")) == 0
+    model = tmp_path / "model"
+    from convai_fast.data.builtin import train_builtin_tokenizer
+
+    other = train_builtin_tokenizer(builtin_dialogues(num_train=5, num_valid=1)["train"], 300)
+    other.save_pretrained(model)
+    config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 256}
+    (model / "config.json").write_text(json.dumps(config))
+    arguments = ["--dataset_path", str(tmp_path / "store"), "--model", str(model)]
+    assert main(["train", *arguments, "--from_scratch", "--output", str(tmp_path / "run")]) == 2
+    assert "was made with another tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_explains_itself(name):
+    result = run(name, "--help")
+    assert result.returncode == 0
+    assert f"usage: convai-fast {name}" in result.stdout
+
+
+def test_without_a_command_the_commands_are_listed(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {name}" in printed for name in COMMANDS)
+
+
+def test_an_unknown_command_or_option_is_code_2():
+    assert run("dance").returncode == 2
+    assert run("train", "--no_such_option", "1").returncode == 2
+
+
+def test_info_prints_versions_and_what_is_compiled(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("torch", "transformers", "built", "in use", "cpu", "cuda"):
+        assert f"\n{name} " in printed
+    if _native.host is not None:
+        assert f"instruction set {_native.native_info()['isa']}" in printed
+
+
+def test_the_reference_backend_runs_without_anything_compiled():
+    result = run("info", CONVAI_FAST_BACKEND="reference")
+    assert "plain PyTorch: CONVAI_FAST_BACKEND=reference" in result.stdout
+
+
+def test_an_unknown_backend_is_one_sentence():
+    result = run("info", CONVAI_FAST_BACKEND="fortran")
+    assert result.returncode == 2
+    assert "must be auto, native or reference, not 'fortran'" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_demo_primes_only_the_first_layer(tokenizer):
+    config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": 400}
+    model = DoubleHeadsModel(TransformerConfig.from_transformers(config))
+    prime_attention(model)
+    first, second = (block.attention.qkv.weight.chunk(3) for block in model.transformer.blocks)
+    assert (first[0] == first[1]).all()
+    assert not (second[0] == second[1]).any()
