@@ -46,10 +46,11 @@ def decide() -> tuple[str, str]:
     except ImportError:
         sys.exit(
             "convai_fast builds its operators against your torch, which is not installed: run "
-            "`pip install torch -c constraints.txt`, then `pip install --no-build-isolation .`"
+            "`pip install -c constraints.txt setuptools wheel pybind11 ninja numpy torch`, then "
+            "`pip install --no-build-isolation .`"
         )
 
-    compiler = os.environ.get("CXX", "c++")
+    compiler = os.environ.get("CXX") or "c++"
     if shutil.which(compiler.split()[0]) is None:
         reason = f"there is no C++ compiler {compiler!r} (install g++, or set CXX)"
         return ("none", reason) if wanted == "auto" else sys.exit(reason)
@@ -72,7 +73,10 @@ def extensions(kind: str) -> tuple[list[Extension], dict]:
     """The extension modules for this kind of build, and the commands that build them."""
     if kind == "none":
         return [], {}
-    import pybind11
+    try:
+        import pybind11
+    except ImportError:
+        sys.exit("convai_fast builds its host module with pybind11: run `pip install pybind11`")
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     def sources(*patterns: str) -> list[str]:
@@ -80,6 +84,7 @@ def extensions(kind: str) -> tuple[list[Extension], dict]:
         return sorted(paths)
 
     include = str(ROOT / "csrc" / "include")
+    headers = sources("csrc/*.h", "csrc/host/*.h", "csrc/include/convai_fast/*.h")
     operators = sources("csrc/*.cpp", "csrc/cpu/*.cpp")
     extension = CppExtension
     if kind == "cuda":
@@ -88,6 +93,7 @@ def extensions(kind: str) -> tuple[list[Extension], dict]:
     host = Extension(
         "convai_fast._host",
         sources("csrc/host/*.cpp"),
+        depends=headers,
         include_dirs=[include, pybind11.get_include()],
         extra_compile_args=CXX_FLAGS,
         language="c++",
@@ -95,6 +101,7 @@ def extensions(kind: str) -> tuple[list[Extension], dict]:
     native = extension(
         "convai_fast._C",
         operators,
+        depends=headers,
         include_dirs=[include],
         extra_compile_args={
             # With OpenMP, at::parallel_for uses the threads torch already has.

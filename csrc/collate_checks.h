@@ -33,6 +33,11 @@ inline void check_collate(const CollateArguments& a) {
   check_tensor(a.candidate_ids, "collate: candidate_ids", at::kInt, 1);
   check_tensor(a.plan, "collate: plan", at::kLong, 2);
   TORCH_CHECK_VALUE(a.plan.is_cpu(), "collate: plan must be on the CPU");
+  for (const auto* table :
+       {&a.utterance_offsets, &a.persona_ids, &a.history_ids, &a.candidate_ids}) {
+    TORCH_CHECK_VALUE(table->device() == a.tokens.device(), "collate: a table is on ",
+                      table->device(), " and tokens on ", a.tokens.device());
+  }
   TORCH_CHECK_VALUE(a.plan.size(1) == kPlanColumns, "collate: plan must have ", kPlanColumns,
                     " columns, not ", a.plan.size(1));
   TORCH_CHECK_VALUE(a.special_ids.size() == 5, "collate: special_ids must hold 5 ids");

@@ -222,7 +222,7 @@ def run(options: InteractOptions) -> None:
     device = resolve_device(options.device)
     model = DoubleHeadsModel.from_pretrained(options.model)
     tokenizer = load_tokenizer(options.model)
-    if len(tokenizer) > model.config.vocab_size:
+    if len(tokenizer) != model.config.vocab_size:
         raise UserError(
             f"{options.model} has embeddings for {model.config.vocab_size} tokens, but its "
             f"tokenizer with the dialogue's special tokens has {len(tokenizer)}: fine-tune it with "

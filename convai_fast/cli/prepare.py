@@ -45,6 +45,10 @@ def run(options: PrepareOptions) -> None:
         raise UserError("no tokenizer given: name a model or tokenizer folder with --tokenizer")
     if not options.out and options.preview <= 0:
         raise UserError("nowhere to put the store: name a folder with --out, or use --preview 3")
+    least = {"preview": 0, "max_history": 0, "num_candidates": 0, "max_length": 3}
+    for name, value in least.items():
+        if getattr(options, name) < value:
+            raise UserError(f"--{name} must be at least {value}, not {getattr(options, name)}")
     dialogues = options.load()
     tokenizer = load_tokenizer(options.tokenizer)
     with tempfile.TemporaryDirectory() as scratch:
@@ -55,8 +59,8 @@ def run(options: PrepareOptions) -> None:
             print(f"{store.num_bytes / 1e6:.1f} MB in {store.folder}")
         if options.preview > 0:
             batches = _batches(store, "train", options)
-            for number in range(min(options.preview, batches.num_examples)):
-                row = number * batches.num_examples // options.preview
+            count = min(options.preview, batches.num_examples)
+            for row in (number * batches.num_examples // count for number in range(count)):
                 print(f"\n{preview(batches, row, tokenizer)}")
             print("\n[brackets]: the tokens that are labelled, which the model learns to write.")
 

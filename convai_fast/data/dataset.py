@@ -8,7 +8,13 @@ from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.dialogue import Dialogue
 from convai_fast.data.readers import load_dialogues
-from convai_fast.data.store import DialogueStore, build_store, fingerprint, tokenizer_fingerprint
+from convai_fast.data.store import (
+    DialogueStore,
+    build_store,
+    fingerprint,
+    is_store,
+    tokenizer_fingerprint,
+)
 from convai_fast.errors import UserError
 
 
@@ -35,6 +41,8 @@ class DataOptions:
             )
         if is_store(self.dataset_path):
             raise UserError(f"{self.dataset_path} is a store of token ids: give the dialogues")
+        if self.fill_candidates < 1:
+            raise UserError(f"--fill_candidates must be at least 1, not {self.fill_candidates}")
         return load_dialogues(
             self.dataset_path,
             self.reader,
@@ -42,11 +50,6 @@ class DataOptions:
             valid_fraction=self.valid_fraction,
             seed=self.data_seed,
         )
-
-
-def is_store(path: str | Path) -> bool:
-    """Whether `path` is a folder that `prepare` made."""
-    return (Path(path) / "meta.json").is_file()
 
 
 def open_dataset(

@@ -51,7 +51,15 @@ def index_examples(
     (0: all). Where its longest candidate would still pass `max_length` tokens, the oldest turns go
     first, down to the one that is being answered, then persona sentences from the end, then that
     last turn; a reply is cut only when it alone is too long.
+
+    Raises ValueError for a number that makes no sense.
     """
+    if max_history < 0 or num_candidates < 0 or max_length < 3 or personality_permutations < 1:
+        raise ValueError(
+            f"index_examples: max_history {max_history}, num_candidates {num_candidates}, "
+            f"max_length {max_length} and personality_permutations {personality_permutations} "
+            f"must be at least 0, 0, 3 and 1"
+        )
     tables = store.splits[split]
     arrays = [
         tensor.numpy()

@@ -24,7 +24,6 @@ examples of a dialogue share one run of `history_ids`:
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -86,34 +85,28 @@ class DialogueStore:
         arrays are not of the size or the content that `meta.json` promises.
         """
         self.folder = Path(folder)
-        try:
-            self.meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
-            version = self.meta["format_version"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        meta = _read_meta(self.folder)
+        if meta is None:
             raise UserError(
-                f"{self.folder} holds no dialogue store (meta.json is missing or unreadable): make "
-                f"one with `convai-fast prepare`"
-            ) from error
+                f"{self.folder} holds no dialogue store (its meta.json is missing or is not a "
+                f"store's): make one with `convai-fast prepare`"
+            )
+        self.meta, version = meta, meta["format_version"]
         if version != FORMAT_VERSION:
             raise UserError(
                 f"the store in {self.folder} has format version {version}, and this version of "
                 f"convai_fast reads {FORMAT_VERSION}: make it anew with `convai-fast prepare`"
             )
-        self.special_ids = SpecialIds(*self.meta["special_ids"])
-        self.tokens = self._map("tokens", getattr(torch, self.meta["token_dtype"]))
-        self.utterance_offsets = self._map("utterance_offsets", torch.int64)
-        self.splits = {
-            split: SplitTables(
-                **{
-                    name: self._map(
-                        f"{split}.{name}",
-                        torch.int64 if name in _INT64_TABLES else torch.int32,
-                    )
-                    for name in _TABLES
-                }
-            )
-            for split in self.meta["splits"]
-        }
+        try:
+            self.special_ids = SpecialIds(*self.meta["special_ids"])
+            self.tokens = self._map("tokens", getattr(torch, self.meta["token_dtype"]))
+            self.utterance_offsets = self._map("utterance_offsets", torch.int64)
+            self.splits = {split: self._map_split(split) for split in self.meta["splits"]}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.folder / 'meta.json'} is damaged: make the store anew with "
+                f"`convai-fast prepare`"
+            ) from error
         self._check()
 
     @property
@@ -125,6 +118,15 @@ class DialogueStore:
         """Token ids of one utterance."""
         begin, end = self.utterance_offsets[index : index + 2].tolist()
         return self.tokens[begin:end].tolist()
+
+    def _map_split(self, split: str) -> SplitTables:
+        tables = {
+            name: self._map(
+                f"{split}.{name}", torch.int64 if name in _INT64_TABLES else torch.int32
+            )
+            for name in _TABLES
+        }
+        return SplitTables(**tables)
 
     def _map(self, name: str, dtype: torch.dtype) -> Tensor:
         path, size = self.folder / f"{name}.bin", self.meta["sizes"][name]
@@ -162,6 +164,23 @@ class DialogueStore:
                 f"the arrays in {self.folder} contradict one another: make the store anew with "
                 f"`convai-fast prepare`"
             )
+
+
+def _read_meta(folder: Path) -> dict | None:
+    """What a store's meta.json says; None where there is none, or one of something else."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return meta if isinstance(meta, dict) and {"format_version", "sizes"} <= meta.keys() else None
+
+
+def is_store(folder: str | Path) -> bool:
+    """Whether `folder` holds a store, and nothing but a store."""
+    folder = Path(folder)
+    return _read_meta(folder) is not None and all(
+        path.name == "meta.json" or path.suffix == ".bin" for path in folder.iterdir()
+    )
 
 
 def _is_within(indices: Tensor, size: int) -> bool:
@@ -229,18 +248,22 @@ def build_store(
     that is already there is replaced; any other folder with files in it is refused (UserError).
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / "meta.json").is_file() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no store: choose another folder for it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write_store(dialogues, tokenizer, scratch)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.rename(scratch, folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+        if folder.exists() and not is_store(folder) and any(folder.iterdir()):
+            raise UserError(
+                f"{folder} is not empty and holds no store: choose another folder for it"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Everything happens in one folder beside the target, which goes at the end.
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+            new, old = Path(scratch) / "new", Path(scratch) / "old"
+            new.mkdir()
+            _write_store(dialogues, tokenizer, new)
+            if folder.exists():
+                os.rename(folder, old)
+            os.rename(new, folder)
+    except OSError as error:
+        raise UserError(f"cannot write a store to {folder}: {error.strerror}") from error
     return DialogueStore(folder)
 
 

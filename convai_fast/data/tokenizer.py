@@ -48,7 +48,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
                 f"{folder} holds no tokenizer: it needs tokenizer.json, or vocab.json and "
                 "merges.txt"
             )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the tokenizers library raises plain Exception for damaged files
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"cannot load a tokenizer from {path}: {reason} (give a folder with tokenizer.json or "

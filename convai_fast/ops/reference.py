@@ -174,7 +174,8 @@ def sample(
         )
 
     greedy = temperature == 0
-    z = logits / torch.where(greedy, 1.0, temperature)[:, None]
+    # Relative to the largest, so that no temperature, however small, overflows.
+    z = (logits - largest) / torch.where(greedy, 1.0, temperature)[:, None]
     kept = filter_probabilities(z, top_k, top_p, min_p)
     cumulative = kept.cumsum(-1)
     uniform = philox(seeds, steps).double() * 2.0**-32

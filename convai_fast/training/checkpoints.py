@@ -27,6 +27,13 @@ from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.options import TrainOptions
 
 
+def check_output(output: str) -> None:
+    """Raise UserError if `output` cannot become a run folder; best known before hours of work."""
+    path = Path(output)
+    if output and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} is not empty: choose another run folder with --output")
+
+
 class RunFolder:
     """Where a run leaves its traces. See the top of this file."""
 
@@ -39,13 +46,11 @@ class RunFolder:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         default = Path("runs") / f"{stamp}_{socket.gethostname()}_{name}"
         self.path = Path(options.output) if options.output else default
+        check_output(str(self.path))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            taken = any(self.path.iterdir())
         except OSError as error:
             raise UserError(f"cannot make the run folder {self.path}: {error.strerror}") from error
-        if taken:
-            raise UserError(f"{self.path} is not empty: choose another run folder with --output")
         text = json.dumps(dataclasses.asdict(options), indent=2)
         (self.path / "options.json").write_text(text + "\n", encoding="utf-8")
         self._writer = SummaryWriter(str(self.path))

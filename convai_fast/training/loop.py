@@ -19,7 +19,7 @@ from convai_fast.data.dataset import open_dataset
 from convai_fast.data.store import DialogueStore
 from convai_fast.errors import UserError
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.training.checkpoints import RunFolder
+from convai_fast.training.checkpoints import RunFolder, check_output
 from convai_fast.training.losses import Metrics, MetricSums, combined_loss
 from convai_fast.training.options import TrainOptions, resolve_device, resolve_precision
 from convai_fast.training.start import load_model_and_tokenizer
@@ -50,6 +50,7 @@ def train(options: TrainOptions, report: Callable[[str], None] = print) -> Train
     Raises UserError for options, data or a model that cannot be used.
     """
     options.check()
+    check_output(options.output)
     torch.manual_seed(options.seed)
     model, tokenizer = load_model_and_tokenizer(options, report)
     store = open_dataset(options, tokenizer, options.dataset_cache, report)
@@ -125,14 +126,16 @@ class Trainer:
                     if stop:
                         break
                     after = self.evaluate(stop)
-                    if after and self._save(after) and options.patience:
+                    if stop:
+                        break
+                    self._save(after)
+                    if options.patience and self.epochs_without_gain >= options.patience:
                         self.report(f"no better for {options.patience} epochs: stopping early")
                         break
                 if self.total_steps == 0 and not stop:
                     after = self.evaluate(stop)
+                if stop or self.total_steps == 0:
                     self._save(after)
-                if stop:
-                    self._save(None)
             finally:
                 self.folder.close()
         if stop:
@@ -176,6 +179,11 @@ class Trainer:
                 if self.step % self.options.log_every == 0 or self.step == self.total_steps:
                     values = self.log.read(self.scheduler.get_last_lr()[0])
                     self.folder.log(self.step, "train", values)
+                    if not math.isfinite(values["loss"]):
+                        raise UserError(
+                            f"the loss at step {self.step:,} is {values['loss']}: start again with "
+                            f"a lower --lr, or with --precision fp32"
+                        )
                     progress.set_postfix_str(
                         f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s",
                         refresh=False,
@@ -227,16 +235,15 @@ class Trainer:
         self.report(f"step {self.step:,}: {metrics}")
         return metrics
 
-    def _save(self, metrics: Metrics | None) -> bool:
-        """Save a checkpoint; returns whether patience has run out."""
-        best = metrics is None and self.best_nll == math.inf
+    def _save(self, metrics: Metrics | None) -> None:
+        """Save a checkpoint as `last`, and as `best` if it is, or if nothing can tell."""
+        best = self.best_nll == math.inf
         if metrics is not None:
             best = metrics.nll < self.best_nll
             self.epochs_without_gain = 0 if best else self.epochs_without_gain + 1
-            self.best_nll = min(metrics.nll, self.best_nll)
+            self.best_nll = metrics.nll if best else self.best_nll
         values = {"step": self.step, "epoch": self.epoch, **(metrics.as_dict() if metrics else {})}
         self.folder.save(self.model, self.tokenizer, self.step, values, best)
-        return self.epochs_without_gain >= self.options.patience
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -72,6 +73,12 @@ def test_preview_shows_text_speakers_segments_and_labels(files, capsys):
     assert "… and 16 more" in printed
 
 
+def test_a_preview_of_more_than_there_is_shows_each_example_once(files, capsys):
+    assert prepare(files, "--preview", "1000") == 0
+    numbers = re.findall(r"^example (\d+):", capsys.readouterr().out, re.MULTILINE)
+    assert [int(number) for number in numbers] == list(range(len(numbers)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -79,6 +86,9 @@ def test_preview_shows_text_speakers_segments_and_labels(files, capsys):
         (["--tokenizer", "x", "--out", "y"], "no dialogues given"),
         (["--data", "x.json", "--out", "y"], "no tokenizer given"),
         (["--data", "x.json", "--tokenizer", "x"], "nowhere to put the store"),
+        (["--tokenizer", "x", "--preview", "1", "--max_history", "-2"], "--max_history must be"),
+        (["--tokenizer", "x", "--preview", "1", "--max_length", "2"], "--max_length must be"),
+        (["--data", "x", "--tokenizer", "x", "--out", "y", "--fill_candidates", "0"], "--fill_"),
     ],
 )
 def test_what_prepare_lacks_is_one_sentence_and_code_2(arguments, says, capsys):

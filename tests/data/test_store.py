@@ -126,6 +126,38 @@ def test_a_file_cut_short_is_named(store):
         DialogueStore(store.folder)
 
 
+@pytest.mark.parametrize("meta", ['{"mine": 1}', "[]", "{"])
+def test_a_folder_with_somebody_elses_meta_json_is_left_alone(dialogues, tokenizer, tmp_path, meta):
+    (tmp_path / "meta.json").write_text(meta)
+    (tmp_path / "thesis.bin").write_text("years of work")
+    with pytest.raises(UserError, match="holds no store: choose another folder"):
+        build_store(dialogues, tokenizer, tmp_path)
+    assert (tmp_path / "thesis.bin").read_text() == "years of work"
+
+
+def test_a_store_with_other_files_in_it_is_not_replaced(store, dialogues, tokenizer):
+    (store.folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds no store: choose another folder"):
+        build_store(dialogues, tokenizer, store.folder)
+
+
+def test_damaged_metadata_is_named(store):
+    meta = json.loads((store.folder / "meta.json").read_text())
+    for name in ("special_ids", "token_dtype", "splits"):
+        damaged = {key: value for key, value in meta.items() if key != name}
+        (store.folder / "meta.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match=r"meta\.json is damaged"):
+            DialogueStore(store.folder)
+
+
+def test_a_place_that_cannot_hold_a_store_is_one_sentence(dialogues, tokenizer, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write a store to"):
+        build_store(dialogues, tokenizer, tmp_path / "file" / "store")
+    with pytest.raises(UserError, match="cannot write a store to"):
+        build_store(dialogues, tokenizer, tmp_path / "file")
+
+
 @pytest.mark.parametrize(
     ("name", "dtype", "value"),
     [

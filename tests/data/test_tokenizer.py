@@ -54,6 +54,14 @@ def test_a_damaged_tokenizer_file_is_named(tmp_path):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(("vocabulary", "merges"), [("[1]", ""), ('{"a": 0}', "zz"), ("{", "")])
+def test_a_damaged_vocabulary_is_named(tmp_path, vocabulary, merges):
+    (tmp_path / "vocab.json").write_text(vocabulary)
+    (tmp_path / "merges.txt").write_text(merges)
+    with pytest.raises(UserError, match=f"cannot load a tokenizer from {tmp_path}"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_tokenizer_without_special_tokens_is_refused(shared_dir):
     from transformers import GPT2Tokenizer
 

@@ -104,6 +104,11 @@ def test_a_row_that_leaves_nothing_to_draw_is_named(bad):
         ops.sample(logits)
 
 
+def test_a_tiny_temperature_is_nearly_greedy_not_an_overflow():
+    token_ids, _ = ops.sample(torch.tensor([[1.0, 2.0, 50.0]]), temperature=1e-39)
+    assert token_ids.item() == 2
+
+
 def test_one_allowed_token_is_always_drawn():
     logits = torch.full((6, 40), -torch.inf)
     logits[:, 23] = -5.0

