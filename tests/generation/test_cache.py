@@ -5,15 +5,6 @@ from convai_fast.generation.cache import KVCache
 from convai_fast.model import Transformer, TransformerConfig
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Matrices as small as here only wait for a second thread, seconds a step on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(params=["openai-gpt", "gpt2"])
 def model(request):
     torch.manual_seed(0)

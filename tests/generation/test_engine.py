@@ -16,15 +16,6 @@ SHAPE = dict(vocab_size=60, n_positions=N_POSITIONS, n_embd=32, n_layer=2, n_hea
 GREEDY = SamplingParams(no_sample=True, max_length=12)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A model this small is only slowed down by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def tokens(count, seed):
     """Ordinary token ids, none of them special."""
     ordinary = torch.tensor([i for i in range(60) if i not in SPECIAL])

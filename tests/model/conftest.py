@@ -1,17 +1,7 @@
 import pytest
-import torch
 from parity import PEERS
 
 from convai_fast.model import DoubleHeadsModel
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Matrices as small as here only wait for a second thread, seconds a step on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=list(PEERS))

@@ -13,7 +13,7 @@ PEERS = {
 }
 
 
-def make_peer(architecture, seed=0, **settings):
+def make_peer(architecture, seed=0, noise=0.05, **settings):
     """transformers' double-heads model with random values in every parameter, biases included."""
     config_class, model_class = PEERS[architecture]
     sizes = dict(vocab_size=101, n_positions=48, n_embd=32, n_layer=2, n_head=4)
@@ -22,7 +22,7 @@ def make_peer(architecture, seed=0, **settings):
     peer = model_class(config_class(**(sizes | settings))).eval()
     with torch.no_grad():
         for parameter in peer.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
+            parameter.add_(torch.randn_like(parameter) * noise)
     return peer
 
 

@@ -3,6 +3,10 @@ import torch
 from parity import make_batch, make_peer, relative_error
 from transformers.pytorch_utils import Conv1D
 
+from convai_fast.data.batches import DialogueBatches
+from convai_fast.data.readers import load_dialogues
+from convai_fast.data.store import build_store
+from convai_fast.data.tokenizer import load_tokenizer
 from convai_fast.model import DoubleHeadsModel, TransformerConfig
 from convai_fast.model.checkpoint import transformers_names
 
@@ -33,9 +37,27 @@ def test_losses_logits_and_every_gradient_are_those_of_transformers(
 ):
     peer = make_peer(architecture, **settings)
     model = to_ours(peer)
-    batch = make_batch(model.config.vocab_size)
-    expected = peer(**batch.inputs)
-    actual = model(**batch.inputs)
+    assert_parity(peer, model, make_batch(model.config.vocab_size).inputs)
+
+
+def test_real_padded_batches_at_full_width_agree_too(architecture, to_ours, shared_dir, tmp_path):
+    tokenizer = load_tokenizer(shared_dir / "tokenizers" / architecture)
+    dialogues = load_dialogues(shared_dir / "data" / "synthetic-persona-chat" / "valid.csv")
+    store = build_store({"train": dialogues["train"][:6]}, tokenizer, tmp_path / "store")
+    batches = DialogueBatches(
+        store, "train", batch_size=2, num_candidates=3, max_history=2, max_length=512
+    )
+    # Weights as a new model's: real sequences are longer than the random ones above.
+    peer = make_peer(
+        architecture, noise=0.0, vocab_size=len(tokenizer), n_positions=512, n_embd=768, n_head=12
+    )
+    assert_parity(peer, to_ours(peer), batches.collate(batches.rows[-2:]))
+
+
+def assert_parity(peer, model, inputs):
+    """Losses, logits of both heads and the gradient of every parameter are those of `peer`."""
+    expected = peer(**inputs)
+    actual = model(**inputs)
     (expected.loss + 0.5 * expected.mc_loss).backward()
     (actual.loss + 0.5 * actual.mc_loss).backward()
 
@@ -51,7 +73,7 @@ def test_losses_logits_and_every_gradient_are_those_of_transformers(
         assert relative_error(model.get_parameter(name).grad, gradient) < 1e-4, name
     assert len(gradients) + 1 == len(list(model.parameters()))
 
-    inputs = dict(batch.inputs, labels=None, mc_labels=None)
+    inputs = dict(inputs, labels=None, mc_labels=None)
     with torch.no_grad():
         assert relative_error(model(**inputs).logits, expected.logits) < 1e-4
 
