@@ -39,7 +39,7 @@ class DemoOptions:
 
 def run(options: DemoOptions) -> None:
     """Make the dialogues, train, evaluate, and show replies."""
-    dialogues = builtin_dialogues(num_train=3300, num_valid=60, seed=options.seed)
+    dialogues = builtin_dialogues(num_train=6500, num_valid=60, seed=options.seed)
     tokenizer = train_builtin_tokenizer(dialogues["train"])
     torch.manual_seed(options.seed)
     model = DoubleHeadsModel(_model_config(tokenizer))
@@ -72,7 +72,7 @@ def _model_config(tokenizer: PreTrainedTokenizerFast) -> TransformerConfig:
             "vocab_size": len(tokenizer),
             "n_positions": 256,
             "n_embd": 64,
-            "n_layer": 3,
+            "n_layer": 2,
             "n_head": 4,
             "n_inner": 128,
             "embd_pdrop": 0.0,
@@ -109,9 +109,10 @@ def _train_options(options: DemoOptions) -> TrainOptions:
         seed=options.seed,
         precision="fp32",
         eval_before_start=True,
-        num_candidates=4,
+        num_candidates=3,
+        mc_coef=0.7,
         max_history=1,
-        train_batch_size=8,
+        train_batch_size=16,
         valid_batch_size=16,
         gradient_accumulation_steps=1,
         n_epochs=1,
@@ -132,7 +133,7 @@ def _show_replies(
     engine = GenerationEngine(model, special_ids(tokenizer))
     params = SamplingParams(no_sample=True, max_length=30)
     for dialogue in random.Random(seed).sample(dialogues, NUM_SHOWN):
-        print(f"\npersona: {' '.join(dialogue.personality)}")
+        print(f"\npersona: {' | '.join(dialogue.personality)}")
         persona = encode(tokenizer, dialogue.personality)
         for utterance in dialogue.utterances[:2]:
             history = encode(tokenizer, utterance.history[-3:])
