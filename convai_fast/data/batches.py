@@ -117,24 +117,55 @@ class DialogueBatches:
         self._batches = batches[self.rank :: self.world_size]
         self._start = start
 
+        # Gathered once an epoch, so that a batch costs two slices and one call.
+        rows = np.concatenate([*self._batches, np.zeros(0, np.int64)])
+        plan, sizes = self.plan[rows], [len(batch) for batch in self._batches]
+        self._epoch_plan = torch.from_numpy(plan)
+        self._epoch_mc_labels = torch.from_numpy(plan[:, _CANDIDATE_COUNT] - 1)
+        ends = np.cumsum(sizes, dtype=np.int64)
+        begins = ends - sizes
+        columns = (
+            begins,
+            ends,
+            np.maximum.reduceat(plan[:, _CANDIDATE_COUNT], begins) if len(rows) else begins,
+            np.maximum.reduceat(self.lengths[rows], begins) if len(rows) else begins,
+        )
+        self._slices = list(zip(*(column.tolist() for column in columns), strict=True))
+
     def __iter__(self) -> Iterator[Batch]:
         start, self._start = self._start, 0
-        for rows in self._batches[start:]:
-            yield self.collate(rows)
+        for i in range(start, len(self)):
+            yield self[i]
+
+    def __getitem__(self, i: int) -> Batch:
+        """Batch `i` of this epoch."""
+        begin, end, num_candidates, seq_len = self._slices[i]
+        return self._collate(
+            self._epoch_plan[begin:end], self._epoch_mc_labels[begin:end], num_candidates, seq_len
+        )
 
     def collate(self, rows: np.ndarray) -> Batch:
         """The batch of these rows of the plan."""
         plan = self.plan[rows]
+        counts = plan[:, _CANDIDATE_COUNT]
+        return self._collate(
+            torch.from_numpy(plan),
+            torch.from_numpy(counts - 1),
+            int(counts.max(initial=0)),
+            int(self.lengths[rows].max(initial=0)),
+        )
+
+    def _collate(self, plan: Tensor, mc_labels: Tensor, num_candidates: int, seq_len: int) -> Batch:
         input_ids, token_type_ids, labels, mc_token_ids = ops.collate(
             self.store.tokens,
             self.store.utterance_offsets,
             self.tables.persona_ids,
             self.tables.history_ids,
             self.tables.candidate_ids,
-            torch.from_numpy(plan),
+            plan,
             self.store.special_ids,
-            int(plan[:, _CANDIDATE_COUNT].max(initial=0)),
-            int(self.lengths[rows].max(initial=0)),
+            num_candidates,
+            seq_len,
             self.pin_memory,
         )
         return Batch(
@@ -142,5 +173,5 @@ class DialogueBatches:
             token_type_ids=token_type_ids,
             labels=labels,
             mc_token_ids=mc_token_ids,
-            mc_labels=torch.from_numpy(plan[:, _CANDIDATE_COUNT] - 1),
+            mc_labels=mc_labels,
         )

@@ -180,6 +180,13 @@ def test_the_order_depends_on_seed_and_epoch_alone(store):
     assert len(distinct) == 4
 
 
+def test_a_batch_of_an_epoch_is_the_collation_of_its_rows(store):
+    batches = make_batches(store, shuffle=True)
+    for i, rows in enumerate(batches._batches):
+        for name, tensor in batches.collate(rows).items():
+            assert torch.equal(batches[i][name], tensor), name
+
+
 def test_it_resumes_at_a_saved_position(store):
     batches = make_batches(store, shuffle=True)
     batches.set_epoch(3)
