@@ -14,6 +14,7 @@ from convai_fast.data.dataset import DataOptions
 from convai_fast.data.store import DialogueStore, build_store
 from convai_fast.data.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
+from convai_fast.ops.reference import IGNORED
 
 
 @dataclass
@@ -116,7 +117,7 @@ def preview(batches: DialogueBatches, row: int, tokenizer: PreTrainedTokenizerFa
     for part, (begin, end) in enumerate(pairwise(bounds)):
         speaker = tokenizer.convert_ids_to_tokens(segments[begin])
         name = "persona" if part == 0 else "reply" if part == len(starts) else f"turn {part}"
-        labelled = [i for i in range(begin, end) if labels[i] != -100]
+        labelled = [i for i in range(begin, end) if labels[i] != IGNORED]
         first = labelled[0] if labelled else end
         text = tokenizer.decode(ids[begin:first])
         if labelled:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.tokenizer import special_ids
-from convai_fast.ops.reference import build_sequence
+from convai_fast.ops.reference import IGNORED, build_sequence
 
 
 def build_input_from_segments(
@@ -37,5 +37,5 @@ def build_input_from_segments(
         "input_ids": input_ids,
         "token_type_ids": token_type_ids,
         "mc_token_ids": len(input_ids) - 1,
-        "lm_labels": labels if lm_labels else [-100] * len(input_ids),
+        "lm_labels": labels if lm_labels else [IGNORED] * len(input_ids),
     }

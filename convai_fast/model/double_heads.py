@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from convai_fast.model import checkpoint
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.transformer import Transformer, init_weights
+from convai_fast.ops.reference import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-IGNORE_INDEX = -100  # a label that counts for nothing
 
 
 @dataclass
@@ -119,8 +118,8 @@ class DoubleHeadsModel(nn.Module):
 
     def _lm_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         # The hidden state at a position predicts the token at the next.
-        targets = F.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX).flatten()
-        labelled = (targets != IGNORE_INDEX).nonzero().squeeze(1)
+        targets = F.pad(labels[..., 1:], (0, 1), value=IGNORED).flatten()
+        labelled = (targets != IGNORED).nonzero().squeeze(1)
         targets = targets[labelled].to(hidden.device, non_blocking=True)
         labelled = labelled.to(hidden.device, non_blocking=True)
         logits = self.lm_logits(hidden.flatten(0, -2).index_select(0, labelled))
@@ -203,5 +202,5 @@ def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """In float32, over the targets that are not ignored; 0, not NaN, where there are none."""
     logits = logits.reshape(-1, logits.shape[-1]).float()
     targets = targets.flatten()
-    total = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / (targets != IGNORE_INDEX).sum().clamp(min=1)
+    total = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    return total / (targets != IGNORED).sum().clamp(min=1)

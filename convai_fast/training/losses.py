@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from convai_fast.model.double_heads import DoubleHeadsOutput
+from convai_fast.ops.reference import IGNORED
 
 
 def combined_loss(output: DoubleHeadsOutput, lm_coef: float, mc_coef: float) -> Tensor:
@@ -62,7 +63,7 @@ class MetricSums:
 
     def add(self, output: DoubleHeadsOutput, labels: Tensor, mc_labels: Tensor) -> None:
         """Count one batch; `labels` and `mc_labels` as in `DoubleHeadsModel.forward`."""
-        num_tokens = (labels[..., 1:] != -100).sum()
+        num_tokens = (labels[..., 1:] != IGNORED).sum()
         num_examples = mc_labels.numel()
         hits = (output.mc_logits.argmax(-1) == mc_labels.to(output.mc_logits.device)).sum()
         terms = (

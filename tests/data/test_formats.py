@@ -6,6 +6,7 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from reading import assert_user_error, load_bare
 
 from convai_fast.data.dialogue import Dialogue, Utterance
 from convai_fast.data.readers import FILE_READERS, load_dialogues
@@ -34,36 +35,6 @@ TEA_WITHOUT_CANDIDATES = Dialogue(
 )
 DOG = Dialogue([], [Utterance(["hey"], ["i have a dog"])])
 DOG_DIALOGUE = {"utterances": [{"history": ["hey"], "candidates": ["i have a dog"]}]}
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(name, content):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        elif isinstance(content, str):
-            path.write_text(content, encoding="utf-8", newline="")
-        else:
-            path.write_text(json.dumps(content), encoding="utf-8")
-        return path
-
-    return write
-
-
-def load_bare(path, reader="auto", **options):
-    """What the reader alone makes of it: nothing drawn, nothing cut off."""
-    return load_dialogues(path, reader, num_candidates=1, valid_fraction=0, **options)
-
-
-def assert_user_error(call, parts):
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    for part in parts:
-        assert str(part) in message
-    assert "\n" not in message
 
 
 # ---- formats ----------------------------------------------------------------------------------

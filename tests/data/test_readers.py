@@ -1,6 +1,5 @@
 """Reading dialogues: folders, functions, datasets, and what is filled in."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,10 +7,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from reading import assert_user_error, load_bare
 
 from convai_fast.data.dialogue import Dialogue, Utterance
 from convai_fast.data.readers import load_dialogues
-from convai_fast.errors import UserError
 
 HEADER = "user 1 personas,user 2 personas,Best Generated Conversation"
 TEA_DIALOGUE = {
@@ -41,36 +40,6 @@ TEA_ROW = {
     "user 2 personas": "I like tea.",
     "Best Generated Conversation": "User 1: Hello!\nUser 2: Hi, some tea?",
 }
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(name, content):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        elif isinstance(content, str):
-            path.write_text(content, encoding="utf-8", newline="")
-        else:
-            path.write_text(json.dumps(content), encoding="utf-8")
-        return path
-
-    return write
-
-
-def load_bare(path, reader="auto", **options):
-    """What the reader alone makes of it: nothing drawn, nothing cut off."""
-    return load_dialogues(path, reader, num_candidates=1, valid_fraction=0, **options)
-
-
-def assert_user_error(call, parts):
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    for part in parts:
-        assert str(part) in message
-    assert "\n" not in message
 
 
 # ---- folders ----------------------------------------------------------------------------------

@@ -1,0 +1,20 @@
+"""What the tests of readers share."""
+
+import pytest
+
+from convai_fast.data.readers import load_dialogues
+from convai_fast.errors import UserError
+
+
+def load_bare(path, reader="auto", **options):
+    """What the reader alone makes of it: nothing drawn, nothing cut off."""
+    return load_dialogues(path, reader, num_candidates=1, valid_fraction=0, **options)
+
+
+def assert_user_error(call, parts):
+    with pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    for part in parts:
+        assert str(part) in message
+    assert "\n" not in message
