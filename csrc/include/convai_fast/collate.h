@@ -6,11 +6,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define CONVAI_FAST_HOST_DEVICE __host__ __device__
-#else
-#define CONVAI_FAST_HOST_DEVICE
-#endif
+#include "convai_fast/host_device.h"
 
 namespace convai_fast {
 
