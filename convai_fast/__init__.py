@@ -10,6 +10,8 @@ _HOME = {
     "DialogueStore": "data.store",
     "DoubleHeadsModel": "model.double_heads",
     "GenerationEngine": "generation.engine",
+    "Reply": "generation.request",
+    "Request": "generation.request",
     "SamplingParams": "generation.params",
     "TrainOptions": "training.options",
     "TransformerConfig": "model.config",

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
 from convai_fast.data.dialogue import Dialogue
 from convai_fast.data.store import build_store
-from convai_fast.data.tokenizer import encode, special_ids
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.request import Request
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.loop import Trainer
@@ -130,14 +130,16 @@ def _show_replies(
     seed: int,
 ) -> None:
     """Print some dialogues of the validation split with the model's replies."""
-    engine = GenerationEngine(model, special_ids(tokenizer))
+    engine = GenerationEngine(model, tokenizer)
     params = SamplingParams(no_sample=True, max_length=30)
     for dialogue in random.Random(seed).sample(dialogues, NUM_SHOWN):
         print(f"\npersona: {' | '.join(dialogue.personality)}")
-        persona = encode(tokenizer, dialogue.personality)
-        for utterance in dialogue.utterances[:2]:
-            history = encode(tokenizer, utterance.history[-3:])
-            reply = tokenizer.decode(engine.reply(persona, history, params))
+        shown = dialogue.utterances[:2]
+        requests = [
+            Request(persona=dialogue.personality, history=utterance.history[-3:], params=params)
+            for utterance in shown
+        ]
+        for utterance, (reply,) in zip(shown, engine.generate(requests), strict=True):
             true = utterance.candidates[-1]
-            verdict = "as expected" if reply == true else f"expected: {true}"
-            print(f"  asked:   {utterance.history[-1]}\n  replied: {reply}   ({verdict})")
+            verdict = "as expected" if reply.text == true else f"expected: {true}"
+            print(f"  asked:   {utterance.history[-1]}\n  replied: {reply.text}   ({verdict})")

@@ -12,11 +12,12 @@ import tyro
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.readers import load_dialogues
-from convai_fast.data.tokenizer import encode, load_tokenizer, special_ids
+from convai_fast.data.tokenizer import encode, load_tokenizer
 from convai_fast.errors import UserError
 from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.request import Request
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.options import resolve_device
 
@@ -120,9 +121,12 @@ class Conversation:
         history = [*self.history, user_turn]
         turn_seed = random.Random(f"{self.params.seed} {self.turn}").getrandbits(63)
         reply = []
-        tokens = self.engine.stream(
-            self.persona_ids, history[-self.window :], replace(self.params, seed=turn_seed)
+        request = Request(
+            persona=self.persona_ids,
+            history=history[-self.window :],
+            params=replace(self.params, seed=turn_seed),
         )
+        tokens = self.engine.stream(request)
         yield from stream_text(self.tokenizer, tokens, reply)
         yield "\n"
         self.history = [*history, reply]
@@ -228,7 +232,7 @@ def run(options: InteractOptions) -> None:
             f"tokenizer with the dialogue's special tokens has {len(tokenizer)}: fine-tune it with "
             "`convai-fast train` first"
         )
-    engine = GenerationEngine(model.to(device), special_ids(tokenizer))
+    engine = GenerationEngine(model.to(device), tokenizer)
     conversation = Conversation(
         engine,
         tokenizer,

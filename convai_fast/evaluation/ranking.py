@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from convai_fast.data.tokenizer import SpecialIds
-from convai_fast.generation.engine import fit_prefix
+from convai_fast.generation.request import fit_prefix
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.ops.reference import build_sequence
 

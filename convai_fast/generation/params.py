@@ -1,6 +1,9 @@
 """How a reply is drawn."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
 
 from convai_fast.errors import UserError
 
@@ -9,9 +12,12 @@ _LARGEST_SEED = 2**63 - 1  # seeds travel in int64 tensors
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one reply is drawn; the filters are those of `convai_fast.ops.sample`.
+    """How the replies to one request are drawn; the filters are those of `convai_fast.ops.sample`.
 
     Raises UserError naming the first field whose value is out of range.
+
+    Sources: `repetition_penalty`, Keskar et al. 2019 (arXiv 1909.05858);
+    `no_repeat_ngram_size`, Paulus et al. 2017 (arXiv 1705.04304).
     """
 
     max_length: int = 20
@@ -30,6 +36,16 @@ class SamplingParams:
     """Always take the likeliest token (greedy decoding)."""
     seed: int = 42
     """The same seed, prompt and options give the same reply."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens of the prompt and of the reply so far become less likely (1: off)."""
+    no_repeat_ngram_size: int = 0
+    """So many tokens in a row never occur twice in prompt and reply together (0: off)."""
+    stop: tuple[str, ...] = ()
+    """A reply ends before the first of these texts."""
+    n: Annotated[int, tyro.conf.Suppress] = 1
+    """Replies to each request."""
+    logprobs: Annotated[bool, tyro.conf.Suppress] = False
+    """Whether to return the log-probability of each token."""
 
     def __post_init__(self) -> None:
         self._require("max_length", self.max_length >= 1, "at least 1")
@@ -42,6 +58,12 @@ class SamplingParams:
         self._require("top_p", 0 <= self.top_p <= 1, "between 0 and 1")
         self._require("min_p", 0 <= self.min_p <= 1, "between 0 and 1")
         self._require("seed", 0 <= self.seed <= _LARGEST_SEED, "between 0 and 2**63 - 1")
+        self._require(
+            "repetition_penalty", 0 < self.repetition_penalty < float("inf"), "a number above 0"
+        )
+        self._require("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "at least 0")
+        self._require("stop", all(self.stop), "made of texts that are not empty")
+        self._require("n", self.n >= 1, "at least 1")
 
     def _require(self, field: str, holds: bool, rule: str) -> None:
         if not holds:

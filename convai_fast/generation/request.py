@@ -1,0 +1,172 @@
+"""What is asked of the engine, and what it answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from transformers import PreTrainedTokenizerFast
+
+from convai_fast.data.tokenizer import SpecialIds, encode
+from convai_fast.errors import UserError
+from convai_fast.generation.params import SamplingParams
+from convai_fast.ops.reference import build_sequence
+
+# <bos>, one turn of a speaker token and one token, and the reply's <speaker1>.
+_SHORTEST_PROMPT = 4
+
+Texts = Sequence[str] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A dialogue to be answered, as persona and history or as the prompt's own token ids.
+
+    Attributes:
+        persona: the model's sentences about itself, as text or as token ids.
+        history: the turns so far, oldest first, the partner's last turn last; text or token ids.
+        input_ids: instead of both, the whole prompt: what the reply is to follow.
+        token_type_ids: the segment id of each of `input_ids`; without them every token has that of
+            `<speaker1>`.
+        params: how the replies are drawn.
+
+    Example:
+        >>> Request(persona=["i like tea ."], history=["hello !"], params=SamplingParams(n=5))
+    """
+
+    persona: Texts = ()
+    history: Texts = ()
+    input_ids: Sequence[int] | None = None
+    token_type_ids: Sequence[int] | None = None
+    params: SamplingParams = field(default_factory=SamplingParams)
+
+
+@dataclass(slots=True)
+class Reply:
+    """One reply.
+
+    Attributes:
+        token_ids: what was drawn, without the special token that ended it.
+        text: the same as text, without special tokens, and up to the stop text if there was one.
+        finish_reason: "eos" (a special token was drawn), "length" (`max_length` tokens) or "stop"
+            (one of `SamplingParams.stop` was written).
+        logprobs: if `SamplingParams.logprobs`, the natural logarithm of each token's probability
+            after bans and penalties, before temperature and filters.
+    """
+
+    token_ids: list[int]
+    text: str
+    finish_reason: Literal["eos", "length", "stop"]
+    logprobs: list[float] | None = None
+
+
+class Prompt(NamedTuple):
+    """Token and segment ids of what a reply follows, its `<speaker1>` included."""
+
+    input_ids: list[int]
+    token_type_ids: list[int]
+
+
+def build_prompt(
+    request: Request,
+    tokenizer: PreTrainedTokenizerFast,
+    special_ids: SpecialIds,
+    vocab_size: int,
+    room: int,
+) -> Prompt:
+    """The prompt of `request`, of at most `room` tokens; what is too long loses what `fit_prefix`
+    cuts.
+
+    Raises:
+        UserError: token ids that do not exist, or given together with persona or history, or too
+            many of them: nobody but the caller knows what could be left out.
+    """
+    if request.input_ids is None:
+        if request.token_type_ids is not None:
+            raise UserError("the request has token_type_ids, but no input_ids")
+        persona = _token_ids(request.persona, "persona", tokenizer, vocab_size)
+        history = _token_ids(request.history, "history", tokenizer, vocab_size)
+        persona, history = fit_prefix(persona, history, room - 1)  # beside the reply's <speaker1>
+        input_ids, token_type_ids, _ = build_sequence(
+            persona, history, [], special_ids, with_eos=False
+        )
+        return Prompt(input_ids, token_type_ids)
+
+    if len(request.persona) or len(request.history):
+        raise UserError("the request has both input_ids and persona or history: give only one")
+    input_ids = list(request.input_ids)
+    token_type_ids = request.token_type_ids
+    if token_type_ids is None:
+        token_type_ids = [special_ids.speaker1] * len(input_ids)
+    token_type_ids = list(token_type_ids)
+    if not input_ids or len(token_type_ids) != len(input_ids):
+        raise UserError(
+            f"the request has {len(input_ids)} input_ids and {len(token_type_ids)} token_type_ids: "
+            "give at least one, and as many of both"
+        )
+    if len(input_ids) > room:
+        raise UserError(
+            f"the request has {len(input_ids)} input_ids, but beside max_length the model has "
+            f"positions for {room}"
+        )
+    _check_ids(input_ids, "input_ids", vocab_size)
+    _check_ids(token_type_ids, "token_type_ids", vocab_size)
+    return Prompt(input_ids, token_type_ids)
+
+
+def prompt_room(n_positions: int, params: SamplingParams) -> int:
+    """Number of tokens that a prompt may have so that the reply still fits the model.
+
+    Raises UserError when `params.max_length` leaves no room for a prompt.
+    """
+    room = n_positions - params.max_length
+    if room < _SHORTEST_PROMPT:
+        raise UserError(
+            f"max_length is {params.max_length}, which leaves no room for a prompt in the "
+            f"model's {n_positions} positions: give at most {n_positions - _SHORTEST_PROMPT}"
+        )
+    return room
+
+
+def fit_prefix(
+    persona: Sequence[Sequence[int]], history: Sequence[Sequence[int]], room: int
+) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+    """Cut persona and history so that `<bos>` and both take at most `room` tokens.
+
+    The oldest turns go first, then persona sentences from the end, then the beginning of the last
+    turn, which goes altogether where not one token of it fits.
+    """
+    persona, history = list(persona), list(history)
+
+    def excess() -> int:
+        return 1 + sum(map(len, persona)) + sum(1 + len(turn) for turn in history) - room
+
+    while excess() > 0 and len(history) > 1:
+        del history[0]
+    while excess() > 0 and persona:
+        del persona[-1]
+    if history and excess() > 0:
+        kept = history[0][excess() :]
+        history = [kept] if kept else []
+    return persona, history
+
+
+def _token_ids(
+    texts: Texts, field: str, tokenizer: PreTrainedTokenizerFast, vocab_size: int
+) -> list[list[int]]:
+    if isinstance(texts, str):
+        raise UserError(f"{field} of the request is one text: give a list of them")
+    texts = list(texts)
+    if texts and isinstance(texts[0], str):
+        return encode(tokenizer, texts)
+    for ids in texts:
+        _check_ids(ids, field, vocab_size)
+    return texts
+
+
+def _check_ids(ids: Sequence[int], field: str, vocab_size: int) -> None:
+    for token in ids:
+        if not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise UserError(
+                f"{field} of the request holds {token!r}, which is not a token id below "
+                f"{vocab_size}"
+            )
