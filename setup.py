@@ -21,7 +21,7 @@ from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
 BUILD_INFO = ROOT / "convai_fast" / "_build_info.json"
-CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall"]
+CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 
 
 def toolkit_version() -> str | None:

@@ -20,3 +20,13 @@ library.define(
     "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p,"
     " Tensor seeds, Tensor steps, bool return_logprobs) -> (Tensor token_ids, Tensor logprobs)"
 )
+
+library.define(
+    "packed_linear(Tensor x, Tensor weight, Tensor? scales, Tensor? bias, int out_features)"
+    " -> Tensor"
+)
+
+library.define(
+    "cached_attention(Tensor qkv, Tensor(a!) keys, Tensor(b!) values, Tensor slots,"
+    " Tensor offsets, Tensor lengths) -> Tensor"
+)

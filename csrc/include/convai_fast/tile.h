@@ -1,0 +1,73 @@
+// The inner loop of every matrix product here: some rows of x by some panels of 16 columns, summed
+// in registers. A sum is taken in the order of k, whatever the number of rows and panels, so that a
+// row's result does not depend on what is computed beside it.
+#pragma once
+
+#include "convai_fast/simd.h"
+
+namespace convai_fast {
+
+constexpr int64_t kPanel = 16;  // columns of a panel
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <int kWidth>
+CONVAI_FAST_INLINE typename Simd<kWidth>::Float load_weights(const float* source) {
+  return Simd<kWidth>::load(source);
+}
+
+template <int kWidth>
+CONVAI_FAST_INLINE typename Simd<kWidth>::Float load_weights(const BFloat16* source) {
+  return Simd<kWidth>::load_bfloat16(&source->bits);
+}
+
+template <int kWidth, int kRows, int kPanels>
+struct Tile {
+  static constexpr int kVectors = kPanel / kWidth;     // of a panel
+  static constexpr int kColumns = kPanels * kVectors;  // of the tile, in vectors
+  typename Simd<kWidth>::Float sums[kRows][kColumns];
+
+  CONVAI_FAST_INLINE void clear() {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kColumns; ++v) sums[i][v] = typename Simd<kWidth>::Float{};
+    }
+  }
+
+  CONVAI_FAST_INLINE void load_row(int i, const float* source) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kColumns; ++v) sums[i][v] = Simd<kWidth>::load(source + v * kWidth);
+  }
+
+  CONVAI_FAST_INLINE void store_row(int i, float* target) const {
+#pragma GCC unroll 16
+    for (int v = 0; v < kColumns; ++v) Simd<kWidth>::store(target + v * kWidth, sums[i][v]);
+  }
+
+  // sums[i][n] += x[i][k] * weight[k][n] for k in [begin, end). Row i of x begins at i * x_stride,
+  // the 16 weights of k at k * stride, those of the next panel panel_stride further on.
+  template <typename Weight>
+  CONVAI_FAST_INLINE void add_products(const float* x, int64_t x_stride, const Weight* weight,
+                                       int64_t stride, int64_t panel_stride, int64_t begin,
+                                       int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      typename Simd<kWidth>::Float w[kColumns];
+#pragma GCC unroll 16
+      for (int v = 0; v < kColumns; ++v) {
+        w[v] = load_weights<kWidth>(weight + v / kVectors * panel_stride + k * stride +
+                                    v % kVectors * kWidth);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+        const float factor = x[i * x_stride + k];
+#pragma GCC unroll 16
+        for (int v = 0; v < kColumns; ++v) sums[i][v] += factor * w[v];
+      }
+    }
+  }
+};
+
+}  // namespace convai_fast
