@@ -1,7 +1,17 @@
 """The custom operators, usable as functions and under `torch.compile`."""
 
 from convai_fast import _native  # noqa: F401  (loads the compiled kernels)
+from convai_fast.ops.cached_attention import cached_attention
 from convai_fast.ops.collate import PLAN_COLUMNS, collate
+from convai_fast.ops.packed_linear import PackedWeight, pack_weight, packed_linear
 from convai_fast.ops.sample import sample
 
-__all__ = ["PLAN_COLUMNS", "collate", "sample"]
+__all__ = [
+    "PLAN_COLUMNS",
+    "PackedWeight",
+    "cached_attention",
+    "collate",
+    "pack_weight",
+    "packed_linear",
+    "sample",
+]

@@ -6,6 +6,7 @@ The compiled kernels are tested against these functions, which also serve where 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100  # the label of a token that has none, as in transformers
@@ -187,3 +188,50 @@ def sample(
     if not return_logprobs:
         return token_ids, logits.new_zeros(0)
     return token_ids, logits.log_softmax(-1).gather(-1, token_ids[:, None]).squeeze(-1)
+
+
+# --- packed_linear and cached_attention --------------------------------------------------------
+
+PANEL = 16  # columns that lie side by side in packed weights and in the cache's keys
+
+
+def packed_linear(
+    x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, out_features: int
+) -> Tensor:
+    """See `convai_fast.ops.packed_linear`."""
+    if scales is not None:  # [panels, pairs, 16, 2] -> [panels, in_features, 16]
+        weight = weight.transpose(2, 3).flatten(1, 2)[:, : x.shape[-1]]
+    weight = weight.float().transpose(1, 2).flatten(0, 1)[:out_features]
+    if scales is None:
+        return F.linear(x, weight, bias)
+    in_features = max(1, x.shape[-1])
+    largest_step = min(32767, max(1, 2**31 // (127 * in_features) - 1))
+    x_scales = x.abs().amax(-1, keepdim=True) / largest_step
+    steps = (x / x_scales.clamp(min=torch.finfo(torch.float32).tiny)).round()
+    sums = (steps.double() @ weight.double().T).float()  # exact: below 2**31
+    out = sums * (x_scales * scales)
+    return out if bias is None else out + bias
+
+
+def cached_attention(
+    qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, offsets: Tensor, lengths: Tensor
+) -> Tensor:
+    """See `convai_fast.ops.cached_attention`."""
+    num_heads, head_dim = keys.shape[1], keys.shape[3]
+    query, key, value = qkv.view(len(qkv), 3, num_heads, head_dim).unbind(1)
+    out = torch.empty_like(query)
+    bounds = offsets.tolist()
+    for i, (slot, length) in enumerate(zip(slots.tolist(), lengths.tolist(), strict=True)):
+        rows = slice(bounds[i], bounds[i + 1])
+        end = length + bounds[i + 1] - bounds[i]
+        positions = torch.arange(length, end, device=qkv.device)
+        keys[slot, :, positions // PANEL, :, positions % PANEL] = key[rows]
+        values[slot, :, length:end, :head_dim] = value[rows].transpose(0, 1)
+        past_keys = keys[slot].transpose(-1, -2).flatten(1, 2)[:, :end]
+        past_values = values[slot, :, :end, :head_dim]
+        # True where a new token (a row of the mask) may look: at itself and before.
+        mask = torch.arange(end, device=qkv.device) <= positions[:, None]
+        out[rows] = F.scaled_dot_product_attention(
+            query[rows].transpose(0, 1), past_keys, past_values, attn_mask=mask
+        ).transpose(0, 1)
+    return out.flatten(1)
