@@ -11,14 +11,14 @@ from typing import Annotated
 import tyro
 from transformers import PreTrainedTokenizerFast
 
+from convai_fast.cli.loading import load_fine_tuned
 from convai_fast.data.readers import load_dialogues
-from convai_fast.data.tokenizer import encode, load_tokenizer
+from convai_fast.data.tokenizer import encode
 from convai_fast.errors import UserError
 from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
-from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.options import resolve_device
 
 _PROMPT = ">>> "
@@ -224,14 +224,7 @@ def run(options: InteractOptions) -> None:
     persona = _first_persona(options, personas)
 
     device = resolve_device(options.device)
-    model = DoubleHeadsModel.from_pretrained(options.model)
-    tokenizer = load_tokenizer(options.model)
-    if len(tokenizer) != model.config.vocab_size:
-        raise UserError(
-            f"{options.model} has embeddings for {model.config.vocab_size} tokens, but its "
-            f"tokenizer with the dialogue's special tokens has {len(tokenizer)}: fine-tune it with "
-            "`convai-fast train` first"
-        )
+    model, tokenizer = load_fine_tuned(options.model)
     engine = GenerationEngine(model.to(device), tokenizer)
     conversation = Conversation(
         engine,

@@ -1,0 +1,23 @@
+"""What the commands that use a fine-tuned model begin with."""
+
+from transformers import PreTrainedTokenizerFast
+
+from convai_fast.data.tokenizer import load_tokenizer
+from convai_fast.errors import UserError
+from convai_fast.model.double_heads import DoubleHeadsModel
+
+
+def load_fine_tuned(path: str) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast]:
+    """Load the model at `path`, a folder or Hub id, and its tokenizer.
+
+    Raises UserError when the model does not embed exactly the tokenizer's tokens.
+    """
+    model = DoubleHeadsModel.from_pretrained(path)
+    tokenizer = load_tokenizer(path)
+    if len(tokenizer) != model.config.vocab_size:
+        raise UserError(
+            f"{path} has embeddings for {model.config.vocab_size} tokens, but its tokenizer with "
+            f"the dialogue's special tokens has {len(tokenizer)}: fine-tune it with `convai-fast "
+            "train` first"
+        )
+    return model, tokenizer
