@@ -48,12 +48,18 @@ class GenerationEngine:
             text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
             yield i, [Reply(token_ids, text, "eos") for _ in range(request.params.n)]
 
+    def check(self, request: Request) -> None:
+        """Raise UserError if `request` cannot be answered."""
+        self._build_prompt(request)
+
     def stream(self, request: Request) -> Iterator[int]:
         """Yield the token ids of the first reply, each as soon as it is drawn."""
+        return self._decode(self._build_prompt(request), request.params)
+
+    def _build_prompt(self, request: Request) -> Prompt:
         room = self.prompt_room(request.params)
         vocab_size = self.model.config.vocab_size
-        prompt = build_prompt(request, self.tokenizer, self.special_ids, vocab_size, room)
-        return self._decode(prompt, request.params)
+        return build_prompt(request, self.tokenizer, self.special_ids, vocab_size, room)
 
     @torch.inference_mode()
     def _decode(self, prompt: Prompt, params: SamplingParams) -> Iterator[int]:

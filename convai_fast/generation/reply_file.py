@@ -1,0 +1,177 @@
+"""The file of replies: safe at every moment while it grows, complete or absent in the end.
+
+While a run lasts, `OUTPUT.partial` holds a header and then a line for each request, in the order in
+which they were answered. A line is handed to the operating system as soon as it is there, so a
+kill costs at most a torn last line, and the next run continues behind the last whole one. At the
+end the lines are put in the order of the requests, beside `OUTPUT`, and renamed to it.
+`OUTPUT.errors.jsonl` holds the bad lines of the requests, if there are any; each run finds them
+anew.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+from convai_fast.errors import UserError
+from convai_fast.generation.jsonl import BadLine, id_key
+
+_FORMAT = "convai_fast replies 1"
+
+
+class ReplyFile:
+    """Where the replies of a run go; see the top of this file. A context manager.
+
+    `settings` are what the replies depend on, by name: replies that were drawn with other settings
+    are not continued. Only ids and positions are kept in memory.
+
+    Attributes:
+        positions: by `id_key`, where in the partial file the replies to a request begin.
+        num_errors: bad lines so far.
+
+    Raises:
+        UserError: a file cannot be written, belongs to other settings, or to a run that goes on.
+    """
+
+    def __init__(self, output: Path, settings: dict[str, Any]) -> None:
+        self.output = output
+        self.partial = Path(f"{output}.partial")
+        self.errors = Path(f"{output}.errors.jsonl")
+        self._scratch = Path(f"{output}.tmp")
+        self._errors_scratch = Path(f"{self.errors}.tmp")
+        self.positions: dict[str, int] = {}
+        self.num_errors = 0
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.partial, "ab", buffering=0)  # noqa: SIM115
+            self._lock()
+            self._recover(settings)
+            self._errors_file = open(self._errors_scratch, "wb")  # noqa: SIM115
+        except OSError as error:
+            raise UserError(
+                f"cannot write {error.filename or self.partial}: {error.strerror}"
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # what could not be written has been reported
+            self._errors_file.close()
+        self._file.close()
+        self._scratch.unlink(missing_ok=True)
+        self._errors_scratch.unlink(missing_ok=True)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append the replies to one request; once this returns, a kill cannot lose them."""
+        line = _to_line(record)
+        with self._writing(self.partial):
+            self._append(line)
+        self.positions[id_key(record["id"])] = self._end - len(line)
+
+    def add_error(self, bad: BadLine) -> None:
+        """Note a line that is no request."""
+        record = {name: value for name, value in asdict(bad).items() if value is not None}
+        with self._writing(self.errors):
+            self._errors_file.write(_to_line(record))
+        self.num_errors += 1
+
+    def finish(self, keys: Sequence[str]) -> None:
+        """Put the replies in the order of `keys`, and each file in its place.
+
+        Without any key there is no file of replies.
+        """
+        with self._writing(self.errors):
+            self._errors_file.close()
+            if self.num_errors:
+                os.replace(self._errors_scratch, self.errors)
+            else:
+                self.errors.unlink(missing_ok=True)
+        with self._writing(self.output):
+            if keys:
+                with open(self.partial, "rb") as source, open(self._scratch, "wb") as target:
+                    for key in keys:
+                        source.seek(self.positions[key])
+                        target.write(source.readline())
+                    target.flush()
+                    os.fsync(target.fileno())
+                os.replace(self._scratch, self.output)
+            self.partial.unlink()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another run is writing {self.partial}: wait for it, or choose another --output"
+            ) from error
+
+    def _recover(self, settings: dict[str, Any]) -> None:
+        """Find the replies of earlier runs, and cut off what a kill left half-written."""
+        header = {"format": _FORMAT, **settings}
+        line = _to_line(header)
+        with open(self.partial, "rb") as file:
+            first = file.readline()
+            if line.startswith(first) and first != line:  # nothing there, or not even the header
+                self._file.truncate(0)
+                self._end = 0
+                self._append(line)
+                return
+            if first != line:
+                raise UserError(self._mismatch(header, first))
+            self._end = len(first)
+            for line in file:
+                key = _key_of(line)
+                if key is None:
+                    break
+                self.positions[key] = self._end
+                self._end += len(line)
+        self._file.truncate(self._end)
+
+    def _mismatch(self, header: dict[str, Any], line: bytes) -> str:
+        try:
+            found = json.loads(line)
+            is_ours = found["format"] == _FORMAT
+        except (ValueError, TypeError, KeyError):
+            is_ours = False
+        if not is_ours:
+            return f"{self.partial} is no file of replies: move it away, or choose another --output"
+        header = json.loads(_to_line(header))  # a tuple becomes a list
+        others = [name for name in header | found if header.get(name) != found.get(name)]
+        return (
+            f"{self.partial} was begun with another {', '.join(others)}: delete it, or choose "
+            "another --output"
+        )
+
+    def _append(self, line: bytes) -> None:
+        self._end += len(line)
+        while line:  # on a full disk, what fits is written before the error comes
+            line = line[self._file.write(line) :]
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; the replies so far are kept in "
+                f"{self.partial}, and the same command continues from there"
+            ) from error
+
+
+def _to_line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n"
+
+
+def _key_of(line: bytes) -> str | None:
+    """The key of the request that a whole line answers; None if it is torn."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return id_key(json.loads(line)["id"])
+    except (ValueError, TypeError, KeyError):
+        return None
