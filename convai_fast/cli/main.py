@@ -15,6 +15,7 @@ COMMANDS = {
     "prepare": ("PrepareOptions", "turn a file of dialogues into a store, or preview it"),
     "train": ("TrainOptions", "fine-tune a GPT or GPT-2 double-heads model on dialogues"),
     "interact": ("InteractOptions", "talk to a model"),
+    "generate": ("GenerateOptions", "write replies in bulk, from JSONL or a dataset"),
     "info": ("InfoOptions", "print versions, what is compiled, and which devices there are"),
 }
 

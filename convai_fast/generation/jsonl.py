@@ -14,7 +14,6 @@ import codecs
 import difflib
 import hashlib
 import json
-import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -114,7 +113,8 @@ def id_key(id: Id) -> str:
 
 def seed_of(seed: int, id: Id) -> int:
     """The seed of the request `id` in a run with `seed`, whatever else the run holds."""
-    return random.Random(f"{seed} {id_key(id)}").getrandbits(63)
+    digest = hashlib.sha256(f"{seed} {id_key(id)}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1  # a seed has 63 bits
 
 
 def to_request(record: Mapping[str, Any], id: Id, params: SamplingParams) -> Request:
@@ -160,7 +160,8 @@ def reply_record(
 def _read_object(line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-        json.dumps(record, ensure_ascii=False).encode("utf-8")  # an escape may be half a character
+        if b"\\u" in line:  # then it may hold half a character
+            json.dumps(record, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"the byte 0x{line[error.start]:02x} is not UTF-8") from error
     except UnicodeEncodeError as error:

@@ -1,0 +1,386 @@
+"""`convai-fast generate` as a user types it, undisturbed, killed, and out of space."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from convai_fast.cli.main import main
+from convai_fast.data.builtin import builtin_dialogues
+from convai_fast.data.tokenizer import load_tokenizer
+from convai_fast.generation.engine import GenerationEngine
+from convai_fast.model import DoubleHeadsModel, TransformerConfig
+
+LENGTH = ["--max_length", "12", "--min_length", "12"]
+
+
+def save_model(folder, tokenizer, seed=0):
+    tokenizer.save_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    torch.manual_seed(seed)
+    config = {"model_type": "gpt2", "vocab_size": len(tokenizer), "n_positions": 64}
+    config |= {"n_embd": 16, "n_layer": 1, "n_head": 2}
+    DoubleHeadsModel(TransformerConfig.from_transformers(config)).save_pretrained(folder, tokenizer)
+    return str(folder)
+
+
+def write_lines(path, *records):
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return str(path)
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer, tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"), tokenizer)
+
+
+@pytest.fixture
+def generate(model, tmp_path):
+    """Run the command on some requests, into tmp_path / "replies.jsonl"."""
+
+    def generate(*options, requests=None):
+        if requests is not None:
+            options = ("--input", write_lines(tmp_path / "requests.jsonl", *requests), *options)
+        output = str(tmp_path / "replies.jsonl")
+        return main(["generate", "--model", model, "--output", output, *map(str, options)])
+
+    return generate
+
+
+@pytest.fixture
+def replies(tmp_path):
+    """What the command wrote, by id."""
+    return lambda: {line["id"]: line["replies"] for line in read_lines(tmp_path / "replies.jsonl")}
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_every_request_is_answered_in_the_order_of_the_file(generate, tmp_path, capsys, tokenizer):
+    ids = ["b", "a", 3, 2.5]
+    requests = [{"id": id, "persona": ["i like tea ."], "history": ["hello !"]} for id in ids]
+    assert generate("--token_ids", requests=requests) == 0
+    lines = read_lines(tmp_path / "replies.jsonl")
+    assert [line["id"] for line in lines] == ids
+    for line in lines:
+        (reply,) = line["replies"]
+        assert list(reply) == ["text", "finish_reason", "token_ids"]
+        assert reply["text"] == tokenizer.decode(reply["token_ids"], skip_special_tokens=True)
+    assert len({line["replies"][0]["text"] for line in lines}) == 4
+    tokens = sum(len(line["replies"][0]["token_ids"]) for line in lines)
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"4 replies, {tokens} tokens in ")
+    assert printed.out.endswith(f" tokens/s: {tmp_path / 'replies.jsonl'}\n")
+    assert printed.out.count("\n") == 1
+    assert "4/4" in printed.err
+    assert files(tmp_path) == ["replies.jsonl", "requests.jsonl"]
+
+
+def test_lines_hold_text_and_reason_alone_unless_more_is_asked_for(generate, replies):
+    assert generate(requests=[{"id": "a"}]) == 0
+    assert list(replies()["a"][0]) == ["text", "finish_reason"]
+
+
+def test_a_line_may_draw_otherwise_than_the_command(generate, replies):
+    requests = [{"id": "long"}, {"id": "short", "max_length": 2, "min_length": 1}, {"id": "s"}]
+    requests += [{"id": "same", "seed": 3}, {"id": "again", "seed": 3}, {"id": "two", "n": 2}]
+    assert generate(*LENGTH, "--token_ids", requests=requests) == 0
+    found = replies()
+    assert len(found["long"][0]["token_ids"]) == 12
+    assert len(found["short"][0]["token_ids"]) <= 2
+    assert found["same"] == found["again"] != found["s"]
+    assert [len(found[id]) for id in ("long", "two")] == [1, 2]
+
+
+def test_num_return_is_the_number_of_replies_to_each_request(generate, replies):
+    assert generate("--num_return", 5, requests=[{"id": "a"}, {"id": "b"}]) == 0
+    assert [len(drawn) for drawn in replies().values()] == [5, 5]
+
+
+def test_a_reply_does_not_depend_on_the_place_of_its_request_but_on_the_seed(
+    generate, replies, tmp_path
+):
+    requests = [{"id": id, "history": ["hello !"]} for id in "abc"]
+    assert generate(requests=requests) == 0
+    first = replies()
+    assert generate("--overwrite", "--batch_size", 1, requests=requests[::-1]) == 0
+    assert replies() == first
+    assert generate("--overwrite", "--seed", 1, requests=requests) == 0
+    assert replies() != first
+
+
+def test_replies_that_are_ready_in_another_order_find_their_ids(generate, replies, monkeypatch):
+    requests = [{"id": id, "history": [id]} for id in "abcdef"]
+    assert generate(requests=[*requests, "bad"]) == 0
+    first = replies()
+    serve = GenerationEngine.serve
+    monkeypatch.setattr(GenerationEngine, "serve", lambda *given: reversed([*serve(*given)]))
+    assert generate("--overwrite", requests=["bad", *requests]) == 0
+    assert list(replies().items()) == list(first.items())
+
+
+def test_every_turn_of_a_split_is_answered_and_the_true_reply_stands_beside_it(
+    generate, tmp_path, monkeypatch
+):
+    dialogues = builtin_dialogues(num_train=3, num_valid=2)
+    data = {s: [dataclasses.asdict(d) for d in ds] for s, ds in dialogues.items()}
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    seen = []
+    check = GenerationEngine.check
+    monkeypatch.setattr(GenerationEngine, "check", lambda self, r: seen.append(r) or check(self, r))
+    assert generate("--data", tmp_path / "data.json", "--max_history", 0) == 0
+    expected = {
+        f"valid/{number}/{turn}": (dialogue, utterance)
+        for number, dialogue in enumerate(dialogues["valid"])
+        for turn, utterance in enumerate(dialogue.utterances)
+    }
+    lines = read_lines(tmp_path / "replies.jsonl")
+    assert [line["id"] for line in lines] == list(expected)
+    for line, request, (dialogue, utterance) in zip(lines, seen, expected.values(), strict=True):
+        assert line["expected"] == utterance.candidates[-1]
+        assert request.persona == dialogue.personality
+        assert request.history == utterance.history[-1:]  # of 2 * max_history + 1 turns
+    assert generate("--data", tmp_path / "data.json", "--split", "train", "--overwrite") == 0
+    assert read_lines(tmp_path / "replies.jsonl")[0]["id"] == "train/0/0"
+
+
+def test_bad_lines_are_listed_and_the_others_answered(generate, replies, tmp_path, capsys):
+    too_long = {"id": "long", "input_ids": [1] * 60}
+    unknown = {"id": "ids", "history": [[1, 100_000]]}
+    requests = ["oops", {"id": "a"}, {"id": "a"}, too_long, unknown, {"maxlength": 3}]
+    assert generate(requests=requests) == 0
+    assert list(replies()) == ["a"]
+    errors = tmp_path / "replies.jsonl.errors.jsonl"
+    listed = read_lines(errors)
+    assert [(bad["line"], bad.get("id")) for bad in listed] == [
+        (1, None),
+        (3, "a"),
+        (4, "long"),
+        (5, "ids"),
+        (6, 6),
+    ]
+    reasons = [bad["reason"] for bad in listed]
+    says = ["not JSON", "line 2 has", "60 input_ids", "100000", "do you mean max_length?"]
+    assert all(part in reason for part, reason in zip(says, reasons, strict=True))
+    assert capsys.readouterr().out.startswith(f"5 bad lines: {errors} says why\n1 replies, ")
+    assert generate("--overwrite", requests=[{"id": "a"}]) == 0
+    assert not errors.exists()
+
+
+def test_a_file_without_a_single_request_is_code_2_and_the_reasons_are_listed(
+    generate, tmp_path, capsys
+):
+    assert generate(requests=["oops", "oops"]) == 2
+    errors = tmp_path / "replies.jsonl.errors.jsonl"
+    assert f"not one line is a request: {errors} says why\n" in capsys.readouterr().err
+    assert len(read_lines(errors)) == 2
+    assert files(tmp_path) == ["replies.jsonl.errors.jsonl", "requests.jsonl"]
+
+
+# --- interruptions ------------------------------------------------------------------------------
+
+MANY = [{"id": f"{i}", "history": ["hello !"] * (1 + i % 3)} for i in range(60)]
+MANY[7] = "oops"
+# One by one, so that there is a moment between any two.
+ONE_BY_ONE = [*LENGTH, "--batch_size", "1"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model, tmp_path_factory):
+    """The files of a run of MANY that nothing interrupted, by name."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    arguments = ["--input", write_lines(folder / "requests.jsonl", *MANY), *ONE_BY_ONE]
+    output = str(folder / "replies.jsonl")
+    assert main(["generate", "--model", model, "--output", output, *arguments]) == 0
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_same(folder, undisturbed):
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == undisturbed
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_file(
+    model, tmp_path, undisturbed, monkeypatch, capsys
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    processes = multiprocessing.get_context("forkserver")
+    # All that takes long to import is imported once.
+    processes.set_forkserver_preload(["convai_fast.cli.generate", "torch._dynamo"])
+    arguments = ["--input", write_lines(tmp_path / "requests.jsonl", *MANY), *ONE_BY_ONE]
+    output = tmp_path / "replies.jsonl"
+    arguments = ["generate", "--model", model, "--output", str(output), *arguments]
+    partial = tmp_path / "replies.jsonl.partial"
+
+    def num_answered():
+        return max(0, partial.read_bytes().count(b"\n") - 1) if partial.exists() else 0
+
+    kills = 0
+    for target in (1, 5, 10, 15):
+        process = processes.Process(target=main, args=(arguments,))
+        process.start()
+        while process.is_alive() and num_answered() < target:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.02))
+        answered = num_answered()
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        assert num_answered() >= answered >= target
+        assert not output.exists()
+    assert kills == 4
+    before = num_answered()
+    assert main(arguments) == 0
+    assert f"(and those to {before} requests before)" in capsys.readouterr().out
+    assert_same(tmp_path, undisturbed)
+
+
+def interrupt_after(monkeypatch, count, how):
+    """Let the next run of the command call `how` once it has written `count` replies."""
+    serve = GenerationEngine.serve
+
+    def interrupted(self, requests):
+        monkeypatch.setattr(GenerationEngine, "serve", serve)
+        for number, pair in enumerate(serve(self, requests)):
+            if number == count:
+                how()
+            yield pair
+
+    monkeypatch.setattr(GenerationEngine, "serve", interrupted)
+
+
+def test_ctrl_c_is_code_130_and_the_next_run_continues(
+    generate, tmp_path, undisturbed, monkeypatch, capsys
+):
+    interrupt_after(monkeypatch, 5, lambda: signal.raise_signal(signal.SIGINT))
+    assert generate(*ONE_BY_ONE, requests=MANY) == 130
+    partial = tmp_path / "replies.jsonl.partial"
+    assert f"stopped: 5 of 60 requests are answered; the same command continues from {partial}" in (
+        capsys.readouterr().err
+    )
+    assert files(tmp_path) == ["replies.jsonl.partial", "requests.jsonl"]
+    assert generate(*ONE_BY_ONE, requests=MANY) == 0
+    assert_same(tmp_path, undisturbed)
+
+
+def test_sigterm_ends_a_run_like_ctrl_c_with_the_code_of_a_shell(
+    generate, tmp_path, undisturbed, monkeypatch, capsys
+):
+    interrupt_after(monkeypatch, 5, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as exit:
+        generate(*ONE_BY_ONE, requests=MANY)
+    assert exit.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert "stopped: 5 of 60 requests" in capsys.readouterr().err
+    assert files(tmp_path) == ["replies.jsonl.partial", "requests.jsonl"]
+    assert generate(*ONE_BY_ONE, requests=MANY) == 0
+    assert_same(tmp_path, undisturbed)
+
+
+def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_written(
+    model, generate, tmp_path, undisturbed
+):
+    def limit_file_size():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    arguments = ["--input", write_lines(tmp_path / "requests.jsonl", *MANY), *ONE_BY_ONE]
+    output = str(tmp_path / "replies.jsonl")
+    arguments += ["--model", model, "--output", output]
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "convai_fast", "generate", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        preexec_fn=limit_file_size,
+    )
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1] == (
+        f"convai-fast generate: cannot write {output}.partial: File too large; the replies so far "
+        f"are kept in {output}.partial, and the same command continues from there"
+    )
+    assert files(tmp_path) == ["replies.jsonl.partial", "requests.jsonl"]
+    assert (tmp_path / "replies.jsonl.partial").stat().st_size == 3000
+    assert generate(*ONE_BY_ONE, requests=MANY) == 0
+    assert_same(tmp_path, undisturbed)
+
+
+def test_what_was_begun_with_other_options_requests_or_weights_is_not_continued(
+    generate, tmp_path, monkeypatch, capsys, tokenizer
+):
+    interrupt_after(monkeypatch, 1, lambda: signal.raise_signal(signal.SIGINT))
+    requests = [{"id": "a"}, {"id": "b"}]
+    assert generate(*LENGTH, requests=requests) == 130
+    before = (tmp_path / "replies.jsonl.partial").read_bytes()
+    other_model = save_model(tmp_path / "other", tokenizer, seed=1)
+    capsys.readouterr()
+    for options, lines, named in [
+        ((*LENGTH, "--temperature", 1), requests, "temperature"),
+        ((*LENGTH, "--num_return", 2, "--token_ids"), requests, "token_ids, n"),
+        ((*LENGTH, "--weights", "bfloat16"), requests, "weights"),
+        ((*LENGTH, "--model", other_model), requests, "model"),
+        (LENGTH, requests[:1], "input"),
+    ]:
+        assert generate(*options, requests=lines) == 2
+        error = capsys.readouterr().err
+        assert f".partial was begun with another {named}: delete it, or choose another" in error
+    assert (tmp_path / "replies.jsonl.partial").read_bytes() == before
+    assert generate(*LENGTH, "--batch_size", 3, "--device", "cpu", requests=requests) == 0
+
+
+# --- mistakes -----------------------------------------------------------------------------------
+
+
+def test_a_file_of_replies_is_overwritten_only_when_asked(generate, tmp_path, capsys):
+    output = tmp_path / "replies.jsonl"
+    output.write_text("precious\n")
+    assert generate(requests=[{"id": "a"}]) == 2
+    assert f"{output} is already there: choose another --output, or" in capsys.readouterr().err
+    assert output.read_text() == "precious\n"
+    assert generate("--overwrite", requests=[{"id": "a"}]) == 0
+    assert read_lines(output)[0]["id"] == "a"
+
+
+def test_a_mistake_in_the_options_is_one_sentence_and_code_2(model, tmp_path, capsys):
+    requests = write_lines(tmp_path / "requests.jsonl", {"id": "a"})
+    (tmp_path / "empty").touch()
+
+    def error(*options, output=tmp_path / "replies.jsonl"):
+        arguments = ["--model", model, "--output", output, *options]
+        assert main(["generate", *map(str, arguments)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        return line
+
+    given = ("--input", requests)
+    assert "give either --input or --data" in error()
+    assert "give either --input or --data" in error(*given, "--data", requests)
+    assert f"{tmp_path}/absent: No such file" in error("--input", tmp_path / "absent")
+    assert f"{tmp_path} is not a regular file" in error("--input", tmp_path)
+    assert f"{tmp_path}/empty is empty" in error("--input", tmp_path / "empty")
+    assert "there is no such file" in error("--data", tmp_path / "absent")
+    assert f"{tmp_path} is not a regular file" in error(*given, output=tmp_path)
+    assert "/dev/null is not a regular file" in error(*given, "--overwrite", output="/dev/null")
+    assert "cannot write" in error(*given, output=tmp_path / "empty" / "replies.jsonl")
+    assert f"{requests} holds the requests" in error(*given, "--overwrite", output=requests)
+    assert "--num_return must be at least 1" in error(*given, "--n", 0)
+    assert "--batch_size must be at least 1" in error(*given, "--batch_size", 0)
+    assert "--max_history must be at least 0" in error(*given, "--max_history", -1)
+    assert "leaves no room for a prompt" in error(*given, "--max_length", 64)
+    assert "top_p is 2.0" in error(*given, "--top_p", 2)
+    assert "--device nowhere" in error(*given, "--device", "nowhere")
+    assert files(tmp_path) == ["empty", "requests.jsonl"]
