@@ -16,6 +16,7 @@ import torch
 
 from convai_fast.cli.main import main
 from convai_fast.data.builtin import builtin_dialogues
+from convai_fast.data.readers import load_dialogues
 from convai_fast.data.tokenizer import load_tokenizer
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.model import DoubleHeadsModel, TransformerConfig
@@ -157,6 +158,19 @@ def test_every_turn_of_a_split_is_answered_and_the_true_reply_stands_beside_it(
         assert request.history == utterance.history[-1:]  # of 2 * max_history + 1 turns
     assert generate("--data", tmp_path / "data.json", "--split", "train", "--overwrite") == 0
     assert read_lines(tmp_path / "replies.jsonl")[0]["id"] == "train/0/0"
+
+
+def test_a_missing_validation_split_is_the_one_that_train_cuts_off(generate, tmp_path, capsys):
+    dialogues = builtin_dialogues(num_train=8, num_valid=0)["train"]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([dataclasses.asdict(dialogue) for dialogue in dialogues]))
+    valid = load_dialogues(path, valid_fraction=0.25, seed=3)["valid"]
+    options = ("--data", path, "--valid_fraction", 0.25, "--data_seed", 3, "--max_length", 1)
+    assert generate(*options) == 0
+    expected = [utterance.candidates[-1] for dialogue in valid for utterance in dialogue.utterances]
+    assert [line["expected"] for line in read_lines(tmp_path / "replies.jsonl")] == expected
+    assert generate("--data", path, "--valid_fraction", 0, "--overwrite") == 2
+    assert f"the valid split of {path} is empty" in capsys.readouterr().err
 
 
 def test_bad_lines_are_listed_and_the_others_answered(generate, replies, tmp_path, capsys):

@@ -15,7 +15,7 @@ KEYS = [id_key(id) for id in IDS]
 
 
 def record(id):
-    return {"id": id, "replies": [{"text": f"text of {id}\n", "finish_reason": "eos"}]}
+    return {"id": id, "replies": [{"text": f"to {id}\n"}]}
 
 
 def content(output):
