@@ -1,21 +1,68 @@
-"""Replies from a double-heads model, with a key/value cache."""
+"""Replies in bulk: sequences come and go in the slots of a cache, one forward pass a step for all.
 
-from collections.abc import Iterable, Iterator
+A step gives every sequence its next token: those under way by their last token, new ones by what
+of their prompt no slot holds yet. What a reply becomes depends on its request alone.
+"""
 
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast import ops
 from convai_fast.data.tokenizer import special_ids
+from convai_fast.errors import UserError
 from convai_fast.generation.cache import KVCache
+from convai_fast.generation.constraints import Constraints, constrain
+from convai_fast.generation.decoder import Decoder
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Prompt, Reply, Request, build_prompt, prompt_room
 from convai_fast.model.double_heads import DoubleHeadsModel
 
+_WINDOW = 1024  # requests that are looked at together, to bring those next to each other that share
+_PREFILL_TOKENS = 1024  # of prompts in one step, if there is more than one
+_WORTH_WAITING_FOR = 16  # tokens of a prompt that another sequence is about to compute
+
+
+class _Sequence:
+    """One reply in the making."""
+
+    def __init__(
+        self, request: int, sample: int, prompt: Prompt, keys: np.ndarray, params: SamplingParams
+    ) -> None:
+        self.request = request
+        self.prompt = prompt
+        self.keys = keys
+        self.params = params
+        # Replies to one request are drawn from one seed, by counters that never meet.
+        self.step = sample << 32
+        self.slot = -1
+        self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.finish_reason = ""
+        self.stop_at = -1  # where in the text a stop text begins
+
 
 class GenerationEngine:
-    """Writes replies with `model`."""
+    """Writes replies with `model`.
+
+    Args:
+        model: on a CPU its weights are packed now: make a new engine after changing them.
+        tokenizer: turns requests into token ids and replies into text; its special tokens end them.
+        max_batch_size: sequences that are under way at a time, at most.
+        weights: "float32", "bfloat16", or "int8", an approximation for the CPU.
+
+    Example:
+        >>> engine = GenerationEngine(model, tokenizer)
+        >>> request = Request(persona=["i like tea ."], history=["hello , how are you ?"])
+        >>> [[reply]] = engine.generate([request])
+        >>> reply.text
+
+    Sources: sequences that join and leave at every step, Yu et al., "Orca" (OSDI 2022); a cache in
+    which prefixes are found again, Zheng et al., "SGLang" (arXiv 2312.07104).
+    """
 
     def __init__(
         self,
@@ -25,10 +72,20 @@ class GenerationEngine:
         max_batch_size: int = 64,
         weights: str = "float32",
     ) -> None:
-        self.model = model.eval()
+        if max_batch_size < 1:
+            raise UserError(f"max_batch_size is {max_batch_size}, but must be at least 1")
+        self.model = model
         self.tokenizer = tokenizer
         self.special_ids = special_ids(tokenizer)
-        self._banned = torch.tensor(self.special_ids)
+        self._decoder = Decoder(model, weights)
+        self._free_slots = list(range(max_batch_size))  # the one longest free first
+        self._cache = KVCache(
+            model.config,
+            max_batch_size,
+            capacity=1,
+            dtype=self._decoder.dtype,
+            device=self._decoder.device,
+        )
 
     def prompt_room(self, params: SamplingParams) -> int:
         """Number of tokens that a prompt may have so that the reply still fits the model.
@@ -37,69 +94,234 @@ class GenerationEngine:
         """
         return prompt_room(self.model.config.n_positions, params)
 
-    def generate(self, requests: Iterable[Request]) -> list[list[Reply]]:
-        """The replies to each request, `params.n` of them, in the order of the requests."""
-        return [replies for _, replies in sorted(self.serve(requests), key=lambda pair: pair[0])]
-
-    def serve(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Reply]]]:
-        """Yield each request's number and replies as soon as they are written."""
-        for i, request in enumerate(requests):
-            token_ids = list(self.stream(request))
-            text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
-            yield i, [Reply(token_ids, text, "eos") for _ in range(request.params.n)]
-
     def check(self, request: Request) -> None:
         """Raise UserError if `request` cannot be answered."""
         self._build_prompt(request)
 
+    def generate(self, requests: Iterable[Request]) -> list[list[Reply]]:
+        """The replies to each request, `params.n` of them, in the order of the requests.
+
+        Raises:
+            UserError: a request cannot be answered.
+        """
+        replies = dict(self.serve(requests))
+        return [replies[i] for i in range(len(replies))]
+
+    def serve(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Reply]]]:
+        """Yield each request's number, counted from 0, and its replies, as soon as all are written.
+
+        Requests are taken from `requests` when they are needed, some hundreds at a time.
+
+        Raises:
+            UserError: a request cannot be answered; what has been yielded stands.
+        """
+        source = enumerate(requests)
+        waiting: list[_Sequence] = []
+        active: list[_Sequence] = []
+        unfinished: dict[int, list[_Sequence]] = {}
+        try:
+            while True:
+                if not waiting:
+                    for i, request in islice(source, _WINDOW):
+                        unfinished[i] = self._sequences(i, request)
+                        waiting += unfinished[i]
+                    # Prompts that begin alike come one after another.
+                    waiting.sort(key=lambda sequence: sequence.keys.tolist())
+                self._admit(waiting, active)
+                if not active:
+                    return
+                self._step(active)
+                for sequence in [s for s in active if s.finish_reason]:
+                    self._release(sequence, active)
+                    i = sequence.request
+                    if all(other.finish_reason for other in unfinished[i]):
+                        yield i, [self._reply(other) for other in unfinished.pop(i)]
+        finally:
+            for sequence in list(active):
+                self._release(sequence, active)
+
     def stream(self, request: Request) -> Iterator[int]:
-        """Yield the token ids of the first reply, each as soon as it is drawn."""
-        return self._decode(self._build_prompt(request), request.params)
+        """Yield the token ids of the first reply, each as soon as it is drawn.
+
+        Where a stop text may have begun they are held back until it is certain that it has not.
+
+        Raises:
+            UserError: at once, when the request cannot be answered.
+        """
+        return self._stream(self._sequences(0, request)[0])
+
+    def _stream(self, sequence: _Sequence) -> Iterator[int]:
+        active: list[_Sequence] = []
+        num_yielded = 0
+        try:
+            self._admit([sequence], active)
+            if not active:
+                raise UserError("all slots of the engine are taken: give it a larger batch size")
+            while not sequence.finish_reason:
+                self._step(active)
+                ready = self._num_certain(sequence)
+                yield from sequence.token_ids[num_yielded:ready]
+                num_yielded = max(num_yielded, ready)
+        finally:
+            for each in list(active):
+                self._release(each, active)
+
+    # --- sequences ------------------------------------------------------------------------------
 
     def _build_prompt(self, request: Request) -> Prompt:
         room = self.prompt_room(request.params)
         vocab_size = self.model.config.vocab_size
         return build_prompt(request, self.tokenizer, self.special_ids, vocab_size, room)
 
-    @torch.inference_mode()
-    def _decode(self, prompt: Prompt, params: SamplingParams) -> Iterator[int]:
-        weight = next(self.model.parameters())
-        # The last token of a reply is never fed back, so max_length - 1 of them are cached.
-        cache = KVCache(
-            self.model.config,
-            batch_size=1,
-            max_length=len(prompt.input_ids) + params.max_length - 1,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
-        logits = self._next_logits(prompt.input_ids, prompt.token_type_ids, cache)
-        for step in range(params.max_length):
-            if step < params.min_length:
-                logits[:, self._banned.to(logits.device)] = -torch.inf
-            drawn, _ = ops.sample(
-                logits,
-                temperature=0.0 if params.no_sample else params.temperature,
-                top_k=params.top_k,
-                top_p=params.top_p,
-                min_p=params.min_p,
-                seeds=params.seed,
-                steps=step,
-            )
-            token = int(drawn)
-            if token in self.special_ids:
-                return
-            yield token
-            if step + 1 < params.max_length:
-                logits = self._next_logits([token], [self.special_ids.speaker1], cache)
+    def _sequences(self, i: int, request: Request) -> list[_Sequence]:
+        try:
+            prompt = self._build_prompt(request)
+        except UserError as error:
+            raise UserError(f"request {i}: {error}") from error
+        keys = self._keys(prompt.input_ids, prompt.token_type_ids)
+        params = request.params
+        return [_Sequence(i, sample, prompt, keys, params) for sample in range(params.n)]
 
-    def _next_logits(
-        self, input_ids: list[int], token_type_ids: list[int], cache: KVCache
-    ) -> Tensor:
-        """LM logits [1, vocab_size] after the given tokens, which join the cache."""
-        device = next(self.model.parameters()).device
-        hidden = self.model.transformer(
-            torch.tensor([input_ids], device=device),
-            torch.tensor([token_type_ids], device=device),
-            kv_cache=cache,
-        )
-        return self.model.lm_logits(hidden[:, -1])
+    def _keys(self, input_ids: Sequence[int], token_type_ids: Sequence[int]) -> np.ndarray:
+        """A number for each token that stands for its id and its segment's."""
+        ids, segments = np.asarray(input_ids, np.int64), np.asarray(token_type_ids, np.int64)
+        return ids + segments * self.model.config.vocab_size
+
+    def _admit(self, waiting: list[_Sequence], active: list[_Sequence]) -> None:
+        """Move sequences from `waiting` to `active` while there are free slots.
+
+        One whose prompt begins like that of a sequence admitted just now waits for the next step,
+        in which it can copy what they share.
+        """
+        budget = _PREFILL_TOKENS
+        passed_over = []
+        while waiting and self._free_slots and budget > 0 and len(passed_over) < _WINDOW // 8:
+            sequence = waiting.pop(0)
+            length = len(sequence.keys)
+            self._cache.reserve(length + sequence.params.max_length - 1)
+            # The last token is always computed: its logits are what the reply begins with.
+            promised = np.minimum(self._cache.shared_lengths(sequence.keys), length - 1)
+            shared = np.minimum(promised, self._cache.lengths)
+            source = int(shared.argmax())
+            if promised.max() >= shared[source] + _WORTH_WAITING_FOR:
+                passed_over.append(sequence)
+                continue
+            slot = source if source in self._free_slots else self._free_slots[0]
+            self._free_slots.remove(slot)
+            self._cache.begin(slot, sequence.keys, source, int(shared[source]))
+            sequence.slot = slot
+            sequence.constraints = Constraints(
+                sequence.params, sequence.prompt.input_ids, self.special_ids
+            )
+            active.append(sequence)
+            budget -= length - int(shared[source])
+        waiting[:0] = passed_over
+
+    def _release(self, sequence: _Sequence, active: list[_Sequence]) -> None:
+        active.remove(sequence)
+        self._free_slots.append(sequence.slot)
+
+    # --- one step -------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _step(self, active: list[_Sequence]) -> None:
+        """Draw the next token of every sequence."""
+        logits = self._next_logits(active)
+        constrain(logits, [sequence.constraints for sequence in active])
+        params = [sequence.params for sequence in active]
+
+        def column(values: Iterable[float], dtype: torch.dtype) -> torch.Tensor:
+            return torch.tensor(list(values), dtype=dtype, device=logits.device)
+
+        try:
+            token_ids, logprobs = ops.sample(
+                logits,
+                temperature=column(
+                    (0.0 if p.no_sample else p.temperature for p in params), torch.float32
+                ),
+                top_k=column((p.top_k for p in params), torch.int64),
+                top_p=column((p.top_p for p in params), torch.float32),
+                min_p=column((p.min_p for p in params), torch.float32),
+                seeds=column((p.seed for p in params), torch.int64),
+                steps=column((sequence.step for sequence in active), torch.int64),
+                return_logprobs=any(p.logprobs for p in params),
+            )
+        except ValueError as error:
+            raise UserError(
+                f"no token can be drawn: the model's weights are damaged, or no_repeat_ngram_size "
+                f"bans every token ({error})"
+            ) from error
+        for i, (sequence, token) in enumerate(zip(active, token_ids.tolist(), strict=True)):
+            self._add_token(sequence, token, None if logprobs is None else logprobs[i])
+
+    def _next_logits(self, active: list[_Sequence]) -> torch.Tensor:
+        slots, input_ids, token_type_ids = [], [], []
+        for sequence in active:
+            slots.append(sequence.slot)
+            if sequence.token_ids:
+                input_ids.append(sequence.token_ids[-1:])
+                token_type_ids.append([self.special_ids.speaker1])
+            else:
+                start = int(self._cache.lengths[sequence.slot])
+                input_ids.append(sequence.prompt.input_ids[start:])
+                token_type_ids.append(sequence.prompt.token_type_ids[start:])
+        keys = [self._keys(*pair) for pair in zip(input_ids, token_type_ids, strict=True)]
+        step = self._cache.extend(slots, keys)
+
+        def flat(lists: list[list[int]]) -> torch.Tensor:
+            ids = [token for tokens in lists for token in tokens]
+            return torch.tensor(ids, device=self._decoder.device)
+
+        return self._decoder.next_logits(flat(input_ids), flat(token_type_ids), step)
+
+    def _add_token(self, sequence: _Sequence, token: int, logprob: torch.Tensor | None) -> None:
+        params = sequence.params
+        sequence.step += 1
+        if token in self.special_ids:
+            sequence.finish_reason = "eos"
+            return
+        sequence.token_ids.append(token)
+        if params.logprobs:
+            sequence.logprobs.append(float(logprob))
+        sequence.constraints.add(token)
+        if params.stop:
+            text = self._text(sequence.token_ids)
+            found = [at for stop in params.stop if (at := text.find(stop)) >= 0]
+            if found:
+                sequence.finish_reason = "stop"
+                sequence.stop_at = min(found)
+                return
+        if len(sequence.token_ids) == params.max_length:
+            sequence.finish_reason = "length"
+
+    # --- text -----------------------------------------------------------------------------------
+
+    def _text(self, token_ids: list[int]) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def _reply(self, sequence: _Sequence) -> Reply:
+        text = self._text(sequence.token_ids)
+        if sequence.finish_reason == "stop":
+            text = text[: sequence.stop_at]
+        logprobs = sequence.logprobs if sequence.params.logprobs else None
+        return Reply(sequence.token_ids, text, sequence.finish_reason, logprobs)
+
+    def _num_certain(self, sequence: _Sequence) -> int:
+        """How many of the tokens drawn so far lie before whatever may be a stop text."""
+        count = len(sequence.token_ids)
+        text = self._text(sequence.token_ids) if sequence.params.stop else ""
+        end = sequence.stop_at
+        if sequence.finish_reason != "stop":
+            # "wait <st" may go on to "<stop>": its last three characters are not certain.
+            open_lengths = [
+                n
+                for stop in sequence.params.stop
+                for n in range(1, len(stop))
+                if text.endswith(stop[:n])
+            ]
+            if not open_lengths or sequence.finish_reason:
+                return count
+            end = len(text) - max(open_lengths)
+        while count > 0 and len(self._text(sequence.token_ids[:count])) > end:
+            count -= 1
+        return count

@@ -59,11 +59,11 @@ class SamplingParams:
         self._require("min_p", 0 <= self.min_p <= 1, "between 0 and 1")
         self._require("seed", 0 <= self.seed <= _LARGEST_SEED, "between 0 and 2**63 - 1")
         self._require(
-            "repetition_penalty", 0 < self.repetition_penalty < float("inf"), "a number above 0"
+            "repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "between 0.01 and 100"
         )
         self._require("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "at least 0")
         self._require("stop", all(self.stop), "made of texts that are not empty")
-        self._require("n", self.n >= 1, "at least 1")
+        self._require("n", 1 <= self.n <= 10_000, "between 1 and 10,000")
 
     def _require(self, field: str, holds: bool, rule: str) -> None:
         if not holds:

@@ -24,16 +24,12 @@ _ACTIVATIONS = {
 
 
 class KeyValueCache(Protocol):
-    """What `Transformer` needs of a cache; `convai_fast.generation.cache.KVCache` is one."""
+    """What `Transformer` needs of a cache; `convai_fast.generation.cache.CacheStep` is one."""
 
-    length: int
+    position_ids: Tensor
 
-    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's new keys and values; return those of all positions so far."""
-        ...
-
-    def advance(self, n: int) -> None:
-        """Count the `n` positions that every layer has now stored."""
+    def attend(self, layer: int, qkv: Tensor) -> Tensor:
+        """Store a layer's new keys and values, and attend to them and to those before."""
         ...
 
 
@@ -49,24 +45,16 @@ class Attention(nn.Module):
         self.attn_pdrop = config.attn_pdrop
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(
-        self, x: Tensor, mask: Tensor | None = None, kv_cache: KeyValueCache | None = None
-    ) -> Tensor:
-        """`x` is [batch, seq, n_embd]; without a `mask` (True: may attend) it is causal."""
-        query, key, value = (
-            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for part in self.qkv(x).chunk(3, dim=-1)
-        )  # [batch, n_head, seq, head_dim] each
+    def forward(self, x: Tensor, kv_cache: KeyValueCache | None = None) -> Tensor:
+        """`x` is [batch, seq, n_embd]."""
+        qkv = self.qkv(x)
         if kv_cache is not None:
-            key, value = kv_cache.update(self.layer, key, value)
+            return self.dropout(self.out(kv_cache.attend(self.layer, qkv)))
+        query, key, value = (
+            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)
+        )  # [batch, n_head, seq, head_dim] each
         x = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=self.attn_pdrop if self.training else 0.0,
-            # A single new token sees everything before it: no mask, whatever the cache holds.
-            is_causal=mask is None and query.shape[2] > 1,
+            query, key, value, dropout_p=self.attn_pdrop if self.training else 0.0, is_causal=True
         )
         return self.dropout(self.out(x.transpose(1, 2).flatten(2)))
 
@@ -97,14 +85,12 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.mlp_norm = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
 
-    def forward(
-        self, x: Tensor, mask: Tensor | None = None, kv_cache: KeyValueCache | None = None
-    ) -> Tensor:
-        """[batch, seq, n_embd] to the same; `mask` and `kv_cache` as in `Attention`."""
+    def forward(self, x: Tensor, kv_cache: KeyValueCache | None = None) -> Tensor:
+        """[batch, seq, n_embd] to the same; `kv_cache` as in `Transformer`."""
         if self.pre_norm:
-            x = x + self.attention(self.attention_norm(x), mask, kv_cache)
+            x = x + self.attention(self.attention_norm(x), kv_cache)
             return x + self.mlp(self.mlp_norm(x))
-        x = self.attention_norm(x + self.attention(x, mask, kv_cache))
+        x = self.attention_norm(x + self.attention(x, kv_cache))
         return self.mlp_norm(x + self.mlp(x))
 
 
@@ -142,43 +128,38 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Hidden states [batch, seq, n_embd] of `input_ids` [batch, seq].
 
-        Every position attends to itself and those before it, in the cache too. Padding belongs on
-        the right, where nothing that counts can see it.
+        Every position attends to itself and those before it. Padding belongs on the right, where
+        nothing that counts can see it.
 
         Args:
             input_ids: int64 [batch, seq].
             token_type_ids: int64 [batch, seq]; a token's segment, as the id of the speaker's token:
                 it is looked up in the same embedding.
             position_ids: int64, broadcastable to [batch, seq], each below `n_positions` (which is
-                not checked: it would make the host wait for the device). Default: counted on from
-                what the cache holds.
-            kv_cache: keys and values of the tokens before; those of `input_ids` are added to it.
+                not checked: it would make the host wait for the device). Default: from 0, or those
+                of `kv_cache`.
+            kv_cache: what came before, in a cache that the keys and values of `input_ids` join;
+                [batch, seq] is then [1, tokens], the new tokens of several sequences side by side.
 
         Raises:
             ValueError: there are more tokens than positions.
         """
-        seq_len = input_ids.shape[1]
-        past = 0 if kv_cache is None else kv_cache.length
-        if past + seq_len > self.config.n_positions:
-            raise ValueError(
-                f"the sequence has {past + seq_len} tokens, "
-                f"but the model has only {self.config.n_positions} positions."
-            )
-        if position_ids is None:
-            position_ids = torch.arange(past, past + seq_len, device=input_ids.device)
+        if position_ids is None and kv_cache is not None:
+            position_ids = kv_cache.position_ids
+        elif position_ids is None:
+            seq_len = input_ids.shape[1]
+            if seq_len > self.config.n_positions:
+                raise ValueError(
+                    f"the sequence has {seq_len} tokens, "
+                    f"but the model has only {self.config.n_positions} positions."
+                )
+            position_ids = torch.arange(seq_len, device=input_ids.device)
         x = self.token_embedding(input_ids) + self.position_embedding(position_ids)
         if token_type_ids is not None:
             x = x + self.token_embedding(token_type_ids)
         x = self.dropout(x)
-
-        mask = None
-        if past > 0 and seq_len > 1:
-            # `is_causal` would align the new tokens with the oldest cached ones.
-            mask = torch.ones(seq_len, past + seq_len, dtype=torch.bool, device=x.device).tril(past)
         for block in self.blocks:
-            x = block(x, mask, kv_cache)
-        if kv_cache is not None:
-            kv_cache.advance(seq_len)
+            x = block(x, kv_cache)
         return self.final_norm(x)
 
 

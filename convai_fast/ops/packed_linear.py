@@ -1,4 +1,4 @@
-"""`packed_linear`: a linear layer on a CPU, with weights packed once as float32, bfloat16 or int8."""
+"""`packed_linear`: a linear layer on a CPU, its weight packed as float32, bfloat16 or int8."""
 
 from typing import NamedTuple
 
