@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
@@ -35,6 +37,28 @@ COLLATE_SHAPES = [
 ]
 
 
+@dataclass(frozen=True)
+class SampleShape:
+    """A batch of logits to draw from: `rows` x `vocab_size`, of `kind` random or bigram."""
+
+    rows: int
+    kind: str
+    vocab_size: int = 50_262  # GPT-2's and the five special tokens
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.vocab_size}-{self.kind}"
+
+
+SAMPLE_SHAPES = [SampleShape(rows, kind) for kind in ("random", "bigram") for rows in (1, 32, 256)]
+SAMPLE_TEMPERATURE = 0.7
+SAMPLE_FILTERS = {
+    "top-p 0.9": {"top_p": 0.9},
+    "top-k 50": {"top_k": 50},
+    "top-k 50, top-p 0.9": {"top_k": 50, "top_p": 0.9},
+    "min-p 0.05": {"min_p": 0.05},
+}
+
+
 @cache
 def dialogues_and_tokenizer() -> tuple[str, dict[str, list[Dialogue]], PreTrainedTokenizerFast]:
     """Synthetic-Persona-Chat with the OpenAI GPT tokenizer, or the built-in world without them.
@@ -48,3 +72,34 @@ def dialogues_and_tokenizer() -> tuple[str, dict[str, list[Dialogue]], PreTraine
         return "Synthetic-Persona-Chat, 1,000 conversations", dialogues, tokenizer
     dialogues = builtin_dialogues()
     return "built-in dialogues", dialogues, train_builtin_tokenizer(dialogues["train"])
+
+
+@cache
+def _dialogue_tokens() -> tuple[str, Tensor]:
+    """The name of the dialogues, and the first 400,000 tokens or so of what is said in them."""
+    name, dialogues, tokenizer = dialogues_and_tokenizer()
+    texts = [turn.candidates[-1] for d in dialogues["train"] for turn in d.utterances][:30_000]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return name, torch.tensor([token for text in ids for token in text])
+
+
+def sample_logits(shape: SampleShape) -> tuple[str, Tensor]:
+    """What the logits are, and the logits.
+
+    A bigram model stands in for a trained one: after a common word many tokens are likely, after a
+    rare one few, and most of the vocabulary is unlikely throughout. Noise tells apart tokens that
+    were never seen, as a network does.
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(shape.rows, shape.vocab_size, generator=generator)
+    if shape.kind == "random":
+        return "normal random logits", noise
+    name, tokens = _dialogue_tokens()
+    unigram = (tokens.bincount(minlength=shape.vocab_size) + 0.1) / len(tokens)
+    contexts = tokens[torch.randint(len(tokens) - 1, (shape.rows,), generator=generator)]
+    logits = torch.empty_like(noise)
+    for row, context in enumerate(contexts):
+        following = tokens[1:][tokens[:-1] == context]
+        bigram = following.bincount(minlength=shape.vocab_size) / len(following)
+        logits[row] = (0.7 * bigram + 0.3 * unigram).log()
+    return f"bigram model of {name}", logits + noise

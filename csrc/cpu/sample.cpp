@@ -1,0 +1,98 @@
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <atomic>
+
+#include "../sample_checks.h"
+#include "convai_fast/half.h"
+#include "convai_fast/sample_kernel.h"
+
+namespace convai_fast {
+namespace {
+
+// Below this many logits a second thread costs more than it saves.
+constexpr int64_t kLogitsPerTask = 16384;
+
+// The row as contiguous float32, converted into `buffer` unless it is that already.
+const float* float_row(const at::Tensor& logits, int64_t row, float* buffer) {
+  const int64_t offset = row * logits.stride(0), stride = logits.stride(1), size = logits.size(1);
+  const auto convert = [&](const auto* source, auto widen) {
+    if (stride == 1) {
+      for (int64_t i = 0; i < size; ++i) buffer[i] = widen(source[i]);
+    } else {
+      for (int64_t i = 0; i < size; ++i) buffer[i] = widen(source[i * stride]);
+    }
+    return static_cast<const float*>(buffer);
+  };
+  if (logits.scalar_type() == at::kFloat) {
+    const float* source = logits.const_data_ptr<float>() + offset;
+    return stride == 1 ? source : convert(source, [](float value) { return value; });
+  }
+  const auto* source = static_cast<const uint16_t*>(logits.const_data_ptr()) + offset;
+  if (logits.scalar_type() == at::kBFloat16) return convert(source, widen_bfloat16);
+  return convert(source, widen_half);
+}
+
+void lower(std::atomic<int64_t>* smallest, int64_t value) {
+  int64_t current = *smallest;
+  while (value < current && !smallest->compare_exchange_weak(current, value)) {
+  }
+}
+
+SampleResult sample_cpu(const at::Tensor& logits, const at::Tensor& temperature,
+                        const at::Tensor& top_k, const at::Tensor& top_p, const at::Tensor& min_p,
+                        const at::Tensor& seeds, const at::Tensor& steps, bool return_logprobs) {
+  const SampleArguments arguments{logits, temperature, top_k, top_p, min_p, seeds, steps};
+  check_sample(arguments);
+  auto result = allocate_sample(logits, return_logprobs);
+  int64_t* token_ids = std::get<0>(result).mutable_data_ptr<int64_t>();
+  float* logprobs = std::get<1>(result).mutable_data_ptr<float>();
+  const int64_t batch = logits.size(0), vocab_size = logits.size(1);
+  TORCH_CHECK_VALUE(vocab_size <= std::numeric_limits<int32_t>::max() - kBlock,
+                    "sample: a vocabulary of ", vocab_size, " tokens is too large");
+
+  const auto parameter = [](const auto* values, const at::Tensor& tensor, int64_t row) {
+    return values[row * tensor.stride(0)];
+  };
+  for (int64_t row = 0; row < batch; ++row) {
+    const float value = parameter(temperature.const_data_ptr<float>(), temperature, row);
+    TORCH_CHECK_VALUE(value >= 0, "sample: the temperature of row ", row,
+                      " must be 0 or more, not ", value);
+  }
+  const RowPasses& passes = row_passes(current_isa());
+  std::atomic<int64_t> bad_row{batch};
+  const int64_t rows_per_task =
+      std::max<int64_t>(1, kLogitsPerTask / std::max<int64_t>(1, vocab_size));
+  at::parallel_for(0, batch, rows_per_task, [&](int64_t begin, int64_t end) {
+    const SampleScratch scratch(vocab_size);
+    RowSampler sampler(passes, scratch, vocab_size);
+    for (int64_t row = begin; row < end; ++row) {
+      if (!sampler.read(float_row(logits, row, scratch.logits()))) {
+        lower(&bad_row, row);
+        continue;
+      }
+      token_ids[row] = sampler.sample({
+          .temperature = parameter(temperature.const_data_ptr<float>(), temperature, row),
+          .top_k = parameter(top_k.const_data_ptr<int64_t>(), top_k, row),
+          .top_p = parameter(top_p.const_data_ptr<float>(), top_p, row),
+          .min_p = parameter(min_p.const_data_ptr<float>(), min_p, row),
+          .seed = static_cast<uint64_t>(parameter(seeds.const_data_ptr<int64_t>(), seeds, row)),
+          .step = static_cast<uint64_t>(parameter(steps.const_data_ptr<int64_t>(), steps, row)),
+      });
+      if (return_logprobs) logprobs[row] = sampler.logprob(token_ids[row]);
+    }
+  });
+  if (bad_row < batch) {
+    const float largest = logits[bad_row.load()].max().item<float>();
+    TORCH_CHECK_VALUE(false, "sample: nothing can be drawn from row ", bad_row.load(),
+                      " of the logits, whose largest value is ",
+                      std::isnan(largest) ? std::abs(largest) : largest);  // nan, and not -nan
+  }
+  return result;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(convai_fast, CPU, m) { m.impl("sample", &sample_cpu); }
+
+}  // namespace convai_fast
