@@ -52,9 +52,9 @@ class KVCache:
         self.capacity = -(-capacity // _MULTIPLE) * _MULTIPLE
         width = -(-self._head_dim // _MULTIPLE) * _MULTIPLE
         blocks = (self.capacity // PANEL, self._head_dim, PANEL)
-        # Zeros cost no memory until they are written to.
-        self.keys = torch.zeros(*self._heads, *blocks, **self._options)
-        self.values = torch.zeros(*self._heads, self.capacity, width, **self._options)
+        # Empty: memory that no token was written to is not taken from the machine.
+        self.keys = torch.empty(*self._heads, *blocks, **self._options)
+        self.values = torch.empty(*self._heads, self.capacity, width, **self._options)
         self.tokens = np.full((self.num_slots, self.capacity), -1, np.int64)
 
     def reserve(self, capacity: int) -> None:

@@ -83,7 +83,7 @@ class GenerationEngine:
             model.config,
             max_batch_size,
             capacity=1,
-            dtype=self._decoder.dtype,
+            dtype=self._decoder.cache_dtype,
             device=self._decoder.device,
         )
 

@@ -28,7 +28,7 @@ def cached_attention(
     Args:
         qkv: [tokens, 3 * num_heads * head_dim], queries, keys and values of the new tokens.
         keys: [slots, num_heads, capacity / 16, head_dim, 16]; positions are the last dimension and
-            the third from the left. Written to.
+            the third from the left. Written to, in their own dtype: on a CPU float32 or bfloat16.
         values: [slots, num_heads, capacity, value_dim], of which head_dim are used. Written to.
         slots, lengths: int64 [sequences], on the CPU; each slot at most once.
         offsets: int64 [sequences + 1], on the CPU.

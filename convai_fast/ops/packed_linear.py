@@ -15,7 +15,12 @@ library.impl("packed_linear", reference.packed_linear, "CompositeExplicitAutogra
 
 @torch.library.register_fake("convai_fast::packed_linear")
 def _fake(
-    x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, out_features: int
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    gelu: bool,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 
@@ -56,8 +61,12 @@ def pack_weight(weight: Tensor, dtype: torch.dtype = torch.float32) -> PackedWei
     )
 
 
-def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+def packed_linear(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor:
     """`x W^T + bias` in float32, [..., out_features], for x float32 [..., in_features].
+
+    With `gelu`, its GELU in the tanh approximation (Hendrycks and Gimpel 2016, arXiv 1606.08415).
 
     The compiled operator sums each element in the order of the input features, whatever the number
     of rows: a row's result does not depend on the rows beside it. With int8 weights a row of `x` is
@@ -67,5 +76,5 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -
         ValueError, TypeError: shapes or dtypes do not fit.
     """
     return torch.ops.convai_fast.packed_linear(
-        x, weight.data, weight.scales, bias, weight.out_features
+        x, weight.data, weight.scales, bias, weight.out_features, gelu
     )

@@ -196,21 +196,27 @@ PANEL = 16  # columns that lie side by side in packed weights and in the cache's
 
 
 def packed_linear(
-    x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, out_features: int
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    gelu: bool,
 ) -> Tensor:
     """See `convai_fast.ops.packed_linear`."""
     if scales is not None:  # [panels, pairs, 16, 2] -> [panels, in_features, 16]
         weight = weight.transpose(2, 3).flatten(1, 2)[:, : x.shape[-1]]
     weight = weight.float().transpose(1, 2).flatten(0, 1)[:out_features]
     if scales is None:
-        return F.linear(x, weight, bias)
-    in_features = max(1, x.shape[-1])
-    largest_step = min(32767, max(1, 2**31 // (127 * in_features) - 1))
-    x_scales = x.abs().amax(-1, keepdim=True) / largest_step
-    steps = (x / x_scales.clamp(min=torch.finfo(torch.float32).tiny)).round()
-    sums = (steps.double() @ weight.double().T).float()  # exact: below 2**31
-    out = sums * (x_scales * scales)
-    return out if bias is None else out + bias
+        out = F.linear(x, weight, bias)
+    else:
+        largest_step = min(32767, max(1, 2**31 // (127 * max(1, x.shape[-1])) - 1))
+        x_scales = x.abs().amax(-1, keepdim=True) / largest_step
+        steps = (x / x_scales.clamp(min=torch.finfo(torch.float32).tiny)).round()
+        sums = (steps.double() @ weight.double().T).float()  # exact: below 2**31
+        out = sums * (x_scales * scales)
+        out = out if bias is None else out + bias
+    return F.gelu(out, approximate="tanh") if gelu else out
 
 
 def cached_attention(
@@ -225,10 +231,10 @@ def cached_attention(
         rows = slice(bounds[i], bounds[i + 1])
         end = length + bounds[i + 1] - bounds[i]
         positions = torch.arange(length, end, device=qkv.device)
-        keys[slot, :, positions // PANEL, :, positions % PANEL] = key[rows]
-        values[slot, :, length:end, :head_dim] = value[rows].transpose(0, 1)
-        past_keys = keys[slot].transpose(-1, -2).flatten(1, 2)[:, :end]
-        past_values = values[slot, :, :end, :head_dim]
+        keys[slot, :, positions // PANEL, :, positions % PANEL] = key[rows].to(keys.dtype)
+        values[slot, :, length:end, :head_dim] = value[rows].transpose(0, 1).to(values.dtype)
+        past_keys = keys[slot].transpose(-1, -2).flatten(1, 2)[:, :end].to(qkv.dtype)
+        past_values = values[slot, :, :end, :head_dim].to(qkv.dtype)
         # True where a new token (a row of the mask) may look: at itself and before.
         mask = torch.arange(end, device=qkv.device) <= positions[:, None]
         out[rows] = F.scaled_dot_product_attention(

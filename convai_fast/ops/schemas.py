@@ -22,8 +22,8 @@ library.define(
 )
 
 library.define(
-    "packed_linear(Tensor x, Tensor weight, Tensor? scales, Tensor? bias, int out_features)"
-    " -> Tensor"
+    "packed_linear(Tensor x, Tensor weight, Tensor? scales, Tensor? bias, int out_features,"
+    " bool gelu) -> Tensor"
 )
 
 library.define(

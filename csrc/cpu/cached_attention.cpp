@@ -43,12 +43,40 @@ std::vector<Run> check_runs(const at::Tensor& slots, const at::Tensor& offsets,
   return runs;
 }
 
+template <typename Kept>
+void attend_all(const at::Tensor& qkv, at::Tensor& keys, at::Tensor& values, at::Tensor& out,
+                const std::vector<Run>& runs) {
+  const AttentionArguments<Kept> arguments{qkv.const_data_ptr<float>(),
+                                           static_cast<Kept*>(keys.mutable_data_ptr()),
+                                           static_cast<Kept*>(values.mutable_data_ptr()),
+                                           out.mutable_data_ptr<float>(),
+                                           keys.size(1),
+                                           keys.size(3),
+                                           values.size(3),
+                                           values.size(2)};
+  const auto attention = attention_for<Kept>(current_isa());
+  const int64_t tasks = static_cast<int64_t>(runs.size()) * arguments.num_heads;
+  // Runs differ in length, so that threads take tasks one by one.
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(tasks, at::get_num_threads());
+  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(attention_scratch(arguments));
+    for (int64_t task; begin < end && (task = next++) < tasks;) {
+      attention(arguments, runs[task / arguments.num_heads], task % arguments.num_heads,
+                scratch.data());
+    }
+  });
+}
+
 at::Tensor cached_attention_cpu(const at::Tensor& qkv, at::Tensor& keys, at::Tensor& values,
                                 const at::Tensor& slots, const at::Tensor& offsets,
                                 const at::Tensor& lengths) {
   check_tensor(qkv, "cached_attention: qkv", at::kFloat, 2);
-  check_tensor(keys, "cached_attention: keys", at::kFloat, 5);
-  check_tensor(values, "cached_attention: values", at::kFloat, 4);
+  const auto kept = keys.scalar_type();
+  TORCH_CHECK_TYPE(kept == at::kFloat || kept == at::kBFloat16,
+                   "cached_attention: keys must be float32 or bfloat16, not ", kept);
+  check_tensor(keys, "cached_attention: keys", kept, 5);
+  check_tensor(values, "cached_attention: values", kept, 4);
   const int64_t num_heads = keys.size(1), head_dim = keys.size(3), capacity = values.size(2);
   TORCH_CHECK_VALUE(keys.size(4) == kPanel && keys.size(2) * kPanel == capacity &&
                         capacity % kCapacityMultiple == 0 && values.size(0) == keys.size(0) &&
@@ -58,25 +86,11 @@ at::Tensor cached_attention_cpu(const at::Tensor& qkv, at::Tensor& keys, at::Ten
                     values.sizes(), " do not fit each other");
   const auto runs = check_runs(slots, offsets, lengths, qkv.size(0), keys.size(0), capacity);
   auto out = at::empty({qkv.size(0), num_heads * head_dim}, qkv.options());
-  const AttentionArguments arguments{qkv.const_data_ptr<float>(),
-                                     keys.mutable_data_ptr<float>(),
-                                     values.mutable_data_ptr<float>(),
-                                     out.mutable_data_ptr<float>(),
-                                     num_heads,
-                                     head_dim,
-                                     values.size(3),
-                                     capacity};
-  const auto attention = attention_for(current_isa());
-  const int64_t tasks = static_cast<int64_t>(runs.size()) * num_heads;
-  // Runs differ in length, so that threads take tasks one by one.
-  std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(tasks, at::get_num_threads());
-  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(attention_scratch(arguments));
-    for (int64_t task; begin < end && (task = next++) < tasks;) {
-      attention(arguments, runs[task / num_heads], task % num_heads, scratch.data());
-    }
-  });
+  if (kept == at::kBFloat16) {
+    attend_all<BFloat16>(qkv, keys, values, out, runs);
+  } else {
+    attend_all<float>(qkv, keys, values, out, runs);
+  }
   return out;
 }
 

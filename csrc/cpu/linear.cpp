@@ -19,7 +19,8 @@ Linear kernel_for(at::ScalarType weight) {
 
 at::Tensor packed_linear_cpu(const at::Tensor& x, const at::Tensor& weight,
                              const std::optional<at::Tensor>& scales,
-                             const std::optional<at::Tensor>& bias, int64_t out_features) {
+                             const std::optional<at::Tensor>& bias, int64_t out_features,
+                             bool gelu) {
   check_tensor(x, "packed_linear: x", at::kFloat, x.dim());
   const auto kind = weight.scalar_type();
   const bool int8 = kind == at::kChar;
@@ -58,7 +59,8 @@ at::Tensor packed_linear_cpu(const at::Tensor& x, const at::Tensor& weight,
                             out.mutable_data_ptr<float>(),
                             rows,
                             in_features,
-                            out_features};
+                            out_features,
+                            gelu};
   at::Tensor quantized, x_scales;
   if (int8) {
     const int64_t stride = in_features + in_features % 2;

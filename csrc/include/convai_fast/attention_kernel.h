@@ -18,10 +18,12 @@ namespace convai_fast {
 
 constexpr int64_t kCapacityMultiple = 64;  // four panels of keys are read at once
 
+// Keys and values are kept as float or, at half the traffic, as BFloat16.
+template <typename Kept>
 struct AttentionArguments {
   const float* qkv;  // [tokens, 3, num_heads, head_dim]
-  float* keys;       // [slots, num_heads, capacity / 16, head_dim, 16]
-  float* values;     // [slots, num_heads, capacity, value_dim]
+  Kept* keys;        // [slots, num_heads, capacity / 16, head_dim, 16]
+  Kept* values;      // [slots, num_heads, capacity, value_dim]
   float* out;        // [tokens, num_heads, head_dim]
   int64_t num_heads, head_dim, value_dim, capacity;
 };
@@ -31,24 +33,30 @@ struct Run {
   int64_t slot, first, end, length;
 };
 
-inline void store_keys_and_values(const AttentionArguments& a, const Run& run, int64_t head,
-                                  float* keys, float* values) {
+inline void keep(float x, float* target) { *target = x; }
+inline void keep(float x, BFloat16* target) { *target = to_bfloat16(x); }
+
+template <typename Kept>
+void store_keys_and_values(const AttentionArguments<Kept>& a, const Run& run, int64_t head,
+                           Kept* keys, Kept* values) {
   const int64_t width = a.num_heads * a.head_dim;
   for (int64_t row = run.first; row < run.end; ++row) {
     const int64_t position = run.length + row - run.first;
     const float* key = a.qkv + row * 3 * width + width + head * a.head_dim;
     const float* value = key + width;
-    float* column = keys + position / kPanel * a.head_dim * kPanel + position % kPanel;
-    for (int64_t d = 0; d < a.head_dim; ++d) column[d * kPanel] = key[d];
-    std::copy_n(value, a.head_dim, values + position * a.value_dim);
+    Kept* column = keys + position / kPanel * a.head_dim * kPanel + position % kPanel;
+    for (int64_t d = 0; d < a.head_dim; ++d) {
+      keep(key[d], column + d * kPanel);
+      keep(value[d], values + position * a.value_dim + d);
+    }
   }
 }
 
 // Attention of `kRows` tokens one after another, the first at `position` and in `row` of qkv.
 // `scratch` holds kRows * (capacity + head_dim) floats.
-template <int kWidth, int kRows>
-CONVAI_FAST_INLINE void attend(const AttentionArguments& a, int64_t head, int64_t row,
-                               int64_t position, const float* keys, const float* values,
+template <int kWidth, int kRows, typename Kept>
+CONVAI_FAST_INLINE void attend(const AttentionArguments<Kept>& a, int64_t head, int64_t row,
+                               int64_t position, const Kept* keys, const Kept* values,
                                float* scratch) {
   using S = Simd<kWidth>;
   constexpr int kPanels = kRows == 1 ? 4 : 1;
@@ -108,12 +116,12 @@ CONVAI_FAST_INLINE void attend(const AttentionArguments& a, int64_t head, int64_
   }
 }
 
-template <int kWidth>
-CONVAI_FAST_INLINE void attention_body(const AttentionArguments& a, const Run& run, int64_t head,
-                                       float* scratch) {
+template <int kWidth, typename Kept>
+CONVAI_FAST_INLINE void attention_body(const AttentionArguments<Kept>& a, const Run& run,
+                                       int64_t head, float* scratch) {
   const int64_t slot_head = run.slot * a.num_heads + head;
-  float* keys = a.keys + slot_head * a.capacity * a.head_dim;
-  float* values = a.values + slot_head * a.capacity * a.value_dim;
+  Kept* keys = a.keys + slot_head * a.capacity * a.head_dim;
+  Kept* values = a.values + slot_head * a.capacity * a.value_dim;
   store_keys_and_values(a, run, head, keys, values);
   int64_t row = run.first;
   for (; row + 4 <= run.end; row += 4) {
@@ -124,33 +132,40 @@ CONVAI_FAST_INLINE void attention_body(const AttentionArguments& a, const Run& r
   }
 }
 
-inline int64_t attention_scratch(const AttentionArguments& a) {
+template <typename Kept>
+int64_t attention_scratch(const AttentionArguments<Kept>& a) {
   return 4 * (a.capacity + a.head_dim);
 }
 
 #if CONVAI_FAST_X86
-CONVAI_FAST_AVX512 inline void attention_avx512(const AttentionArguments& a, const Run& run,
-                                                int64_t head, float* scratch) {
+template <typename Kept>
+CONVAI_FAST_AVX512 void attention_avx512(const AttentionArguments<Kept>& a, const Run& run,
+                                         int64_t head, float* scratch) {
   attention_body<16>(a, run, head, scratch);
 }
-CONVAI_FAST_AVX2 inline void attention_avx2(const AttentionArguments& a, const Run& run,
-                                            int64_t head, float* scratch) {
+template <typename Kept>
+CONVAI_FAST_AVX2 void attention_avx2(const AttentionArguments<Kept>& a, const Run& run,
+                                     int64_t head, float* scratch) {
   attention_body<8>(a, run, head, scratch);
 }
 #endif
-inline void attention_portable(const AttentionArguments& a, const Run& run, int64_t head,
-                               float* scratch) {
+template <typename Kept>
+void attention_portable(const AttentionArguments<Kept>& a, const Run& run, int64_t head,
+                        float* scratch) {
   attention_body<4>(a, run, head, scratch);
 }
 
-using Attention = void (*)(const AttentionArguments&, const Run&, int64_t head, float* scratch);
+template <typename Kept>
+using Attention = void (*)(const AttentionArguments<Kept>&, const Run&, int64_t head,
+                           float* scratch);
 
-inline Attention attention_for(Isa isa) {
+template <typename Kept>
+Attention<Kept> attention_for(Isa isa) {
 #if CONVAI_FAST_X86
-  if (isa == Isa::kAvx512) return attention_avx512;
-  if (isa == Isa::kAvx2) return attention_avx2;
+  if (isa == Isa::kAvx512) return attention_avx512<Kept>;
+  if (isa == Isa::kAvx2) return attention_avx2<Kept>;
 #endif
-  return attention_portable;
+  return attention_portable<Kept>;
 }
 
 }  // namespace convai_fast

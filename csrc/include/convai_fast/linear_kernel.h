@@ -30,6 +30,7 @@ struct LinearArguments {
   const float* bias;    // [out_features] or null
   float* out;           // [rows, out_features]
   int64_t rows, in_features, out_features;
+  bool gelu;  // whether out is activated by the tanh approximation of GELU
 };
 
 // The rows of a tile: as many as the registers hold accumulators for, beside weights and x.
@@ -37,6 +38,42 @@ template <int kWidth>
 constexpr int kTileRows = kWidth == 16  ? 12
                           : kWidth == 8 ? 6
                                         : 3;
+
+CONVAI_FAST_INLINE const float* copy_to(float* target, const float* source, int64_t count) {
+  return std::copy_n(source, count, target) - count;
+}
+
+// Bias and activation, then to `out`, of which the last panel may reach beyond the row.
+template <int kWidth, int kRows, int kPanels>
+CONVAI_FAST_INLINE void finish(Tile<kWidth, kRows, kPanels>& tile, const LinearArguments& a,
+                               int64_t row, int64_t panel) {
+  using S = Simd<kWidth>;
+  constexpr int64_t kColumns = kPanels * kPanel;
+  const int64_t first = panel * kPanel, valid = std::min(kColumns, a.out_features - first);
+  float edge[kColumns] = {};
+  const float* bias = edge;
+  if (a.bias != nullptr)
+    bias = valid == kColumns ? a.bias + first : copy_to(edge, a.bias + first, valid);
+#pragma GCC unroll 16
+  for (int v = 0; v < tile.kColumns; ++v) {
+    const auto b = S::load(bias + v * kWidth);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      tile.sums[i][v] += b;
+      if (a.gelu) tile.sums[i][v] = S::gelu(tile.sums[i][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+    float* out = a.out + (row + i) * a.out_features + first;
+    if (valid == kColumns) {
+      tile.store_row(i, out);
+    } else {
+      tile.store_row(i, edge);
+      std::copy_n(edge, valid, out);
+    }
+  }
+}
 
 // Products of `kRows` rows of x and `kPanels` panels, over input features [begin, end), added to
 // what `out` holds unless this is the beginning.
@@ -47,7 +84,6 @@ CONVAI_FAST_INLINE void multiply_tile(const LinearArguments& a, int64_t row, int
   const float* x = static_cast<const float*>(a.x) + row * a.in_features;
   const Weight* weight = static_cast<const Weight*>(a.weight) + panel * a.in_features * kPanel;
   float* out = a.out + row * a.out_features + panel * kPanel;
-  // The last panel may reach beyond the row of `out`.
   const int64_t valid = std::min(kColumns, a.out_features - panel * kPanel);
   float edge[kColumns] = {};
 
@@ -57,20 +93,15 @@ CONVAI_FAST_INLINE void multiply_tile(const LinearArguments& a, int64_t row, int
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       const float* so_far = out + i * a.out_features;
-      if (valid < kColumns) so_far = std::copy_n(so_far, valid, edge) - valid;
-      tile.load_row(i, so_far);
+      tile.load_row(i, valid == kColumns ? so_far : copy_to(edge, so_far, valid));
     }
   }
   tile.add_products(x, a.in_features, weight, kPanel, a.in_features * kPanel, begin, end);
-  const bool add_bias = a.bias != nullptr && end == a.in_features;
+  if (end == a.in_features) return finish(tile, a, row, panel);
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
-    float* target = out + i * a.out_features;
-    tile.store_row(i, valid < kColumns ? edge : target);
-    if (valid < kColumns) std::copy_n(edge, valid, target);
-    if (add_bias) {
-      for (int64_t n = 0; n < valid; ++n) target[n] += a.bias[panel * kPanel + n];
-    }
+    tile.store_row(i, valid == kColumns ? out + i * a.out_features : edge);
+    if (valid < kColumns) std::copy_n(edge, valid, out + i * a.out_features);
   }
 }
 
@@ -142,20 +173,20 @@ CONVAI_FAST_INLINE void multiply_int8_tile(const LinearArguments& a, int64_t row
   }
   const int64_t first = panel * kPanel;
   const int64_t valid = std::min<int64_t>(kPanels * kPanel, a.out_features - first);
+  float edge[kPanels * kPanel] = {};
+  const float* scales =
+      valid == kPanels * kPanel ? a.scales + first : copy_to(edge, a.scales + first, valid);
+  Tile<kWidth, kRows, kPanels> tile;
 #pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
-    float* out = a.out + (row + i) * a.out_features + first;
-    const float x_scale = a.x_scales[row + i];
-    int32_t totals[kPanels * kPanel];
+  for (int v = 0; v < kPanels * kVectors; ++v) {
+    const auto scale = S::load(scales + v * kWidth);
 #pragma GCC unroll 16
-    for (int v = 0; v < kPanels * kVectors; ++v) {
-      std::memcpy(totals + v * kWidth, &sums[i][v], sizeof(sums[i][v]));
-    }
-    for (int64_t n = 0; n < valid; ++n) {
-      const float bias = a.bias == nullptr ? 0.0f : a.bias[first + n];
-      out[n] = static_cast<float>(totals[n]) * (x_scale * a.scales[first + n]) + bias;
+    for (int i = 0; i < kRows; ++i) {
+      tile.sums[i][v] =
+          __builtin_convertvector(sums[i][v], typename S::Float) * (scale * a.x_scales[row + i]);
     }
   }
+  finish(tile, a, row, panel);
 }
 
 template <int kWidth, int kRows, int kPanels, typename Weight>

@@ -95,6 +95,14 @@ struct Simd : Vectors<kWidth> {
     const Int scaled = (Int)p + (__builtin_convertvector(n, Int) << 23);
     return (Float)(x < kSmallest ? Int{} : scaled);
   }
+
+  // The tanh approximation of GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415), written with
+  // (1 + tanh(y)) / 2 = 1 / (1 + e^-2y).
+  static CONVAI_FAST_INLINE Float gelu(Float x) {
+    const Float y = x * (x * x * 0.0713548162726f + 1.59576912161f);  // 2 sqrt(2/pi) (x + .0447x^3)
+    const Float small = exp(y > 0 ? -y : y);
+    return x * (y > 0 ? broadcast(1.0f) : small) / (small + 1.0f);
+  }
 };
 
 }  // namespace convai_fast

@@ -13,6 +13,14 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// To the nearest, and to even in the middle; a NaN stays one.
+inline BFloat16 to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  if (x != x) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
 template <int kWidth>
 CONVAI_FAST_INLINE typename Simd<kWidth>::Float load_weights(const float* source) {
   return Simd<kWidth>::load(source);
