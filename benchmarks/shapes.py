@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -12,6 +13,10 @@ from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
 from convai_fast.data.dialogue import Dialogue
 from convai_fast.data.readers import load_dialogues
 from convai_fast.data.tokenizer import load_tokenizer
+from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.request import Request
+from convai_fast.model.config import TransformerConfig
+from convai_fast.model.double_heads import DoubleHeadsModel
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
@@ -59,6 +64,27 @@ SAMPLE_FILTERS = {
 }
 
 
+@dataclass(frozen=True)
+class GenerateShape:
+    """Prompts to reply to: of `prompt_length` random tokens, or of real dialogues where it is 0."""
+
+    num_prompts: int
+    prompt_length: int = 128
+    new_tokens: int = 32
+
+    def __str__(self) -> str:
+        length = f"{self.prompt_length} tokens" if self.prompt_length else "real dialogues"
+        return f"{self.num_prompts} x {length}, {self.new_tokens} new"
+
+
+GENERATE_SHAPES = {
+    "one": GenerateShape(1),
+    "batch": GenerateShape(32),
+    "many": GenerateShape(128),
+    "real": GenerateShape(64, prompt_length=0),
+}
+
+
 @cache
 def dialogues_and_tokenizer() -> tuple[str, dict[str, list[Dialogue]], PreTrainedTokenizerFast]:
     """Synthetic-Persona-Chat with the OpenAI GPT tokenizer, or the built-in world without them.
@@ -72,6 +98,40 @@ def dialogues_and_tokenizer() -> tuple[str, dict[str, list[Dialogue]], PreTraine
         return "Synthetic-Persona-Chat, 1,000 conversations", dialogues, tokenizer
     dialogues = builtin_dialogues()
     return "built-in dialogues", dialogues, train_builtin_tokenizer(dialogues["train"])
+
+
+@cache
+def model_and_tokenizer(architecture: str) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast]:
+    """OpenAI GPT 117M or GPT-2 124M with random weights, and its tokenizer."""
+    folder = SHARED / "tokenizers" / architecture
+    if not folder.is_dir():
+        pytest.skip(f"needs the tokenizer in {folder}, which is not there")
+    tokenizer = load_tokenizer(folder)
+    torch.manual_seed(0)
+    config = {"model_type": architecture, "vocab_size": len(tokenizer)}
+    return DoubleHeadsModel(TransformerConfig.from_transformers(config)).eval(), tokenizer
+
+
+def generate_requests(
+    shape: GenerateShape, tokenizer: PreTrainedTokenizerFast
+) -> tuple[str, list[Request]]:
+    """What the prompts are, and a request for each, whose reply is exactly `new_tokens` long."""
+    params = SamplingParams(
+        max_length=shape.new_tokens, min_length=shape.new_tokens, top_p=0.9, temperature=0.7
+    )
+    if shape.prompt_length:
+        generator = torch.Generator().manual_seed(0)
+        size = (shape.num_prompts, shape.prompt_length)
+        ids = torch.randint(1000, 40_000, size, generator=generator).tolist()
+        return "random tokens", [Request(input_ids=row, params=params) for row in ids]
+    name, dialogues, _ = dialogues_and_tokenizer()
+    turns = [
+        (d.personality, turn.history[-5:]) for d in dialogues["valid"] for turn in d.utterances
+    ]
+    return name, [
+        Request(persona=persona, history=history, params=params)
+        for persona, history in turns[: shape.num_prompts]
+    ]
 
 
 @cache

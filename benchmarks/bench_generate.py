@@ -1,0 +1,193 @@
+"""Replies in bulk: the engine beside transformers' `generate` and, for GPT-2, CTranslate2.
+
+python -m pytest benchmarks/bench_generate.py --benchmark-only -k "gpt2 and batch"
+"""
+
+import statistics
+import time
+
+import pytest
+import torch
+import transformers
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import shapes
+from benchmarks.timing import ratios, record, seconds_per_call
+from convai_fast import GenerationEngine
+from convai_fast.data.tokenizer import special_ids
+from convai_fast.generation.request import build_prompt
+
+ROUNDS = {"one": 5, "batch": 3, "many": 1, "real": 2}
+CLASSES = {
+    "gpt2": transformers.GPT2LMHeadModel,
+    "openai-gpt": transformers.OpenAIGPTLMHeadModel,
+}
+
+
+def peers_of(architecture, shape, prompts, model, tokenizer, folder):
+    """Name -> (what writes `new_tokens` after every prompt, how many it writes)."""
+    model.save_pretrained(folder, tokenizer)
+    theirs = CLASSES[architecture].from_pretrained(folder).eval()
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    pad = special_ids(tokenizer).pad
+    ids = torch.full((len(prompts), longest), pad)
+    segments, mask = ids.clone(), torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):  # on the left, as `generate` wants it
+        ids[row, longest - len(prompt.input_ids) :] = torch.tensor(prompt.input_ids)
+        segments[row, longest - len(prompt.input_ids) :] = torch.tensor(prompt.token_type_ids)
+        mask[row, longest - len(prompt.input_ids) :] = 1
+    # OpenAI GPT has no cache there: 4 tokens instead of 32, which flatters it, and still take long.
+    new_tokens = shape.new_tokens if architecture == "gpt2" else 4
+
+    def transformers_way(dtype):
+        peer = theirs if dtype == torch.float32 else CLASSES[architecture].from_pretrained(folder)
+        peer = peer.to(dtype).eval()
+
+        def run():
+            return peer.generate(
+                ids,
+                attention_mask=mask,
+                token_type_ids=segments,
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                do_sample=True,
+                top_p=0.9,
+                top_k=0,
+                temperature=0.7,
+                pad_token_id=pad,
+            )
+
+        return run, new_tokens * len(prompts)
+
+    peers = {"transformers float32": transformers_way(torch.float32)}
+    if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
+        peers["transformers bfloat16"] = transformers_way(torch.bfloat16)  # elsewhere emulated
+    if architecture == "gpt2":
+        peers |= ctranslate2_ways(shape, prompts, theirs, tokenizer, folder)
+    return peers
+
+
+def ctranslate2_ways(shape, prompts, theirs, tokenizer, folder):
+    ctranslate2 = pytest.importorskip("ctranslate2", reason="pip install 'convai-fast[bench]'")
+    theirs.save_pretrained(folder / "lm")
+    tokenizer.save_pretrained(folder / "lm")
+    tokens = [tokenizer.convert_ids_to_tokens(prompt.input_ids) for prompt in prompts]
+    ways = {}
+    for kind in ("float32", "int8"):
+        out = str(folder / kind)
+        converter = ctranslate2.converters.TransformersConverter(str(folder / "lm"))
+        converter.convert(out, quantization=kind)
+        generator = ctranslate2.Generator(
+            out, compute_type=kind, intra_threads=torch.get_num_threads()
+        )
+
+        def run(generator=generator):
+            return generator.generate_batch(
+                tokens,
+                max_length=shape.new_tokens,
+                min_length=shape.new_tokens,
+                sampling_topk=0,
+                sampling_topp=0.9,
+                sampling_temperature=0.7,
+                include_prompt_in_result=False,
+            )
+
+        ways[f"CTranslate2 {kind} (without segments)"] = (run, shape.new_tokens * len(prompts))
+    return ways
+
+
+def measured_rates():
+    """FLOP/s of a float32 matrix product, and bytes a second of one read of memory."""
+    x, w = torch.randn(1024, 768), torch.randn(3072, 768)
+    flops = 2 * x.shape[0] * w.numel() / seconds_per_call(lambda: x @ w.T, 0.2)
+    large = torch.randn(64 << 20)
+    return flops, large.nbytes / seconds_per_call(large.sum, 0.2)
+
+
+def floor_seconds(model, shape, prompts):
+    """The time of the matrix products alone, or of reading the weights, whichever is longer."""
+    flops_rate, bandwidth = measured_rates()
+    head = model.transformer.token_embedding.weight.numel()
+    body = sum(p.numel() for block in model.transformer.blocks for p in block.parameters())
+    prompt_tokens = sum(len(prompt.input_ids) for prompt in prompts)
+    prefill = 2 * (body * prompt_tokens + head * len(prompts)) / flops_rate
+    step = max(2 * (body + head) * len(prompts) / flops_rate, 4 * (body + head) / bandwidth)
+    return prefill + step * (shape.new_tokens - 1)
+
+
+def where_time_goes(engine, requests):
+    """Shares of the wall time: matrix products, attention, sampling, other torch, the rest."""
+    forget(engine)
+    started = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        engine.generate(requests)
+    wall = time.perf_counter() - started
+    parts = {"matrix products": 0.0, "attention": 0.0, "sampling": 0.0, "other torch": 0.0}
+    names = {
+        "convai_fast::packed_linear": "matrix products",
+        "convai_fast::cached_attention": "attention",
+        "convai_fast::sample": "sampling",
+    }
+    for event in profiler.key_averages():
+        parts[names.get(event.key, "other torch")] += event.self_cpu_time_total / 1e6
+    parts["Python and the rest"] = max(0.0, wall - sum(parts.values()))
+    return {name: seconds / wall for name, seconds in parts.items()}
+
+
+def forget(engine):
+    """Let no prompt be found in the cache of an earlier run."""
+    engine._cache.lengths[:] = 0
+    engine._cache.tokens[:] = -1
+
+
+@pytest.mark.parametrize("workload", shapes.GENERATE_SHAPES)
+@pytest.mark.parametrize("architecture", ["openai-gpt", "gpt2"])
+def test_generate(benchmark, architecture, workload, tmp_path, say):
+    shape = shapes.GENERATE_SHAPES[workload]
+    model, tokenizer = shapes.model_and_tokenizer(architecture)
+    name, requests = shapes.generate_requests(shape, tokenizer)
+    prompts = [
+        build_prompt(r, tokenizer, special_ids(tokenizer), model.config.vocab_size, 480)
+        for r in requests
+    ]
+    engines = {
+        kind: GenerationEngine(model, tokenizer, max_batch_size=64, weights=kind)
+        for kind in ("float32", "bfloat16", "int8")
+    }
+
+    def ours(engine):
+        forget(engine)
+        engine.generate(requests)
+
+    num_tokens = shape.new_tokens * shape.num_prompts
+    ways = {
+        kind: (lambda engine=engine: ours(engine), num_tokens) for kind, engine in engines.items()
+    }
+    ways |= peers_of(architecture, shape, prompts, model, tokenizer, tmp_path)
+    times = {way: [] for way in ways}  # seconds a token
+    for function, _ in ways.values():
+        function()
+    for _ in range(ROUNDS[workload]):
+        for way, (function, count) in ways.items():
+            started = time.perf_counter()
+            function()
+            times[way].append((time.perf_counter() - started) / count)
+    benchmark.pedantic(ways["float32"][0], rounds=1)
+
+    floor = floor_seconds(model, shape, prompts)
+    lines = [f"\n{architecture}, {shape} ({name}); tokens/s, and float32 against it:"]
+    figures = {"floor_tokens_per_s": round(num_tokens / floor, 1)}
+    for way, seconds in times.items():
+        speed = 1 / statistics.median(seconds)
+        median, least, most = ratios(times, "float32", way)
+        figures[way] = round(speed, 1)
+        lines.append(f"  {way:<40} {speed:8.1f}   {median:6.2f} x ({least:.2f}-{most:.2f})")
+    lines.append(f"  float32's floor (matrix products alone)  {num_tokens / floor:8.1f}")
+    for kind, engine in engines.items():
+        shares = where_time_goes(engine, requests)
+        figures[f"{kind}_shares"] = {part: round(share, 3) for part, share in shares.items()}
+        lines.append(
+            f"  {kind}: " + ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
+        )
+    record("generate", f"{architecture}, {shape}, {name}", figures)
+    say("\n".join(lines))
