@@ -225,7 +225,7 @@ def run(options: InteractOptions) -> None:
 
     device = resolve_device(options.device)
     model, tokenizer = load_fine_tuned(options.model)
-    engine = GenerationEngine(model.to(device), tokenizer)
+    engine = GenerationEngine(model.to(device), tokenizer, max_batch_size=1)
     conversation = Conversation(
         engine,
         tokenizer,

@@ -25,6 +25,8 @@ _WINDOW = 1024  # requests that are looked at together, to bring those next to e
 _PREFILL_TOKENS = 1024  # of prompts in one step, if there is more than one
 _WORTH_WAITING_FOR = 16  # tokens of a prompt that another sequence is about to compute
 
+_ALL_TAKEN = "all slots of the engine are taken: give it a larger max_batch_size"
+
 
 class _Sequence:
     """One reply in the making."""
@@ -123,19 +125,25 @@ class GenerationEngine:
             while True:
                 if not waiting:
                     for i, request in islice(source, _WINDOW):
-                        unfinished[i] = self._sequences(i, request)
+                        try:
+                            unfinished[i] = self._sequences(i, request)
+                        except UserError as error:
+                            raise UserError(f"request {i}: {error}") from error
                         waiting += unfinished[i]
                     # Prompts that begin alike come one after another.
                     waiting.sort(key=lambda sequence: sequence.keys.tolist())
                 self._admit(waiting, active)
                 if not active:
+                    if waiting:
+                        raise UserError(_ALL_TAKEN)
                     return
                 self._step(active)
-                for sequence in [s for s in active if s.finish_reason]:
+                finished = [sequence for sequence in active if sequence.finish_reason]
+                for sequence in finished:
                     self._release(sequence, active)
-                    i = sequence.request
-                    if all(other.finish_reason for other in unfinished[i]):
-                        yield i, [self._reply(other) for other in unfinished.pop(i)]
+                for i in dict.fromkeys(sequence.request for sequence in finished):
+                    if all(sequence.finish_reason for sequence in unfinished[i]):
+                        yield i, [self._reply(sequence) for sequence in unfinished.pop(i)]
         finally:
             for sequence in list(active):
                 self._release(sequence, active)
@@ -156,7 +164,7 @@ class GenerationEngine:
         try:
             self._admit([sequence], active)
             if not active:
-                raise UserError("all slots of the engine are taken: give it a larger batch size")
+                raise UserError(_ALL_TAKEN)
             while not sequence.finish_reason:
                 self._step(active)
                 ready = self._num_certain(sequence)
@@ -174,10 +182,7 @@ class GenerationEngine:
         return build_prompt(request, self.tokenizer, self.special_ids, vocab_size, room)
 
     def _sequences(self, i: int, request: Request) -> list[_Sequence]:
-        try:
-            prompt = self._build_prompt(request)
-        except UserError as error:
-            raise UserError(f"request {i}: {error}") from error
+        prompt = self._build_prompt(request)
         keys = self._keys(prompt.input_ids, prompt.token_type_ids)
         params = request.params
         return [_Sequence(i, sample, prompt, keys, params) for sample in range(params.n)]
@@ -206,7 +211,9 @@ class GenerationEngine:
             if promised.max() >= shared[source] + _WORTH_WAITING_FOR:
                 passed_over.append(sequence)
                 continue
-            slot = source if source in self._free_slots else self._free_slots[0]
+            # In place where nothing is lost by it, as when a conversation goes on.
+            is_whole = shared[source] == self._cache.lengths[source]
+            slot = source if is_whole and source in self._free_slots else self._free_slots[0]
             self._free_slots.remove(slot)
             self._cache.begin(slot, sequence.keys, source, int(shared[source]))
             sequence.slot = slot
@@ -220,6 +227,8 @@ class GenerationEngine:
     def _release(self, sequence: _Sequence, active: list[_Sequence]) -> None:
         active.remove(sequence)
         self._free_slots.append(sequence.slot)
+        # Nobody shall wait for what it promised to compute and did not.
+        self._cache.tokens[sequence.slot, self._cache.lengths[sequence.slot] :] = -1
 
     # --- one step -------------------------------------------------------------------------------
 
@@ -272,7 +281,13 @@ class GenerationEngine:
             ids = [token for tokens in lists for token in tokens]
             return torch.tensor(ids, device=self._decoder.device)
 
-        return self._decoder.next_logits(flat(input_ids), flat(token_type_ids), step)
+        try:
+            return self._decoder.next_logits(flat(input_ids), flat(token_type_ids), step)
+        except (
+            BaseException
+        ):  # Ctrl-C, say, after which some layers hold the tokens and some do not
+            self._cache.lengths[slots] = 0
+            raise
 
     def _add_token(self, sequence: _Sequence, token: int, logprob: torch.Tensor | None) -> None:
         params = sequence.params
@@ -312,16 +327,18 @@ class GenerationEngine:
         text = self._text(sequence.token_ids) if sequence.params.stop else ""
         end = sequence.stop_at
         if sequence.finish_reason != "stop":
-            # "wait <st" may go on to "<stop>": its last three characters are not certain.
+            if not sequence.params.stop or sequence.finish_reason:
+                return count
+            # "wait <st" may go on to "<stop>": its last three characters are not certain, nor is
+            # one of which only some bytes have come.
+            whole = text.rstrip("�")
             open_lengths = [
                 n
                 for stop in sequence.params.stop
                 for n in range(1, len(stop))
-                if text.endswith(stop[:n])
+                if whole.endswith(stop[:n])
             ]
-            if not open_lengths or sequence.finish_reason:
-                return count
-            end = len(text) - max(open_lengths)
+            end = len(whole) - max(open_lengths, default=0)
         while count > 0 and len(self._text(sequence.token_ids[:count])) > end:
             count -= 1
         return count

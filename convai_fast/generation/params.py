@@ -62,7 +62,11 @@ class SamplingParams:
             "repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "between 0.01 and 100"
         )
         self._require("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "at least 0")
-        self._require("stop", all(self.stop), "made of texts that are not empty")
+        self._require(
+            "stop",
+            not isinstance(self.stop, str) and all(self.stop),
+            "several texts, and none of them empty",
+        )
         self._require("n", 1 <= self.n <= 10_000, "between 1 and 10,000")
 
     def _require(self, field: str, holds: bool, rule: str) -> None:

@@ -156,8 +156,11 @@ def _token_ids(
     if isinstance(texts, str):
         raise UserError(f"{field} of the request is one text: give a list of them")
     texts = list(texts)
-    if texts and isinstance(texts[0], str):
+    num_texts = sum(isinstance(each, str) for each in texts)
+    if texts and num_texts == len(texts):
         return encode(tokenizer, texts)
+    if num_texts:
+        raise UserError(f"{field} of the request mixes texts and token ids: give one kind")
     for ids in texts:
         _check_ids(ids, field, vocab_size)
     return texts
