@@ -13,7 +13,7 @@ from transformers import GPT2Tokenizer, OpenAIGPTTokenizer
 
 from convai_fast.cli.interact import Conversation, stream_text
 from convai_fast.cli.main import main
-from convai_fast.data.tokenizer import encode, load_tokenizer, special_ids
+from convai_fast.data.tokenizer import encode, load_tokenizer
 from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
@@ -66,7 +66,7 @@ def tokenizer(model_folder):
 
 @pytest.fixture(scope="module")
 def engine(model_folder, tokenizer):
-    return GenerationEngine(DoubleHeadsModel.from_pretrained(model_folder), special_ids(tokenizer))
+    return GenerationEngine(DoubleHeadsModel.from_pretrained(model_folder), tokenizer)
 
 
 @pytest.fixture
@@ -90,9 +90,9 @@ def prompts_seen(conversation, monkeypatch):
     seen = []
     stream = GenerationEngine.stream
 
-    def spy(self, persona, history, params):
-        seen.append((persona, history))
-        return stream(self, persona, history, params)
+    def spy(self, request):
+        seen.append((request.persona, request.history))
+        return stream(self, request)
 
     monkeypatch.setattr(GenerationEngine, "stream", spy)
     return seen
@@ -198,6 +198,34 @@ def test_turns_differ_but_a_seed_repeats_them(conversation):
     assert replies() == first
     say(conversation, "/seed 43")
     assert replies() != first
+
+
+def test_a_turn_computes_what_is_new_and_what_was_interrupted_only_once(model_folder, tokenizer):
+    model, computed = DoubleHeadsModel.from_pretrained(model_folder), []
+    model.transformer.register_forward_pre_hook(
+        lambda module, args: computed.append(args[0].numel())
+    )
+    conversation = Conversation(
+        GenerationEngine(model, tokenizer, max_batch_size=1),
+        tokenizer,
+        SamplingParams(max_length=6, min_length=6),
+        persona=PERSONA,
+        max_history=5,
+    )
+    say(conversation, "hi")
+    assert computed[0] > 10
+    assert computed[1:] == [1] * 5
+    for line in ("i like tea .", "do you ?"):
+        computed.clear()
+        say(conversation, line)
+        # The reply's last token, <speaker2>, the line and <speaker1>.
+        assert computed == [3 + len(encode(tokenizer, [line])[0]), *[1] * 5]
+    pieces = conversation.handle("tea ?")
+    next(pieces)
+    pieces.close()
+    computed.clear()
+    say(conversation, "tea ?")
+    assert computed == [1] * 6
 
 
 def test_rank_orders_candidates_as_replies_to_the_users_last_line(conversation, engine, tokenizer):

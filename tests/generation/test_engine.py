@@ -1,236 +1,258 @@
+"""What the engine writes: the tokens of transformers, its own random numbers, and how it ends."""
+
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
+from peers import both_models, prompt_of, recomputed_reply
+from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from convai_fast import ops
-from convai_fast.data.tokenizer import SpecialIds
+from convai_fast.data.tokenizer import special_ids
 from convai_fast.errors import UserError
-from convai_fast.generation.engine import GenerationEngine, fit_prefix
+from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.request import Request, fit_prefix
 from convai_fast.model import DoubleHeadsModel
-from convai_fast.ops.reference import build_sequence
 
-SPECIAL = SpecialIds(bos=3, eos=7, speaker1=59, speaker2=11, pad=50)
-N_POSITIONS = 48
-SHAPE = dict(vocab_size=60, n_positions=N_POSITIONS, n_embd=32, n_layer=2, n_head=4)
 GREEDY = SamplingParams(no_sample=True, max_length=12)
+LIVELY = SamplingParams(temperature=5, top_p=0, max_length=12, min_length=12)
 
 
-def tokens(count, seed):
-    """Ordinary token ids, none of them special."""
-    ordinary = torch.tensor([i for i in range(60) if i not in SPECIAL])
-    generator = torch.Generator().manual_seed(seed)
-    return ordinary[torch.randint(len(ordinary), (count,), generator=generator)].tolist()
-
-
-def prompt(seed, turns=3):
-    persona = [tokens(4, 10 * seed), tokens(3, 10 * seed + 1)]
-    return persona, [tokens(2 + i, 10 * seed + 2 + i) for i in range(turns)]
-
-
-def transformers_model(architecture):
-    torch.manual_seed(0)
-    if architecture == "gpt2":
-        model = transformers.GPT2DoubleHeadsModel(
-            transformers.GPT2Config(**SHAPE, bos_token_id=SPECIAL.bos, eos_token_id=SPECIAL.eos)
-        )
-    else:
-        model = transformers.OpenAIGPTDoubleHeadsModel(transformers.OpenAIGPTConfig(**SHAPE))
-    # Fresh weights are so small that every reply is one token over and over, whatever the prompt.
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            std = 1.0 if "wpe" in name or "positions_embed" in name else 0.2
-            parameter.add_(torch.randn_like(parameter), alpha=std)
-    return model.eval()
-
-
-@pytest.fixture(scope="module", params=["openai-gpt", "gpt2"])
-def models(request, tmp_path_factory):
-    """The same random weights as transformers' class and as ours."""
-    theirs = transformers_model(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
-    theirs.save_pretrained(folder)
-    return theirs, DoubleHeadsModel.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    transformers_model("gpt2").save_pretrained(folder)
-    return DoubleHeadsModel.from_pretrained(folder)
-
-
-@pytest.fixture
-def engine(model):
-    return GenerationEngine(model, SPECIAL)
-
-
-def recomputed_reply(theirs, persona, history, params):
-    """The greedy reply, the whole sequence computed anew for every token, as of old."""
-    reply = []
-    while len(reply) < params.max_length:
-        input_ids, token_type_ids, _ = build_sequence(persona, history, reply, SPECIAL, False)
-        with torch.no_grad():
-            logits = theirs(
-                input_ids=torch.tensor([[input_ids]]),
-                token_type_ids=torch.tensor([[token_type_ids]]),
-                mc_token_ids=torch.tensor([[len(input_ids) - 1]]),
-            ).logits[0, 0, -1]
-        if len(reply) < params.min_length:
-            logits[list(SPECIAL)] = -torch.inf
-        token = int(logits.argmax())
-        if token in SPECIAL:
-            break
-        reply.append(token)
+def reply_to(engine, request):
+    [[reply]] = engine.generate([request])
     return reply
 
 
+# --- the tokens of transformers -----------------------------------------------------------------
+
+
 @pytest.mark.parametrize("min_length", [0, 12])
-def test_greedy_replies_are_those_of_transformers_recomputed_for_every_token(models, min_length):
-    theirs, ours = models
-    engine = GenerationEngine(ours, SPECIAL)
-    params = SamplingParams(no_sample=True, max_length=12, min_length=min_length)
-    replies = []
-    for seed in range(6):
-        persona, history = prompt(seed, turns=seed % 4)
-        replies.append(engine.reply(persona, history, params))
-        assert replies[-1] == recomputed_reply(theirs, persona, history, params)
-    assert len({tuple(reply) for reply in replies}) >= 4  # or the comparison says little
+def test_greedy_replies_are_those_of_transformers_recomputed_for_every_token(
+    models, tokenizer, ask, min_length
+):
+    params = replace(GREEDY, min_length=min_length, logprobs=True)
+    requests = [ask(number, params, turns=number % 4) for number in range(12)]
+    replies = GenerationEngine(models.ours, tokenizer).generate(requests)
+    for request, [reply] in zip(requests, replies, strict=True):
+        token_ids, logprobs = recomputed_reply(models.theirs, tokenizer, request)
+        assert reply.token_ids == token_ids
+        assert reply.logprobs == pytest.approx(logprobs, abs=1e-4)
+        assert reply.finish_reason == ("length" if len(token_ids) == 12 else "eos")
+        assert reply.text == tokenizer.decode(token_ids, skip_special_tokens=True)
+    assert len({tuple(reply.token_ids) for [reply] in replies}) >= 8  # or it says little
 
 
-def test_temperature_0_is_greedy(engine):
+def test_greedy_replies_are_those_of_transformers_generate(tokenizer, ask, tmp_path):
+    models = both_models("gpt2", tmp_path, len(tokenizer))
+    gpt2 = transformers.GPT2LMHeadModel.from_pretrained(tmp_path)
+    special = special_ids(tokenizer)
+
+    def generate(request, with_segments):
+        prompt = prompt_of(request, tokenizer, 96)
+        segments = (
+            {"token_type_ids": torch.tensor([prompt.token_type_ids])} if with_segments else {}
+        )
+        ids = gpt2.generate(
+            torch.tensor([prompt.input_ids]),
+            attention_mask=torch.ones(1, len(prompt.input_ids), dtype=torch.int64),
+            do_sample=False,
+            max_new_tokens=12,
+            min_new_tokens=12,
+            eos_token_id=list(special),
+            pad_token_id=special.pad,
+            **segments,
+        )
+        return ids[0, len(prompt.input_ids) :].tolist()
+
+    requests = [ask(number, replace(GREEDY, min_length=12)) for number in range(8)]
+    replies = [
+        reply.token_ids for [reply] in GenerationEngine(models.ours, tokenizer).generate(requests)
+    ]
+    assert replies == [generate(request, True) for request in requests]
+    assert replies != [generate(request, False) for request in requests]  # segments count
+
+
+@pytest.mark.parametrize(
+    ("params", "processors"),
+    [
+        ({"repetition_penalty": 1.3}, [RepetitionPenaltyLogitsProcessor(1.3)]),
+        ({"repetition_penalty": 0.8}, [RepetitionPenaltyLogitsProcessor(0.8)]),
+        ({"no_repeat_ngram_size": 1}, [NoRepeatNGramLogitsProcessor(1)]),
+        ({"no_repeat_ngram_size": 2}, [NoRepeatNGramLogitsProcessor(2)]),
+        (
+            {"repetition_penalty": 0.5, "no_repeat_ngram_size": 3},
+            [RepetitionPenaltyLogitsProcessor(0.5), NoRepeatNGramLogitsProcessor(3)],
+        ),
+    ],
+)
+def test_penalties_and_bans_are_those_of_transformers(models, tokenizer, ask, params, processors):
+    params = replace(GREEDY, max_length=24, min_length=20, logprobs=True, **params)
+    requests = [ask(number, params) for number in range(4)]
+    engine = GenerationEngine(models.ours, tokenizer)
+    free = replace(params, repetition_penalty=1.0, no_repeat_ngram_size=0)
+    differs = False
+    for request in requests:
+        reply = reply_to(engine, request)
+        token_ids, logprobs = recomputed_reply(models.theirs, tokenizer, request, processors)
+        assert reply.token_ids == token_ids
+        assert reply.logprobs == pytest.approx(logprobs, abs=1e-4)
+        differs |= reply.token_ids != reply_to(engine, replace(request, params=free)).token_ids
+    assert differs
+
+
+def test_neighbours_without_penalties_are_left_alone(engine, ask):
+    plain = [ask(number, GREEDY) for number in range(4)]
+    odd = ask(9, replace(GREEDY, repetition_penalty=1.5, no_repeat_ngram_size=2, min_length=9))
+    alone = engine.generate(plain)
+    together = engine.generate([plain[0], odd, *plain[1:]])
+    assert [together[0], *together[2:]] == alone
+
+
+# --- how a reply is drawn -----------------------------------------------------------------------
+
+
+def test_temperature_0_is_greedy(engine, ask):
     zero = SamplingParams(temperature=0, max_length=12)
-    assert engine.reply(*prompt(1), zero) == engine.reply(*prompt(1), GREEDY)
+    assert reply_to(engine, ask(1, zero)) == reply_to(engine, ask(1, GREEDY))
 
 
-def test_special_tokens_end_a_reply_but_not_before_min_length(engine):
+def test_special_tokens_end_a_reply_but_not_before_min_length(engine, tokenizer, ask):
+    special = set(special_ids(tokenizer))
+
     def lengths(min_length):
-        replies = [
-            engine.reply(
-                *prompt(0),
-                SamplingParams(
-                    max_length=8, min_length=min_length, temperature=20, top_p=0, seed=seed
-                ),
-            )
-            for seed in range(40)
-        ]
-        assert not {token for reply in replies for token in reply} & set(SPECIAL)
-        return {len(reply) for reply in replies}
+        params = replace(LIVELY, temperature=50, max_length=60, min_length=min_length)
+        requests = [ask(0, replace(params, seed=seed)) for seed in range(150)]
+        replies = [reply for [reply] in engine.generate(requests)]
+        assert not {token for reply in replies for token in reply.token_ids} & special
+        for reply in replies:
+            assert reply.finish_reason == ("length" if len(reply.token_ids) == 60 else "eos")
+        return {len(reply.token_ids) for reply in replies}
 
-    assert min(lengths(0)) == 0
-    assert min(lengths(3)) == 3
-    assert lengths(8) == {8}
+    assert min(lengths(0)) < 3
+    assert 12 <= min(lengths(12)) < 40
+    assert lengths(60) == {60}
 
 
-def test_a_reply_depends_on_its_seed(engine):
+def test_a_reply_depends_on_its_seed(engine, ask):
     def reply(seed):
-        params = SamplingParams(max_length=12, min_length=12, temperature=5, top_p=0, seed=seed)
-        return engine.reply(*prompt(2), params)
+        return reply_to(engine, ask(2, replace(LIVELY, seed=seed))).token_ids
 
     assert reply(1) == reply(1)
     assert len({tuple(reply(seed)) for seed in range(5)}) == 5
 
 
-def test_each_token_is_drawn_with_the_seed_as_key_and_its_place_as_counter(engine):
-    indifferent = DoubleHeadsModel(engine.model.config)
-    for parameter in indifferent.parameters():
+@pytest.fixture(scope="module")
+def indifferent(model, tokenizer):
+    """An engine whose logits are all 0, so that a reply shows the random numbers alone."""
+    zeros = DoubleHeadsModel(model.config)
+    for parameter in zeros.parameters():
         torch.nn.init.zeros_(parameter)
-    params = SamplingParams(max_length=10, min_length=10, temperature=1, top_p=0, seed=9)
-    reply = GenerationEngine(indifferent, SPECIAL).reply(*prompt(0), params)
-
-    logits = torch.zeros(10, 60)
-    logits[:, list(SPECIAL)] = -torch.inf
-    expected, _ = ops.sample(logits, seeds=9, steps=torch.arange(10))
-    assert reply == expected.tolist()
-    assert len(set(reply)) > 5
+    return GenerationEngine(zeros, tokenizer)
 
 
-def test_the_prompt_and_each_token_are_computed_once_and_only_when_asked_for(engine):
-    computed = []
-    hook = engine.model.transformer.register_forward_pre_hook(
-        lambda module, args: computed.append(args[0].shape[1])
-    )
-    persona, history = prompt(3)
-    stream = engine.stream(persona, history, SamplingParams(max_length=3, min_length=3))
-    assert computed == []
-    next(stream)
-    prompt_length = len(build_sequence(persona, history, [], SPECIAL, False)[0])
-    assert computed == [prompt_length]
-    next(stream)
-    assert computed == [prompt_length, 1]
-    list(stream)
-    assert computed == [prompt_length, 1, 1]
-    hook.remove()
+def test_each_token_is_drawn_with_the_seed_as_key_and_its_place_as_counter(indifferent, ask):
+    params = replace(LIVELY, max_length=10, min_length=10, temperature=1, seed=9, n=3)
+    [replies] = indifferent.generate([ask(0, params)])
+    logits = torch.zeros(10, indifferent.model.config.vocab_size)
+    logits[:, list(indifferent.special_ids)] = -torch.inf
+    for sample, reply in enumerate(replies):
+        expected, _ = ops.sample(logits, seeds=9, steps=torch.arange(10) + (sample << 32))
+        assert reply.token_ids == expected.tolist()
+        assert len(set(reply.token_ids)) > 5
 
 
-def test_inference_mode_does_not_leak_to_whoever_reads_the_stream(engine):
-    for _ in engine.stream(*prompt(3), GREEDY):
-        assert not torch.is_inference_mode_enabled()
+def test_logprobs_are_those_after_bans_and_before_temperature_and_filters(indifferent, ask):
+    params = SamplingParams(max_length=5, min_length=3, logprobs=True, top_k=3, temperature=9)
+    reply = reply_to(indifferent, ask(0, params))
+    vocab_size = indifferent.model.config.vocab_size
+    banned = -torch.tensor(vocab_size - 5.0).log().item()
+    free = -torch.tensor(float(vocab_size)).log().item()
+    assert reply.logprobs == pytest.approx([banned] * 3 + [free] * (len(reply.token_ids) - 3))
+    assert reply_to(indifferent, ask(0, SamplingParams())).logprobs is None
 
 
-def test_a_model_in_training_mode_replies_without_dropout(engine):
-    expected = engine.reply(*prompt(4), GREEDY)
-    engine.model.train()
-    assert engine.reply(*prompt(4), GREEDY) == expected
+def test_filters_are_applied_row_by_row(engine, ask):
+    lively = [replace(LIVELY, seed=seed) for seed in range(4)]
+    filters = [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {}]
+    params = [replace(each, **filter) for each, filter in zip(lively, filters, strict=True)]
+    replies = [reply.token_ids for [reply] in engine.generate([ask(5, p) for p in params])]
+    greedy = reply_to(engine, ask(5, replace(GREEDY, min_length=12))).token_ids
+    assert replies[:3] == [greedy] * 3
+    assert replies[3] != greedy
 
 
-def test_a_bfloat16_model_replies(engine):
-    half = GenerationEngine(
-        DoubleHeadsModel(engine.model.config).to(torch.bfloat16), engine.special_ids
-    )
-    assert len(half.reply(*prompt(4), SamplingParams(max_length=5, min_length=5))) == 5
+def test_damaged_weights_are_said_to_be_the_reason_that_nothing_can_be_drawn(model, tokenizer, ask):
+    damaged = DoubleHeadsModel(model.config)
+    torch.nn.init.constant_(damaged.transformer.token_embedding.weight, torch.nan)
+    with pytest.raises(UserError, match="no token can be drawn: the model's weights are damaged"):
+        GenerationEngine(damaged, tokenizer).generate([ask(0, GREEDY)])
 
 
-@pytest.mark.parametrize("max_length", [1, 20, N_POSITIONS - 4])
+# --- prompts that do not fit --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_length", [1, 20, 96 - 4])
 def test_a_prompt_longer_than_the_model_is_cut_to_leave_room_for_the_reply(engine, max_length):
-    persona, history = [tokens(9, i) for i in range(9)], [tokens(9, 100 + i) for i in range(9)]
+    persona = [list(range(9 * i, 9 * i + 9)) for i in range(12)]
+    history = [turn[::-1] for turn in persona]
     params = SamplingParams(no_sample=True, max_length=max_length, min_length=max_length)
-    reply = engine.reply(persona, history, params)
-    assert len(reply) == max_length
-    kept = fit_prefix(persona, history, N_POSITIONS - max_length - 1)
-    assert reply == engine.reply(*kept, params)
+    reply = reply_to(engine, Request(persona=persona, history=history, params=params))
+    assert len(reply.token_ids) == max_length
+    persona, history = fit_prefix(persona, history, 96 - max_length - 1)
+    assert reply == reply_to(engine, Request(persona=persona, history=history, params=params))
 
 
 def test_a_max_length_without_room_for_a_prompt_is_refused_at_once(engine):
-    with pytest.raises(UserError, match=r"max_length is 45.*48 positions: give at most 44"):
-        engine.stream([], [], SamplingParams(max_length=45))
+    request = Request(params=SamplingParams(max_length=93))
+    message = r"^max_length is 93.*96 positions: give at most 92"
+    with pytest.raises(UserError, match=message):
+        engine.stream(request)
+    with pytest.raises(UserError, match=message):
+        engine.check(request)
+    with pytest.raises(UserError, match=r"^request 1: max_length is 93"):
+        engine.generate([Request(), request])
 
 
-@pytest.mark.parametrize(
-    ("room", "kept_persona", "kept_history"),
-    [
-        (13, [[1, 2], [3]], [[4, 5], [6], [7, 8, 9]]),  # fits exactly
-        (12, [[1, 2], [3]], [[6], [7, 8, 9]]),  # the oldest turn goes first
-        (9, [[1, 2], [3]], [[7, 8, 9]]),
-        (7, [[1, 2]], [[7, 8, 9]]),  # then persona sentences, from the end
-        (6, [], [[7, 8, 9]]),
-        (4, [], [[8, 9]]),  # then the beginning of the last turn
-        (3, [], [[9]]),
-        (2, [], []),
-        (1, [], []),
-    ],
-)
-def test_what_does_not_fit_is_cut_oldest_turns_first(room, kept_persona, kept_history):
-    persona, history = [[1, 2], [3]], [[4, 5], [6], [7, 8, 9]]
-    assert fit_prefix(persona, history, room) == (kept_persona, kept_history)
-    assert (len(persona), len(history)) == (2, 3)  # the caller's lists are left alone
+def test_max_length_1_is_one_token(engine, ask):
+    params = SamplingParams(max_length=1, n=3)
+    [replies] = engine.generate([ask(0, params)])
+    assert [len(reply.token_ids) for reply in replies] == [1, 1, 1]
+    assert {reply.finish_reason for reply in replies} == {"length"}
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("max_length", 0),
-        ("min_length", -1),
-        ("min_length", 21),
-        ("temperature", -0.1),
-        ("temperature", float("nan")),
-        ("temperature", float("inf")),
-        ("top_p", 1.1),
-        ("min_p", -0.1),
-        ("seed", -1),
-        ("seed", 2**63),
-    ],
-)
-def test_a_sampling_parameter_out_of_range_is_named(field, value):
-    with pytest.raises(UserError, match=f"^{field} is {value}, but must be "):
-        SamplingParams(**{field: value})
+# --- the model ----------------------------------------------------------------------------------
+
+
+def test_inference_mode_does_not_leak_to_whoever_reads_the_replies(engine, ask):
+    for _ in engine.stream(ask(3, GREEDY)):
+        assert not torch.is_inference_mode_enabled()
+    for _ in engine.serve([ask(3, GREEDY)]):
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_a_model_in_training_mode_replies_without_dropout_and_stays_in_it(model, tokenizer, ask):
+    expected = GenerationEngine(model, tokenizer).generate([ask(4, GREEDY)])
+    model.train()
+    try:
+        assert GenerationEngine(model, tokenizer).generate([ask(4, GREEDY)]) == expected
+        assert model.training
+        assert model.transformer.blocks[0].mlp.dropout.training
+    finally:
+        model.eval()
+
+
+def test_a_bfloat16_model_is_one_with_rounded_weights(model, tokenizer, ask):
+    half = DoubleHeadsModel(model.config).to(torch.bfloat16)
+    half.load_state_dict(model.state_dict())
+    rounded = DoubleHeadsModel(model.config)
+    rounded.load_state_dict(half.state_dict())
+    request = ask(4, replace(GREEDY, min_length=12, logprobs=True))
+    expected = GenerationEngine(rounded, tokenizer).generate([request])
+    assert GenerationEngine(half, tokenizer).generate([request]) == expected
+
+
+def test_a_batch_of_no_sequences_is_refused(model, tokenizer):
+    with pytest.raises(UserError, match="max_batch_size is 0, but must be at least 1"):
+        GenerationEngine(model, tokenizer, max_batch_size=0)

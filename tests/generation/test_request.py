@@ -1,0 +1,152 @@
+"""What can be asked, in which forms, and which mistakes are named."""
+
+import pytest
+from peers import prompt_of
+
+from convai_fast.data.tokenizer import encode, special_ids
+from convai_fast.errors import UserError
+from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.request import Request, build_prompt, fit_prefix
+
+PARAMS = SamplingParams(max_length=8, min_length=8, temperature=2, logprobs=True)
+PERSONA, HISTORY = ["i like tea .", "i have a cat ."], ["hello !", "hi , how are you ?", "fine ."]
+
+
+def test_text_token_ids_and_a_whole_prompt_ask_for_the_same(engine, tokenizer):
+    persona, history = encode(tokenizer, PERSONA), encode(tokenizer, HISTORY)
+    text = Request(persona=PERSONA, history=HISTORY, params=PARAMS)
+    ids = Request(persona=persona, history=history, params=PARAMS)
+    mixed = Request(
+        persona=tuple(PERSONA), history=[tuple(turn) for turn in history], params=PARAMS
+    )
+    whole = Request(**prompt_of(text, tokenizer, 96)._asdict(), params=PARAMS)
+    replies = engine.generate([text, ids, mixed, whole])
+    assert replies[1:] == replies[:1] * 3
+    assert [*engine.stream(whole)] == replies[0][0].token_ids
+
+
+def test_a_prompt_is_persona_and_turns_with_alternating_speakers(tokenizer):
+    bos, _, speaker1, speaker2, _ = special = special_ids(tokenizer)
+    request = Request(persona=[[10, 11], [12]], history=[[13], [14, 15]])
+    input_ids, token_type_ids = build_prompt(request, tokenizer, special, 400, 50)
+    assert input_ids == [bos, 10, 11, 12, speaker1, 13, speaker2, 14, 15, speaker1]
+    assert token_type_ids == [speaker1] * 6 + [speaker2] * 3 + [speaker1]
+
+
+def test_a_special_token_in_a_text_is_spelled_out(tokenizer):
+    prompt = prompt_of(Request(history=["<eos> <speaker1>"]), tokenizer, 96).input_ids
+    bos, eos, speaker1, speaker2, _ = special_ids(tokenizer)
+    assert [token for token in prompt if token in special_ids(tokenizer)] == [
+        bos,
+        speaker2,
+        speaker1,
+    ]
+    assert eos not in prompt
+
+
+def test_input_ids_alone_belong_to_speaker1(engine):
+    speaker1 = engine.special_ids.speaker1
+    with_segments = Request(input_ids=range(5), token_type_ids=[speaker1] * 5, params=PARAMS)
+    without = Request(input_ids=range(5), params=PARAMS)
+    other = Request(input_ids=range(5), token_type_ids=[7] * 5, params=PARAMS)
+    replies = engine.generate([with_segments, without, other])
+    assert replies[0] == replies[1] != replies[2]
+
+
+def test_a_request_may_be_empty(engine):
+    [[reply]] = engine.generate([Request(params=PARAMS)])
+    assert len(reply.token_ids) == 8
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"token_type_ids": [1]}, "token_type_ids, but no input_ids"),
+        ({"input_ids": [1], "persona": ["a"]}, "both input_ids and persona or history"),
+        ({"input_ids": [1], "history": [[2]]}, "both input_ids and persona or history"),
+        ({"input_ids": []}, "0 input_ids and 0 token_type_ids"),
+        ({"input_ids": [1, 2], "token_type_ids": [1]}, "2 input_ids and 1 token_type_ids"),
+        ({"input_ids": [1] * 89}, "89 input_ids, but beside max_length .* positions for 88"),
+        ({"input_ids": [1, 400]}, "^input_ids of the request holds 400, .* below 400"),
+        ({"input_ids": [1, -1]}, "^input_ids of the request holds -1"),
+        ({"input_ids": ["a"]}, "^input_ids of the request holds 'a'"),
+        ({"input_ids": [1.0]}, "^input_ids of the request holds 1.0"),
+        ({"input_ids": [1], "token_type_ids": [400]}, "^token_type_ids of the request holds 400"),
+        ({"persona": [[1], [400]]}, "^persona of the request holds 400"),
+        ({"history": [[None]]}, "^history of the request holds None"),
+        ({"persona": "i like tea ."}, "^persona of the request is one text: give a list"),
+        ({"history": "hello !"}, "^history of the request is one text: give a list"),
+        ({"history": ["hello !", [1]]}, "^history of the request mixes texts and token ids"),
+        ({"persona": [[1], "hello !"]}, "^persona of the request mixes texts and token ids"),
+    ],
+)
+def test_a_mistake_in_a_request_is_named(engine, fields, message):
+    request = Request(**fields, params=PARAMS)
+    with pytest.raises(UserError, match=message):
+        engine.check(request)
+    with pytest.raises(UserError, match=r"^request 0: "):
+        engine.generate([request])
+
+
+def test_a_prompt_of_token_ids_may_fill_the_model(engine):
+    engine.check(Request(input_ids=[1] * 88, params=PARAMS))
+    [[reply]] = engine.generate([Request(input_ids=[1] * 88, params=PARAMS)])
+    assert len(reply.token_ids) == 8
+
+
+@pytest.mark.parametrize(
+    ("room", "kept_persona", "kept_history"),
+    [
+        (13, [[1, 2], [3]], [[4, 5], [6], [7, 8, 9]]),  # fits exactly
+        (12, [[1, 2], [3]], [[6], [7, 8, 9]]),  # the oldest turn goes first
+        (9, [[1, 2], [3]], [[7, 8, 9]]),
+        (7, [[1, 2]], [[7, 8, 9]]),  # then persona sentences, from the end
+        (6, [], [[7, 8, 9]]),
+        (4, [], [[8, 9]]),  # then the beginning of the last turn
+        (3, [], [[9]]),
+        (2, [], []),
+        (1, [], []),
+    ],
+)
+def test_what_does_not_fit_is_cut_oldest_turns_first(room, kept_persona, kept_history):
+    persona, history = [[1, 2], [3]], [[4, 5], [6], [7, 8, 9]]
+    assert fit_prefix(persona, history, room) == (kept_persona, kept_history)
+    assert (len(persona), len(history)) == (2, 3)  # the caller's lists are left alone
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_length", 0),
+        ("min_length", -1),
+        ("min_length", 21),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_p", 1.1),
+        ("top_p", float("nan")),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("inf")),
+        ("no_repeat_ngram_size", -1),
+        ("stop", "wait"),  # would be four stop texts
+        ("n", 0),
+        ("n", 10_001),
+    ],
+)
+def test_a_sampling_parameter_out_of_range_is_named(field, value):
+    with pytest.raises(UserError, match=f"^{field} is {value}, but must be "):
+        SamplingParams(**{field: value})
+
+
+def test_an_empty_stop_text_is_refused():
+    with pytest.raises(UserError, match=r"^stop is .* none of them empty"):
+        SamplingParams(stop=("a", ""))
+
+
+def test_the_outermost_values_are_allowed():
+    SamplingParams(max_length=1, min_length=0, temperature=0, top_p=0, min_p=0, seed=0)
+    SamplingParams(top_p=1, min_p=1, seed=2**63 - 1, n=10_000, repetition_penalty=100)
