@@ -283,9 +283,7 @@ class GenerationEngine:
 
         try:
             return self._decoder.next_logits(flat(input_ids), flat(token_type_ids), step)
-        except (
-            BaseException
-        ):  # Ctrl-C, say, after which some layers hold the tokens and some do not
+        except BaseException:  # Ctrl-C, say: only some of the layers may hold the new tokens
             self._cache.lengths[slots] = 0
             raise
 
