@@ -214,13 +214,14 @@ class GenerationEngine:
             # In place where nothing is lost by it, as when a conversation goes on.
             is_whole = shared[source] == self._cache.lengths[source]
             slot = source if is_whole and source in self._free_slots else self._free_slots[0]
-            self._free_slots.remove(slot)
-            self._cache.begin(slot, sequence.keys, source, int(shared[source]))
             sequence.slot = slot
             sequence.constraints = Constraints(
                 sequence.params, sequence.prompt.input_ids, self.special_ids
             )
+            self._free_slots.remove(slot)
             active.append(sequence)
+            self._cache.lengths[slot] = 0  # should the copy be interrupted
+            self._cache.begin(slot, sequence.keys, source, int(shared[source]))
             budget -= length - int(shared[source])
         waiting[:0] = passed_over
 

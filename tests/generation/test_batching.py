@@ -316,13 +316,33 @@ def test_an_interruption_amid_a_forward_pass_leaves_nothing_half_computed_behind
     assert small.generate(requests) == expected
 
 
-def test_what_was_promised_but_not_computed_is_not_waited_for(small, ask, monkeypatch):
+@pytest.mark.parametrize("method", ["begin", "extend"])
+def test_what_was_promised_but_not_computed_is_not_waited_for(small, ask, monkeypatch, method):
     def fail(*_):
         raise MemoryError
 
-    expected = GenerationEngine(small.model, small.tokenizer).generate([ask(0, THREE)])
+    requests = [ask(number, THREE) for number in range(4)]
+    expected = GenerationEngine(small.model, small.tokenizer).generate(requests)
     with monkeypatch.context() as patch:
-        patch.setattr(small._cache, "extend", fail)
-        with pytest.raises(MemoryError):
-            small.generate([ask(0, THREE)])
-    assert small.generate([ask(0, THREE)]) == expected
+        patch.setattr(small._cache, method, fail)
+        for _ in range(4):
+            with pytest.raises(MemoryError):
+                small.generate(requests)
+    assert num_free(small) == 3
+    assert small.generate(requests) == expected
+
+
+def test_an_interrupted_copy_is_not_taken_for_what_the_slot_held(small, ask, monkeypatch):
+    requests = [ask(number, THREE) for number in range(3)]
+    expected = small.generate(requests)
+
+    def interrupted(slot, keys, source, shared):
+        small._cache.keys[:, slot] = 7  # half of another sequence
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(small._cache, "begin", interrupted)
+        for number in range(3, 6):
+            with pytest.raises(KeyboardInterrupt):
+                small.generate([ask(number, THREE)])
+    assert small.generate(requests) == expected

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from convai_fast import _native
 from convai_fast.errors import UserError
 from convai_fast.generation.cache import KVCache
 from convai_fast.generation.decoder import Decoder
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
+from convai_fast.model import DoubleHeadsModel, TransformerConfig
 
 
 def next_logits(model, ids, weights):
@@ -49,6 +51,41 @@ def test_the_copy_shares_what_is_float32_and_not_linear_and_leaves_the_model_alo
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.skipif(_native.host is None, reason="nothing is compiled here")
+@pytest.mark.parametrize(
+    "n_embd",
+    [
+        pytest.param(
+            6,
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="torch's GELU computes the last few elements of a tensor in another way, so "
+                "that it matters how many there are; as it does with a thread number such as 7",
+            ),
+        ),
+        32,
+    ],
+)
+def test_logits_are_the_same_bits_alone_and_among_others(n_embd):
+    torch.manual_seed(0)
+    shape = dict(vocab_size=50, n_positions=32, n_embd=n_embd, n_head=2, n_layer=2)
+    config = TransformerConfig.from_transformers(
+        {"model_type": "gpt2", "initializer_range": 0.5, **shape}
+    )
+    decoder = Decoder(DoubleHeadsModel(config))
+    ids = torch.randint(0, 50, (30, 7))
+
+    def logits(rows):
+        cache = KVCache(config, num_slots=30, capacity=8)
+        step = cache.extend(rows, [ids[row].numpy() for row in rows])
+        with torch.no_grad():
+            return decoder.next_logits(ids[rows].flatten(), ids[rows].flatten(), step)
+
+    together = logits([*range(30)])
+    for row in range(30):
+        assert torch.equal(logits([row])[0], together[row])
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])

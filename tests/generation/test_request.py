@@ -8,7 +8,7 @@ from convai_fast.errors import UserError
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request, build_prompt, fit_prefix
 
-PARAMS = SamplingParams(max_length=8, min_length=8, temperature=2, logprobs=True)
+PARAMS = SamplingParams(max_length=8, min_length=8, temperature=2)
 PERSONA, HISTORY = ["i like tea .", "i have a cat ."], ["hello !", "hi , how are you ?", "fine ."]
 
 
