@@ -81,6 +81,7 @@ class KVCache:
         `keys` are all the tokens that it is going to begin with: others may wait for them.
         """
         if source != slot and shared > 0:
+            self.lengths[slot] = 0  # what an interrupted copy leaves is nobody's
             blocks = -(-shared // PANEL)
             self.keys[:, slot, :, :blocks] = self.keys[:, source, :, :blocks]
             self.values[:, slot, :, :shared] = self.values[:, source, :, :shared]

@@ -41,6 +41,7 @@ class _Sequence:
         # Replies to one request are drawn from one seed, by counters that never meet.
         self.step = sample << 32
         self.slot = -1
+        self.constraints: Constraints | None = None  # from when it has a slot
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self.finish_reason = ""
@@ -220,7 +221,6 @@ class GenerationEngine:
             )
             self._free_slots.remove(slot)
             active.append(sequence)
-            self._cache.lengths[slot] = 0  # should the copy be interrupted
             self._cache.begin(slot, sequence.keys, source, int(shared[source]))
             budget -= length - int(shared[source])
         waiting[:0] = passed_over
@@ -257,9 +257,10 @@ class GenerationEngine:
                 return_logprobs=any(p.logprobs for p in params),
             )
         except ValueError as error:
+            row = int(logits.amax(1).isfinite().int().argmin())  # the first that is not finite
             raise UserError(
-                f"no token can be drawn: the model's weights are damaged, or no_repeat_ngram_size "
-                f"bans every token ({error})"
+                f"request {active[row].request}: no token can be drawn, since the model's weights "
+                "are damaged, or no_repeat_ngram_size bans every token"
             ) from error
         for i, (sequence, token) in enumerate(zip(active, token_ids.tolist(), strict=True)):
             self._add_token(sequence, token, None if logprobs is None else logprobs[i])

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <type_traits>
 
 #include "convai_fast/cpu_features.h"
@@ -284,7 +285,15 @@ inline float largest_int16(int64_t in_features) {
 // Rounds one row to int16 and returns its scale. Padded to an even length with 0.
 inline float quantize_row(const float* x, int64_t in_features, int16_t* quantized) {
   float largest = 0;
-  for (int64_t k = 0; k < in_features; ++k) largest = std::max(largest, std::fabs(x[k]));
+  bool is_finite = true;
+  for (int64_t k = 0; k < in_features; ++k) {
+    largest = std::max(largest, std::fabs(x[k]));
+    is_finite &= std::fabs(x[k]) <= std::numeric_limits<float>::max();
+  }
+  if (!is_finite) {  // no integer stands for it: let the scale carry it to the results
+    std::fill_n(quantized, in_features + in_features % 2, int16_t{0});
+    return std::numeric_limits<float>::quiet_NaN();
+  }
   const float limit = largest_int16(in_features);
   const float inverse = largest > 0 ? limit / largest : 0.0f;
   for (int64_t k = 0; k < in_features; ++k) {

@@ -93,7 +93,8 @@ struct Simd : Vectors<kWidth> {
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
     const Int scaled = (Int)p + (__builtin_convertvector(n, Int) << 23);
-    return (Float)(x < kSmallest ? Int{} : scaled);
+    const Float result = (Float)(x < kSmallest ? Int{} : scaled);
+    return x == x ? result : x;  // a NaN stays one
   }
 
   // The tanh approximation of GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415), written with
