@@ -2,6 +2,7 @@
 #include <torch/library.h>
 
 #include <atomic>
+#include <optional>
 
 #include "../sample_checks.h"
 #include "convai_fast/half.h"
@@ -13,14 +14,16 @@ namespace {
 // Below this many logits a second thread costs more than it saves.
 constexpr int64_t kLogitsPerTask = 16384;
 
-// The row as contiguous float32, converted into `buffer` unless it is that already.
-const float* float_row(const at::Tensor& logits, int64_t row, float* buffer) {
-  const int64_t offset = row * logits.stride(0), stride = logits.stride(1), size = logits.size(1);
+// Makes [begin, end) of the row contiguous float32, in `buffer` unless it is that already. Returns
+// where the row begins.
+const float* float_row(const at::Tensor& logits, int64_t row, int64_t begin, int64_t end,
+                       float* buffer) {
+  const int64_t offset = row * logits.stride(0), stride = logits.stride(1);
   const auto convert = [&](const auto* source, auto widen) {
     if (stride == 1) {
-      for (int64_t i = 0; i < size; ++i) buffer[i] = widen(source[i]);
+      for (int64_t i = begin; i < end; ++i) buffer[i] = widen(source[i]);
     } else {
-      for (int64_t i = 0; i < size; ++i) buffer[i] = widen(source[i * stride]);
+      for (int64_t i = begin; i < end; ++i) buffer[i] = widen(source[i * stride]);
     }
     return static_cast<const float*>(buffer);
   };
@@ -31,6 +34,29 @@ const float* float_row(const at::Tensor& logits, int64_t row, float* buffer) {
   const auto* source = static_cast<const uint16_t*>(logits.const_data_ptr()) + offset;
   if (logits.scalar_type() == at::kBFloat16) return convert(source, widen_bfloat16);
   return convert(source, widen_half);
+}
+
+// A thread keeps its scratch from call to call, for fresh memory costs more than a row, unless the
+// vocabulary is extraordinary.
+const SampleScratch& thread_scratch(int64_t vocab_size) {
+  constexpr int64_t kMostKept = 1 << 18;
+  static thread_local std::optional<SampleScratch> scratch;
+  if (!scratch || scratch->vocab_size() < vocab_size || scratch->vocab_size() > kMostKept) {
+    scratch.emplace(vocab_size);
+  }
+  return *scratch;
+}
+
+// Rows are spread over the threads, or, if there are few of them, the pieces of each row.
+Pieces split_rows(int64_t batch, int64_t vocab_size) {
+  const int64_t most = std::min<int64_t>(at::get_num_threads(), Pieces::kMost);
+  const int64_t count = std::min(most, vocab_size / kLogitsPerTask);
+  if (count < 2 * batch) return {};
+  return {count, [](int64_t pieces, const std::function<void(int64_t)>& task) {
+            at::parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) task(i);
+            });
+          }};
 }
 
 void lower(std::atomic<int64_t>* smallest, int64_t value) {
@@ -63,11 +89,15 @@ SampleResult sample_cpu(const at::Tensor& logits, const at::Tensor& temperature,
   std::atomic<int64_t> bad_row{batch};
   const int64_t rows_per_task =
       std::max<int64_t>(1, kLogitsPerTask / std::max<int64_t>(1, vocab_size));
-  at::parallel_for(0, batch, rows_per_task, [&](int64_t begin, int64_t end) {
-    const SampleScratch scratch(vocab_size);
-    RowSampler sampler(passes, scratch, vocab_size);
-    for (int64_t row = begin; row < end; ++row) {
-      if (!sampler.read(float_row(logits, row, scratch.logits()))) {
+  const Pieces pieces = split_rows(batch, vocab_size);
+  const auto sample_rows = [&](int64_t first, int64_t last) {
+    const SampleScratch& scratch = thread_scratch(vocab_size);
+    RowSampler sampler(passes, scratch, vocab_size, pieces);
+    for (int64_t row = first; row < last; ++row) {
+      const bool drawable = sampler.read([&](int64_t begin, int64_t end) {
+        return float_row(logits, row, begin, end, scratch.logits());
+      });
+      if (!drawable) {
         lower(&bad_row, row);
         continue;
       }
@@ -81,7 +111,12 @@ SampleResult sample_cpu(const at::Tensor& logits, const at::Tensor& temperature,
       });
       if (return_logprobs) logprobs[row] = sampler.logprob(token_ids[row]);
     }
-  });
+  };
+  if (pieces.count > 1) {
+    sample_rows(0, batch);
+  } else {
+    at::parallel_for(0, batch, rows_per_task, sample_rows);
+  }
   if (bad_row < batch) {
     const float largest = logits[bad_row.load()].max().item<float>();
     TORCH_CHECK_VALUE(false, "sample: nothing can be drawn from row ", bad_row.load(),

@@ -248,18 +248,26 @@ def test_a_temperature_that_means_nothing_is_refused(value):
         kernel(*arguments(torch.zeros(2, 9), temperature=torch.tensor([1.0, value])))
 
 
-def test_neither_threads_nor_the_batch_change_a_row():
+@pytest.mark.parametrize("vocab_size", [1019, 50_262])  # the latter is split over the threads
+def test_neither_threads_nor_the_batch_change_a_row(vocab_size):
     threads = torch.get_num_threads()
-    logits = torch.randn(33, 1019)
+    rows = 33 if vocab_size < 10_000 else 4
+    logits = torch.randn(rows, vocab_size).to(torch.bfloat16)
     try:
         for filters in FILTERS:
-            inputs = arguments(logits, **filters)
+            inputs = (*arguments(logits, **filters)[:-1], True)
             torch.set_num_threads(1)
-            together = kernel(*inputs)
-            torch.set_num_threads(2)
-            assert torch.equal(kernel(*inputs), together)
-            alone = [kernel(*(v[i : i + 1] for v in inputs[:-1]), False) for i in range(33)]
-            assert torch.equal(torch.cat(alone), together)
+            together = torch.ops.convai_fast.sample(*inputs)
+            for count in (1, 2, 3, 7):
+                torch.set_num_threads(count)
+                for result, expected in zip(
+                    torch.ops.convai_fast.sample(*inputs), together, strict=True
+                ):
+                    assert torch.equal(result, expected)
+                for i in range(rows):
+                    one = (v[i : i + 1] for v in inputs[:-1])
+                    alone = torch.ops.convai_fast.sample(*one, True)
+                    assert [v.item() for v in alone] == [v[i].item() for v in together]
     finally:
         torch.set_num_threads(threads)
 

@@ -8,8 +8,9 @@
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define CONVAI_FAST_X86 1
-#define CONVAI_FAST_AVX2 __attribute__((target("avx2,fma,f16c")))
-#define CONVAI_FAST_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")))
+#define CONVAI_FAST_AVX2 __attribute__((target("avx2,fma,f16c,bmi,popcnt")))
+#define CONVAI_FAST_AVX512 \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c,bmi,popcnt")))
 #else
 #define CONVAI_FAST_X86 0
 #endif
@@ -25,7 +26,10 @@ inline const char* isa_name(Isa isa) {
 inline Isa detect_isa() {
   Isa best = Isa::kPortable;
 #if CONVAI_FAST_X86
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) best = Isa::kAvx2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt")) {
+    best = Isa::kAvx2;
+  }
   if (best == Isa::kAvx2 && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {

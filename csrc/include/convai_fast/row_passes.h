@@ -37,6 +37,36 @@ CONVAI_FAST_INLINE double sum(Floats v) {
   return total;
 }
 
+// A bit for each lane that the mask sets.
+CONVAI_FAST_INLINE uint64_t lanes(Ints mask) {
+#if CONVAI_FAST_WIDTH == 16
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif CONVAI_FAST_WIDTH == 8
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#else
+  uint64_t bits = 0;
+  for (int i = 0; i < kWidth; ++i) bits |= static_cast<uint64_t>(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+
+// Appends those of a block's values that `set` has a bit for to a list of `count`, with their
+// places, or if that is null, counted from `first`. Returns how many the list then holds. Eight at
+// a time without looking how many there are: a loop whose end is not foreseen costs more.
+CONVAI_FAST_INLINE int64_t append(uint64_t set, const float* values, const int32_t* places,
+                                  int64_t first, List list, int64_t count) {
+  while (set) {
+    const int64_t size = count + std::min(std::popcount(set), 8);
+    for (int i = 0; i < 8; ++i, set &= set - 1) {
+      const int lane = std::countr_zero(set);  // 64 after the last
+      list.values[count + i] = values[lane];
+      list.places[count + i] = places ? places[lane] : static_cast<int32_t>(first + lane);
+    }
+    count = size;
+  }
+  return count;
+}
+
 // The block that begins at `source`, in `buffer` and filled up with -inf if it is not whole.
 CONVAI_FAST_INLINE const float* whole_block(const float* source, int64_t remaining, float* buffer) {
   if (remaining >= kBlock) return source;
@@ -69,69 +99,106 @@ CONVAI_FAST_TARGET inline float block_maxima(const float* logits, int64_t size, 
   return any ? std::numeric_limits<float>::quiet_NaN() : row_largest;
 }
 
+// What gives the weights of a row: see exponentials_of_block.
+struct Exponential {
+  float largest, high, low, least;
+};
+
+CONVAI_FAST_INLINE Exponential exponential_of(const Row& row) {
+  const double factor = std::clamp(1.4426950408889634 / row.temperature, 1e-36, 1e36);
+  const float high = static_cast<float>(factor);
+  return {row.largest, high, static_cast<float>(factor - high), static_cast<float>(-127 / factor)};
+}
+
 // weights = exp((logits - largest) / temperature), to 2 units in the last place, which are added
-// up. Exactly 1 for the largest, and exactly 0 below 2^-126.
+// to the sums. Exactly 1 for the largest, and exactly 0 below 2^-126.
 //
 // With t = (logit - largest) / (temperature log(2)), its nearest integer n and r = t - n, a weight
 // is 2^n times a polynomial in r. t is never rounded as a whole: where there is a fused
 // multiply-add, a factor in two parts gives r as precisely as a division would, which takes longer.
-CONVAI_FAST_TARGET inline double exponentials(const float* logits, int64_t size, float largest,
-                                              float temperature, float* weights) {
-  const double factor = std::clamp(1.4426950408889634 / temperature, 1e-36, 1e36);
-  const float high = static_cast<float>(factor), low = static_cast<float>(factor - high);
-  const float least = static_cast<float>(-127 / factor);
+constexpr int kUnroll = 2;  // hides the latency of the polynomial
+CONVAI_FAST_INLINE void exponentials_of_block(const float* logits, const Exponential& x,
+                                              float* weights, Floats* sums) {
   // Adding it leaves n, plus a float's exponent bias, in the lowest bits.
   constexpr float kRound = 0x1.8p23f + 127;
-  constexpr int kUnroll = 2, kStep = kUnroll * kWidth;  // hides the latency of the polynomial
-  float buffer[kBlock];
-  double total = 0;
-  for (int64_t chunk = 0; chunk < size; chunk += kChunk) {
-    Floats sums[kUnroll] = {};
-    const int64_t end = std::min(size, chunk + kChunk);
-    for (int64_t begin = chunk; begin < end; begin += kBlock) {
-      const float* block = whole_block(logits + begin, size - begin, buffer);
-      for (int i = 0; i < kBlock; i += kStep) {
-        Floats d[kUnroll], shifted[kUnroll], n[kUnroll], r[kUnroll], e[kUnroll];
+  for (int i = 0; i < kBlock; i += kUnroll * kWidth) {
+    Floats d[kUnroll], shifted[kUnroll], n[kUnroll], r[kUnroll], e[kUnroll];
 #define CONVAI_FAST_EACH for (int j = 0; j < kUnroll; ++j)
-        CONVAI_FAST_EACH d[j] = load(block + i + j * kWidth) - largest;
-        CONVAI_FAST_EACH d[j] = d[j] > least ? d[j] : splat(least);
-        CONVAI_FAST_EACH shifted[j] = d[j] * high + kRound;
-        CONVAI_FAST_EACH n[j] = shifted[j] - kRound;
-        CONVAI_FAST_EACH r[j] = d[j] * high - n[j];
-        CONVAI_FAST_EACH r[j] = d[j] * low + r[j];
-        CONVAI_FAST_EACH e[j] = r[j] * 0x1.5bba14p-10f + 0x1.3cea88p-7f;
-        CONVAI_FAST_EACH e[j] = e[j] * r[j] + 0x1.c6b752p-5f;
-        CONVAI_FAST_EACH e[j] = e[j] * r[j] + 0x1.ebf9bcp-3f;
-        CONVAI_FAST_EACH e[j] = e[j] * r[j] + 0x1.62e42ap-1f;
-        CONVAI_FAST_EACH e[j] = e[j] * r[j] + 1.0f;
-        CONVAI_FAST_EACH e[j] *= (Floats)((Ints)shifted[j] << 23);  // 2^n, or 0 for n = -127
-        CONVAI_FAST_EACH sums[j] += e[j];
-        CONVAI_FAST_EACH store(weights + begin + i + j * kWidth, e[j]);
+    CONVAI_FAST_EACH d[j] = load(logits + i + j * kWidth) - x.largest;
+    CONVAI_FAST_EACH d[j] = d[j] > x.least ? d[j] : splat(x.least);
+    CONVAI_FAST_EACH shifted[j] = d[j] * x.high + kRound;
+    CONVAI_FAST_EACH n[j] = shifted[j] - kRound;
+    CONVAI_FAST_EACH r[j] = d[j] * x.high - n[j];
+    CONVAI_FAST_EACH r[j] = d[j] * x.low + r[j];
+    CONVAI_FAST_EACH e[j] = r[j] * 0x1.5bba14p-10f + 0x1.3cea88p-7f;
+    CONVAI_FAST_EACH e[j] = e[j] * r[j] + 0x1.c6b752p-5f;
+    CONVAI_FAST_EACH e[j] = e[j] * r[j] + 0x1.ebf9bcp-3f;
+    CONVAI_FAST_EACH e[j] = e[j] * r[j] + 0x1.62e42ap-1f;
+    CONVAI_FAST_EACH e[j] = e[j] * r[j] + 1.0f;
+    CONVAI_FAST_EACH e[j] *= (Floats)((Ints)shifted[j] << 23);  // 2^n, or 0 for n = -127
+    CONVAI_FAST_EACH sums[j] += e[j];
+    CONVAI_FAST_EACH store(weights + i + j * kWidth, e[j]);
 #undef CONVAI_FAST_EACH
-      }
-    }
-    for (const Floats& s : sums) total += sum(s);
   }
-  return total;
 }
 
-// The mass of the weights that reach `threshold`, chunk by chunk.
-CONVAI_FAST_TARGET inline void chunk_masses(const float* weights, int64_t size, float threshold,
-                                            double* masses) {
-  constexpr int kSums = kBlock / kWidth < 4 ? kBlock / kWidth : 4;
-  for (int64_t chunk = 0; chunk < size; chunk += kChunk) {
-    Floats sums[kSums] = {};
-    const int64_t end = std::min(size, chunk + kChunk);
-    for (int64_t begin = chunk; begin < end; begin += kBlock) {
-      for (int i = 0; i < kBlock; i += kWidth) {
-        const Floats e = load(weights + begin + i);
-        sums[i / kWidth % kSums] += where(e >= threshold, e);
-      }
-    }
-    double mass = 0;
-    for (const Floats& s : sums) mass += sum(s);
-    masses[chunk / kChunk] = mass;
+// The weights of a row, and their sum, for rows that are short.
+CONVAI_FAST_TARGET inline float exponentials(const Row& row, float* weights) {
+  const Exponential x = exponential_of(row);
+  float buffer[kBlock];
+  Floats sums[kUnroll] = {};
+  for (int64_t begin = 0; begin < row.size; begin += kBlock) {
+    const float* block = whole_block(row.logits + begin, row.size - begin, buffer);
+    exponentials_of_block(block, x, weights + begin, sums);
   }
+  double total = 0;
+  for (const Floats& s : sums) total += sum(s);
+  return static_cast<float>(total);
+}
+
+// Adds up the weights of [begin, end), chunk by chunk, all of them and those that reach b.high, and
+// lists what is in the bracket, in order, without keeping the others. Blocks whose maximum falls
+// short of `logit_bound` are known to hold none of these. Returns how many are listed.
+CONVAI_FAST_TARGET inline int64_t weigh(const Row& row, int64_t begin, int64_t end, Bracket b,
+                                        const float* maxima, float logit_bound, double* totals,
+                                        double* above, List list) {
+  const Exponential x = exponential_of(row);
+  float buffer[kBlock];
+  const bool all_above = b.high <= 0;
+  alignas(64) float weights[kBlock + 1] = {};
+  int64_t count = 0;
+  for (int64_t chunk = begin; chunk < end; chunk += kChunk) {
+    Floats sums[kUnroll] = {}, sums_above = {};
+    for (int64_t i = chunk; i < std::min(end, chunk + kChunk); i += kBlock) {
+      const float* block = whole_block(row.logits + i, row.size - i, buffer);
+      exponentials_of_block(block, x, weights, sums);
+      if (all_above || (maxima && maxima[i / kBlock] < logit_bound)) continue;
+      uint64_t inside = 0;
+      for (int j = 0; j < kBlock; j += kWidth) {
+        const Floats e = load(weights + j);
+        const Ints is_above = e >= b.high;
+        sums_above += where(is_above, e);
+        inside |= lanes((e >= b.low) ^ is_above) << j;
+      }
+      count = append(inside, weights, nullptr, i, list, count);
+    }
+    double total = 0;
+    for (const Floats& s : sums) total += sum(s);
+    totals[chunk / kChunk] = total;
+    above[chunk / kChunk] = all_above ? total : sum(sums_above);
+  }
+  return count;
+}
+
+CONVAI_FAST_TARGET inline double mass(const float* weights, int64_t size) {
+  double total = 0;
+  for (int64_t chunk = 0; chunk < size; chunk += kChunk) {
+    Floats sums = {};
+    const int64_t end = std::min(size, chunk + kChunk);
+    for (int64_t i = chunk; i < end; i += kWidth) sums += load(weights + i);
+    total += sum(sums);
+  }
+  return total;
 }
 
 // The mass of the weights that reach each of the pivots.
@@ -149,87 +216,46 @@ CONVAI_FAST_TARGET inline void pivot_masses(const float* weights, int64_t size, 
   }
 }
 
-// Appends the lanes of `values` and `indices` that the mask sets to a list of `count`, and returns
-// its new length. Writes up to a whole vector beyond it.
-CONVAI_FAST_INLINE int64_t append(Ints mask, Floats values, Ints indices, float* listed_values,
-                                  int32_t* listed_indices, int64_t count) {
-#if CONVAI_FAST_WIDTH == 16
-  const __mmask16 lanes = _mm512_movepi32_mask((__m512i)mask);
-  _mm512_storeu_ps(listed_values + count, _mm512_maskz_compress_ps(lanes, (__m512)values));
-  _mm512_storeu_si512(listed_indices + count, _mm512_maskz_compress_epi32(lanes, (__m512i)indices));
-  return count + __builtin_popcount(lanes);
-#elif CONVAI_FAST_WIDTH == 8
-  const int lanes = _mm256_movemask_ps((__m256)mask);
-  int64_t packed;  // for each place, the lane that moves there
-  __builtin_memcpy(&packed, kCompaction.lanes[lanes], sizeof(packed));
-  const __m256i order = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(packed));
-  _mm256_storeu_ps(listed_values + count, _mm256_permutevar8x32_ps((__m256)values, order));
-  _mm256_storeu_si256((__m256i*)(listed_indices + count),
-                      _mm256_permutevar8x32_epi32((__m256i)indices, order));
-  return count + __builtin_popcount(lanes);
-#else
-  for (int i = 0; i < kWidth; ++i) {
-    listed_values[count] = values[i];
-    listed_indices[count] = indices[i];
-    count -= mask[i];  // -1 where it is set
+// Lists what the bracket holds of a list, in order. May be done in place. Without places in `from`,
+// an entry's place is where it is.
+CONVAI_FAST_TARGET inline int64_t select(List from, int64_t size, Bracket b, List list) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < size; i += kBlock) {
+    uint64_t inside = 0;
+    for (int j = 0; j < kBlock; j += kWidth) {
+      const Floats e = load(from.values + i + j);
+      inside |= (lanes(e >= b.low) ^ lanes(e >= b.high)) << j;
+    }
+    const int32_t* places = from.places ? from.places + i : nullptr;
+    count = append(inside, from.values + i, places, i, list, count);
   }
   return count;
-#endif
 }
 
-CONVAI_FAST_INLINE Ints load_indices(const int32_t* source) {
-  Ints v;
-  __builtin_memcpy(&v, source, sizeof(v));
-  return v;
-}
-
-CONVAI_FAST_INLINE Ints count_up() {
-  Ints v = {};
-  for (int i = 0; i < kWidth; ++i) v[i] = i;
-  return v;
-}
-
-// Lists the weights in [low, high), in order, with their `indices`, or with their places if that is
-// null. May be done in place.
-CONVAI_FAST_TARGET inline Selection select(const float* weights, const int32_t* indices,
-                                           int64_t size, float low, float high,
-                                           float* listed_weights, int32_t* listed_indices) {
-  Selection s;
-  for (int64_t chunk = 0; chunk < size; chunk += kChunk) {
-    Floats above = {};
-    const int64_t end = std::min(size, chunk + kChunk);
-    for (int64_t i = chunk; i < end; i += kWidth) {
-      const Floats e = load(weights + i);
-      const Ints is_above = e >= high, is_inside = (e >= low) & ~is_above;
-      above += where(is_above, e);
-      const Ints at = indices ? load_indices(indices + i) : count_up() + static_cast<int32_t>(i);
-      s.count = append(is_inside, e, at, listed_weights, listed_indices, s.count);
-    }
-    s.mass_above += sum(above);
-  }
-  return s;
-}
-
-// Lists the tempered logits, (logit - largest) / temperature, that reach `bound`, in order. Blocks
-// whose maximum falls short of `logit_bound` are known to hold none.
-CONVAI_FAST_TARGET inline int64_t collect(const float* logits, int64_t size, const float* maxima,
-                                          float logit_bound, float largest, float temperature,
-                                          float bound, float* listed, int32_t* tokens) {
+// Lists the tempered logits of [begin, end), (logit - largest) / temperature, that reach `bound`,
+// in order. Logits that fall short of `logit_bound` are known not to.
+CONVAI_FAST_TARGET inline int64_t collect(const Row& row, int64_t begin, int64_t end,
+                                          const float* maxima, float logit_bound, float bound,
+                                          List list) {
   float buffer[kBlock];
   int64_t count = 0;
-  for (int64_t begin = 0; begin < size; begin += kBlock) {
-    if (maxima[begin / kBlock] < logit_bound) continue;
-    const float* block = whole_block(logits + begin, size - begin, buffer);
-    for (int i = 0; i < kBlock; i += kWidth) {
-      const Floats z = (load(block + i) - largest) / temperature;
-      const Ints at = count_up() + static_cast<int32_t>(begin + i);
-      count = append(z >= bound, z, at, listed, tokens, count);
+  for (int64_t i = begin; i < end; i += kBlock) {
+    if (maxima[i / kBlock] < logit_bound) continue;
+    const float* block = whole_block(row.logits + i, row.size - i, buffer);
+    uint64_t reached = 0;
+    for (int j = 0; j < kBlock; j += kWidth) reached |= lanes(load(block + j) >= logit_bound) << j;
+    for (; reached; reached &= reached - 1) {
+      const int j = std::countr_zero(reached);
+      const float z = (block[j] - row.largest) / row.temperature;
+      list.values[count] = z;
+      list.places[count] = static_cast<int32_t>(i + j);
+      count += z >= bound;
     }
   }
   return count;
 }
 
-inline constexpr RowPasses kPasses{block_maxima, exponentials, chunk_masses,
+inline constexpr RowPasses kPasses{block_maxima, exponentials, weigh,  mass,
                                    pivot_masses, select,       collect};
 
 #undef CONVAI_FAST_INLINE

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
+#include <bit>
+#include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 
 #include "convai_fast/cpu_features.h"
@@ -19,39 +19,38 @@ constexpr int64_t kBlock = 64;   // logits that share a maximum; arrays are padd
 constexpr int64_t kChunk = 512;  // weights added up in float32 before their sum goes into a double
 constexpr int kPivots = 7;
 
-// Weights listed because they are in an interval.
-struct Selection {
-  int64_t count = 0;
-  double mass_above = 0;  // of the weights that reach the interval's upper end
+// Logits to draw from. The weight of each is exp((logit - largest) / temperature).
+struct Row {
+  const float* logits;
+  int64_t size;
+  float largest, temperature;
+};
+
+// An interval of weights, without its upper end.
+struct Bracket {
+  float low, high;
+};
+
+// Weights or logits, and where each comes from.
+struct List {
+  float* values;
+  int32_t* places;
+
+  List operator+(int64_t offset) const { return {values + offset, places + offset}; }
 };
 
 // See row_passes.h, where they are explained.
 struct RowPasses {
   float (*block_maxima)(const float* logits, int64_t size, float* maxima);
-  double (*exponentials)(const float* logits, int64_t size, float largest, float temperature,
-                         float* weights);
-  void (*chunk_masses)(const float* weights, int64_t size, float threshold, double* masses);
+  float (*exponentials)(const Row& row, float* weights);
+  int64_t (*weigh)(const Row& row, int64_t begin, int64_t end, Bracket b, const float* maxima,
+                   float logit_bound, double* totals, double* above, List list);
+  double (*mass)(const float* weights, int64_t size);
   void (*pivot_masses)(const float* weights, int64_t size, const float* pivots, double* masses);
-  Selection (*select)(const float* weights, const int32_t* indices, int64_t size, float low,
-                      float high, float* listed_weights, int32_t* listed_indices);
-  int64_t (*collect)(const float* logits, int64_t size, const float* maxima, float logit_bound,
-                     float largest, float temperature, float bound, float* listed, int32_t* tokens);
+  int64_t (*select)(List from, int64_t size, Bracket b, List list);
+  int64_t (*collect)(const Row& row, int64_t begin, int64_t end, const float* maxima,
+                     float logit_bound, float bound, List list);
 };
-
-// For each set of lanes, those lanes packed to the front: AVX2 has no instruction that compacts.
-struct Compaction {
-  uint8_t lanes[256][8] = {};
-
-  constexpr Compaction() {
-    for (int set = 0; set < 256; ++set) {
-      int count = 0;
-      for (int lane = 0; lane < 8; ++lane) {
-        if (set >> lane & 1) lanes[set][count++] = lane;
-      }
-    }
-  }
-};
-inline constexpr Compaction kCompaction;
 
 }  // namespace convai_fast
 
