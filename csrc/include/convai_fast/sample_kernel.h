@@ -345,12 +345,15 @@ class RowSampler {
     std::fill(exact + first, exact + kNumBins, 0.0f);
     std::fill(sampled + first, sampled + kNumBins, 0.0f);
     const auto add = [first](const float* values, int64_t count, float* bins) {
-      for (int64_t i = 0; i < count; ++i) {
-        const int spread = first + static_cast<int>(i % kTaken);
-        bins[std::max(spread, bits(values[i]) >> kShift)] += values[i];
+      for (int64_t begin = 0; begin < count; begin += kTaken) {
+        int bin[kTaken];
+        for (int i = 0; i < kTaken; ++i) {
+          bin[i] = std::max(first + i, bits(values[begin + i]) >> kShift);
+        }
+        for (int i = 0; i < kTaken; ++i) bins[bin[i]] += values[begin + i];
       }
     };
-    add(largest, num_blocks(), exact);
+    add(largest, padded(num_blocks()), exact);
     add(weights, size, sampled);
 
     const auto edge = [](int bin) { return from_bits((bin + 1) << kShift); };
