@@ -186,9 +186,7 @@ def test_filters_are_applied_row_by_row(engine, ask):
 def test_damaged_weights_are_said_to_be_the_reason_that_nothing_can_be_drawn(model, tokenizer, ask):
     damaged = DoubleHeadsModel(model.config)
     torch.nn.init.constant_(damaged.transformer.token_embedding.weight, torch.nan)
-    with pytest.raises(
-        UserError, match="request 0: no token can be drawn"
-    ):
+    with pytest.raises(UserError, match="request 0: no token can be drawn"):
         GenerationEngine(damaged, tokenizer).generate([ask(0, GREEDY)])
 
 

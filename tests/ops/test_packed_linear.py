@@ -118,17 +118,29 @@ def test_products_with_a_whole_vocabulary(dtype):
     check(x, weight, None)
 
 
+@pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_kernel_computes_what_the_reference_computes(dtype):
+def test_the_kernel_computes_what_the_reference_computes(dtype, gelu):
     x, weight, bias = linear(13, 1030, 50, dtype)
-    arguments = (x, weight.data, weight.scales, bias, weight.out_features)
+    arguments = (x, weight.data, weight.scales, bias, weight.out_features, gelu)
     # int8: x is divided by its step in one, and multiplied by the inverse in the other.
     tolerance = 3e-3 if dtype == torch.int8 else 1e-4
     expected = reference.packed_linear(*arguments)
     torch.testing.assert_close(
-        ops.packed_linear(x, weight, bias), expected, rtol=1e-4, atol=tolerance
+        ops.packed_linear(x, weight, bias, gelu), expected, rtol=1e-4, atol=tolerance
     )
     assert in_float64(x, weight, bias)[1].max() < 0.2  # of about 32
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gelu_is_the_tanh_approximation_from_end_to_end_of_its_range(dtype):
+    # One weight of 1, so that each row's result is the GELU of its x.
+    x = torch.tensor([-1e30, -50, -9, -5, -1, -1e-3, 0, 1e-3, 1, 5, 9, 50, 1e30, torch.nan])[
+        :, None
+    ]
+    out = ops.packed_linear(x, ops.pack_weight(torch.ones(1, 1), dtype), gelu=True)
+    expected = torch.nn.functional.gelu(x.double(), approximate="tanh").float()
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 @needs_kernels
@@ -230,7 +242,7 @@ def test_what_does_not_fit_is_named():
     x, weight, bias = linear(3, 20, 18, torch.float32)
 
     def call(x=x, data=weight.data, scales=None, bias=bias, out_features=18):
-        return torch.ops.convai_fast.packed_linear(x, data, scales, bias, out_features)
+        return torch.ops.convai_fast.packed_linear(x, data, scales, bias, out_features, False)
 
     call()
     int8 = ops.pack_weight(torch.randn(18, 20), torch.int8)
@@ -263,7 +275,7 @@ def test_opcheck_passes(dtype):
     for each in (x, x.view(1, 3, 20)):
         torch.library.opcheck(
             torch.ops.convai_fast.packed_linear.default,
-            (each, weight.data, weight.scales, bias, 18),
+            (each, weight.data, weight.scales, bias, 18, True),
         )
 
 
