@@ -30,7 +30,7 @@ from convai_fast.generation.jsonl import (
     seed_of,
 )
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.reply_file import ReplyFile
+from convai_fast.generation.reply_file import ReplyFile, check_absent
 from convai_fast.generation.request import Request, prompt_room
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.options import resolve_device
@@ -77,7 +77,7 @@ class GenerateOptions:
     token_ids: bool = False
     """Write the token ids of a reply."""
     batch_size: int = 64
-    """Replies that are written at a time, at most; they do not depend on it."""
+    """Replies that are written at a time, at most; on a CPU they do not depend on it."""
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
     """Number format of the weights; int8 is an approximation."""
     device: str = "auto"
@@ -98,10 +98,8 @@ class GenerateOptions:
                 raise UserError(f"--{name} must be at least {least}, not {value}")
         if self.output.exists() and not self.output.is_file():
             raise UserError(f"{self.output} is not a regular file: name one with --output")
-        if self.output.exists() and not self.overwrite:
-            raise UserError(
-                f"{self.output} is already there: choose another --output, or give --overwrite"
-            )
+        if not self.overwrite:
+            check_absent(self.output)
         if self.input and self.output.resolve() == self.input.resolve():
             raise UserError(f"{self.output} holds the requests: choose another --output")
 
@@ -158,7 +156,8 @@ def run(options: GenerateOptions) -> None:
     engine = GenerationEngine(
         model.to(device), tokenizer, max_batch_size=options.batch_size, weights=options.weights
     )
-    with _exit_on_sigterm(), ReplyFile(options.output, settings) as replies:
+    reply_file = ReplyFile(options.output, settings, overwrite=options.overwrite)
+    with _exit_on_sigterm(), reply_file as replies:
         _BulkRun(engine, source, replies, options.token_ids).run()
 
 

@@ -18,7 +18,7 @@ from convai_fast.errors import UserError
 from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.request import Request
+from convai_fast.generation.request import Request, prompt_room
 from convai_fast.training.options import resolve_device
 
 _PROMPT = ">>> "
@@ -86,7 +86,7 @@ class Conversation:
         personas: Sequence[Sequence[str]] = (),
         max_history: int = 2,
     ) -> None:
-        engine.prompt_room(params)
+        prompt_room(engine.model.config.n_positions, params)
         self.engine = engine
         self.tokenizer = tokenizer
         self.params = params

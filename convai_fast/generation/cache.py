@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from convai_fast import ops
+from convai_fast.errors import UserError
 from convai_fast.model.config import TransformerConfig
 from convai_fast.ops.reference import PANEL
 
@@ -46,26 +47,41 @@ class KVCache:
         self._head_dim = config.head_dim
         self._options = {"dtype": dtype, "device": device}
         self.lengths = np.zeros(num_slots, np.int64)
-        self._allocate(capacity)
+        self.keys, self.values, self.tokens = self._allocate(capacity)
 
-    def _allocate(self, capacity: int) -> None:
-        self.capacity = -(-capacity // _MULTIPLE) * _MULTIPLE
+    def _allocate(self, capacity: int) -> tuple[Tensor, Tensor, np.ndarray]:
+        capacity = -(-capacity // _MULTIPLE) * _MULTIPLE
         width = -(-self._head_dim // _MULTIPLE) * _MULTIPLE
-        blocks = (self.capacity // PANEL, self._head_dim, PANEL)
-        # Empty: memory that no token was written to is not taken from the machine.
-        self.keys = torch.empty(*self._heads, *blocks, **self._options)
-        self.values = torch.empty(*self._heads, self.capacity, width, **self._options)
-        self.tokens = np.full((self.num_slots, self.capacity), -1, np.int64)
+        blocks = (capacity // PANEL, self._head_dim, PANEL)
+        try:
+            # Empty: memory that no token was written to is not taken from the machine.
+            keys = torch.empty(*self._heads, *blocks, **self._options)
+            values = torch.empty(*self._heads, capacity, width, **self._options)
+            return keys, values, np.full((self.num_slots, capacity), -1, np.int64)
+        except (RuntimeError, MemoryError) as error:
+            raise UserError(
+                f"there is no memory for the keys and values of {self.num_slots} sequences of "
+                f"{capacity} tokens: choose a smaller batch size"
+            ) from error
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a slot can hold."""
+        return self.values.shape[-2]
 
     def reserve(self, capacity: int) -> None:
-        """Make room for sequences of `capacity` tokens; what the slots hold stays."""
+        """Make room for sequences of `capacity` tokens; what the slots hold stays.
+
+        Raises:
+            UserError: there is not the memory.
+        """
         if capacity <= self.capacity:
             return
-        keys, values, tokens = self.keys, self.values, self.tokens
-        self._allocate(max(capacity, 2 * self.capacity))
-        self.keys[..., : keys.shape[-3], :, :] = keys
-        self.values[..., : values.shape[-2], :] = values
-        self.tokens[:, : tokens.shape[1]] = tokens
+        keys, values, tokens = self._allocate(max(capacity, 2 * self.capacity))
+        keys[..., : self.keys.shape[-3], :, :] = self.keys
+        values[..., : self.capacity, :] = self.values
+        tokens[:, : self.capacity] = self.tokens
+        self.keys, self.values, self.tokens = keys, values, tokens
 
     def shared_lengths(self, keys: np.ndarray) -> np.ndarray:
         """How many of the first tokens each slot has in common with `keys`: int64 [num_slots].

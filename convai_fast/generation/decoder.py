@@ -1,15 +1,17 @@
-"""The model as the engine runs it: weights packed for the CPU, or in their own form on a GPU."""
+"""The model as the engine runs it: its linear layers packed for the CPU, or its own on a GPU."""
 
 import copy
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convai_fast import ops
 from convai_fast.errors import UserError
 from convai_fast.generation.cache import CacheStep
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.model.transformer import ACTIVATIONS, MLP
+from convai_fast.model.transformer import MLP
 
 WEIGHTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
@@ -17,11 +19,9 @@ WEIGHTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.i
 class PackedLinear(nn.Module):
     """A linear layer whose weight is packed once; see `convai_fast.ops.packed_linear`."""
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: bool = False
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        self.gelu = gelu
+        self.gelu = False
         self.weight = ops.pack_weight(weight, dtype)
         self.bias = None if bias is None else bias.detach().float()
 
@@ -33,10 +33,11 @@ class PackedLinear(nn.Module):
 class Decoder:
     """Computes the logits of the next token, for several sequences at once.
 
-    On a CPU everything is computed in float32 from weights packed in the format asked for, of which
-    int8 is an approximation; they are copies, so that later changes to `model` do not show. Unless
-    the weights are float32, keys and values are kept in bfloat16. On a GPU it is the model itself,
-    or a bfloat16 copy.
+    On a CPU everything is computed in float32 from linear layers packed in the format asked for, of
+    which int8 is an approximation; unless they are float32, keys and values are kept in bfloat16.
+    On a GPU the layers are the model's own, in its dtype or in bfloat16. `model` is left as it is,
+    in training mode too, and what needs no conversion is shared with it: after changing its
+    weights, make a new decoder.
 
     Raises UserError for a format that there is not.
     """
@@ -44,20 +45,21 @@ class Decoder:
     def __init__(self, model: DoubleHeadsModel, weights: str = "float32") -> None:
         if weights not in WEIGHTS:
             raise UserError(f"weights is {weights!r}, but must be one of {', '.join(WEIGHTS)}")
-        weight = model.transformer.token_embedding.weight
-        self.device = weight.device
-        if self.device.type == "cpu":
-            self._transformer = _pack(model.transformer, WEIGHTS[weights])
-            self._lm_head = PackedLinear(weight, None, WEIGHTS[weights])
-            self.cache_dtype = torch.float32 if weights == "float32" else torch.bfloat16
-            return
-        if weights == "int8":
+        embedding = model.transformer.token_embedding.weight
+        self.device = embedding.device
+        on_cpu = self.device.type == "cpu"
+        if weights == "int8" and not on_cpu:
             raise UserError(f"int8 weights are for the CPU, and the model is on {self.device}")
-        if weights == "bfloat16":
-            model = copy.deepcopy(model).to(torch.bfloat16)
-        model.eval()
-        self.cache_dtype = model.transformer.token_embedding.weight.dtype
-        self._transformer, self._lm_head = model.transformer, model.lm_logits
+        # What is computed in, and what is kept in the cache.
+        dtype = torch.float32 if on_cpu else embedding.dtype
+        self.cache_dtype = dtype if weights == "float32" else torch.bfloat16
+        if on_cpu:
+            gelu = model.config.activation == "gelu_new"
+            self._transformer = _twin(model.transformer, dtype, WEIGHTS[weights], gelu)
+            self._lm_head = PackedLinear(embedding, None, WEIGHTS[weights])
+        else:
+            self._transformer = _twin(model.transformer, self.cache_dtype)
+            self._lm_head = partial(F.linear, weight=self._transformer.token_embedding.weight)
 
     def next_logits(self, input_ids: Tensor, token_type_ids: Tensor, step: CacheStep) -> Tensor:
         """Logits [sequences, vocab_size] after the last token of each sequence of `step`.
@@ -68,19 +70,27 @@ class Decoder:
         return self._lm_head(hidden[0, step.last])
 
 
-def _pack(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """`module` for inference in float32, with every linear layer packed; the original stays."""
-    if isinstance(module, nn.Linear):
-        return PackedLinear(module.weight, module.bias, dtype)
+def _twin(
+    module: nn.Module, dtype: torch.dtype, packed: torch.dtype | None = None, gelu: bool = False
+) -> nn.Module:
+    """`module` for inference in `dtype`; the original stays as it is.
+
+    With `packed`, its linear layers are packed in that format, and with `gelu` the activation is
+    computed with the layer before it, while the results are still in the processor's cache.
+    """
+    if packed is not None and isinstance(module, nn.Linear):
+        return PackedLinear(module.weight, module.bias, packed)
     twin = copy.copy(module)
     twin.training = False
-    twin._modules = {name: _pack(child, dtype) for name, child in module._modules.items()}
-    if isinstance(module, MLP) and module.activation is ACTIVATIONS["gelu_new"]:
-        twin.up.gelu = True  # while the results are still in a cache
-        twin.activation = nn.Identity()
-    # What is float32 already is shared, not copied.
+    twin._modules = {
+        name: _twin(child, dtype, packed, gelu) for name, child in module._modules.items()
+    }
+    # What has the dtype already is shared, not copied.
     twin._parameters = {
-        name: parameter if parameter is None else nn.Parameter(parameter.float(), False)
+        name: parameter if parameter is None else nn.Parameter(parameter.to(dtype), False)
         for name, parameter in module._parameters.items()
     }
+    if gelu and isinstance(module, MLP):
+        twin.up.gelu = True
+        twin.activation = nn.Identity()
     return twin

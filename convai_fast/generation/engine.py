@@ -1,11 +1,12 @@
 """Replies in bulk: sequences come and go in the slots of a cache, one forward pass a step for all.
 
 A step gives every sequence its next token: those under way by their last token, new ones by what
-of their prompt no slot holds yet. What a reply becomes depends on its request alone.
+of their prompt no slot holds yet. What a reply becomes depends on its request alone: bit for bit
+with the compiled CPU operators, and otherwise as far as a matrix product's rounding does not depend
+on its number of rows.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Prompt, Reply, Request, build_prompt, prompt_room
 from convai_fast.model.double_heads import DoubleHeadsModel
 
-_WINDOW = 1024  # requests that are looked at together, to bring those next to each other that share
+_WINDOW = 1024  # replies that are planned together, to bring those next to each other that share
 _PREFILL_TOKENS = 1024  # of prompts in one step, if there is more than one
 _WORTH_WAITING_FOR = 16  # tokens of a prompt that another sequence is about to compute
 
@@ -32,11 +33,18 @@ class _Sequence:
     """One reply in the making."""
 
     def __init__(
-        self, request: int, sample: int, prompt: Prompt, keys: np.ndarray, params: SamplingParams
+        self,
+        request: int,
+        sample: int,
+        prompt: Prompt,
+        keys: np.ndarray,
+        order: bytes,
+        params: SamplingParams,
     ) -> None:
         self.request = request
         self.prompt = prompt
         self.keys = keys
+        self.order = order  # the keys again, as bytes that sort as they do
         self.params = params
         # Replies to one request are drawn from one seed, by counters that never meet.
         self.step = sample << 32
@@ -90,13 +98,6 @@ class GenerationEngine:
             device=self._decoder.device,
         )
 
-    def prompt_room(self, params: SamplingParams) -> int:
-        """Number of tokens that a prompt may have so that the reply still fits the model.
-
-        Raises UserError when `params.max_length` leaves no room for a prompt.
-        """
-        return prompt_room(self.model.config.n_positions, params)
-
     def check(self, request: Request) -> None:
         """Raise UserError if `request` cannot be answered."""
         self._build_prompt(request)
@@ -113,7 +114,8 @@ class GenerationEngine:
     def serve(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Reply]]]:
         """Yield each request's number, counted from 0, and its replies, as soon as all are written.
 
-        Requests are taken from `requests` when they are needed, some hundreds at a time.
+        Requests are taken from `requests` when they are needed, for about a thousand replies at a
+        time.
 
         Raises:
             UserError: a request cannot be answered; what has been yielded stands.
@@ -125,14 +127,15 @@ class GenerationEngine:
         try:
             while True:
                 if not waiting:
-                    for i, request in islice(source, _WINDOW):
+                    while len(waiting) < _WINDOW and (following := next(source, None)):
+                        i, request = following
                         try:
                             unfinished[i] = self._sequences(i, request)
                         except UserError as error:
                             raise UserError(f"request {i}: {error}") from error
                         waiting += unfinished[i]
                     # Prompts that begin alike come one after another.
-                    waiting.sort(key=lambda sequence: sequence.keys.tolist())
+                    waiting.sort(key=lambda sequence: sequence.order)
                 self._admit(waiting, active)
                 if not active:
                     if waiting:
@@ -155,7 +158,8 @@ class GenerationEngine:
         Where a stop text may have begun they are held back until it is certain that it has not.
 
         Raises:
-            UserError: at once, when the request cannot be answered.
+            UserError: at once, when the request cannot be answered; with the first token, when all
+                slots are taken.
         """
         return self._stream(self._sequences(0, request)[0])
 
@@ -178,21 +182,23 @@ class GenerationEngine:
     # --- sequences ------------------------------------------------------------------------------
 
     def _build_prompt(self, request: Request) -> Prompt:
-        room = self.prompt_room(request.params)
-        vocab_size = self.model.config.vocab_size
-        return build_prompt(request, self.tokenizer, self.special_ids, vocab_size, room)
+        config = self.model.config
+        room = prompt_room(config.n_positions, request.params)
+        return build_prompt(request, self.tokenizer, self.special_ids, config.vocab_size, room)
 
     def _sequences(self, i: int, request: Request) -> list[_Sequence]:
         prompt = self._build_prompt(request)
         keys = self._keys(prompt.input_ids, prompt.token_type_ids)
+        order = keys.astype(">i8").tobytes()
         params = request.params
-        return [_Sequence(i, sample, prompt, keys, params) for sample in range(params.n)]
+        return [_Sequence(i, sample, prompt, keys, order, params) for sample in range(params.n)]
 
     def _keys(self, input_ids: Sequence[int], token_type_ids: Sequence[int]) -> np.ndarray:
         """A number for each token that stands for its id and its segment's."""
         ids, segments = np.asarray(input_ids, np.int64), np.asarray(token_type_ids, np.int64)
         return ids + segments * self.model.config.vocab_size
 
+    @torch.inference_mode()  # as the tensors of the cache are made and written to
     def _admit(self, waiting: list[_Sequence], active: list[_Sequence]) -> None:
         """Move sequences from `waiting` to `active` while there are free slots.
 
@@ -238,30 +244,29 @@ class GenerationEngine:
         """Draw the next token of every sequence."""
         logits = self._next_logits(active)
         constrain(logits, [sequence.constraints for sequence in active])
+        is_finite = logits.amax(1).isfinite()
+        if not is_finite.all():
+            raise UserError(
+                f"request {active[int(is_finite.int().argmin())].request}: no token can be drawn, "
+                "since the model's weights are damaged, or no_repeat_ngram_size bans every token"
+            )
         params = [sequence.params for sequence in active]
 
         def column(values: Iterable[float], dtype: torch.dtype) -> torch.Tensor:
             return torch.tensor(list(values), dtype=dtype, device=logits.device)
 
-        try:
-            token_ids, logprobs = ops.sample(
-                logits,
-                temperature=column(
-                    (0.0 if p.no_sample else p.temperature for p in params), torch.float32
-                ),
-                top_k=column((p.top_k for p in params), torch.int64),
-                top_p=column((p.top_p for p in params), torch.float32),
-                min_p=column((p.min_p for p in params), torch.float32),
-                seeds=column((p.seed for p in params), torch.int64),
-                steps=column((sequence.step for sequence in active), torch.int64),
-                return_logprobs=any(p.logprobs for p in params),
-            )
-        except ValueError as error:
-            row = int(logits.amax(1).isfinite().int().argmin())  # the first that is not finite
-            raise UserError(
-                f"request {active[row].request}: no token can be drawn, since the model's weights "
-                "are damaged, or no_repeat_ngram_size bans every token"
-            ) from error
+        token_ids, logprobs = ops.sample(
+            logits,
+            temperature=column(
+                (0.0 if p.no_sample else p.temperature for p in params), torch.float32
+            ),
+            top_k=column((p.top_k for p in params), torch.int64),
+            top_p=column((p.top_p for p in params), torch.float32),
+            min_p=column((p.min_p for p in params), torch.float32),
+            seeds=column((p.seed for p in params), torch.int64),
+            steps=column((sequence.step for sequence in active), torch.int64),
+            return_logprobs=any(p.logprobs for p in params),
+        )
         for i, (sequence, token) in enumerate(zip(active, token_ids.tolist(), strict=True)):
             self._add_token(sequence, token, None if logprobs is None else logprobs[i])
 
@@ -277,13 +282,13 @@ class GenerationEngine:
                 input_ids.append(sequence.prompt.input_ids[start:])
                 token_type_ids.append(sequence.prompt.token_type_ids[start:])
         keys = [self._keys(*pair) for pair in zip(input_ids, token_type_ids, strict=True)]
-        step = self._cache.extend(slots, keys)
 
         def flat(lists: list[list[int]]) -> torch.Tensor:
             ids = [token for tokens in lists for token in tokens]
             return torch.tensor(ids, device=self._decoder.device)
 
         try:
+            step = self._cache.extend(slots, keys)
             return self._decoder.next_logits(flat(input_ids), flat(token_type_ids), step)
         except BaseException:  # Ctrl-C, say: only some of the layers may hold the new tokens
             self._cache.lengths[slots] = 0

@@ -55,6 +55,7 @@ class SamplingParams:
             f"between 0 and max_length, which is {self.max_length}",
         )
         self._require("temperature", 0 <= self.temperature < float("inf"), "a number from 0 up")
+        self._require("top_k", abs(self.top_k) < 2**63, "below 2**63")
         self._require("top_p", 0 <= self.top_p <= 1, "between 0 and 1")
         self._require("min_p", 0 <= self.min_p <= 1, "between 0 and 1")
         self._require("seed", 0 <= self.seed <= _LARGEST_SEED, "between 0 and 2**63 - 1")

@@ -27,7 +27,8 @@ class ReplyFile:
     """Where the replies of a run go; see the top of this file. A context manager.
 
     `settings` are what the replies depend on, by name: replies that were drawn with other settings
-    are not continued. Only ids and positions are kept in memory.
+    are not continued. A file that is there is replaced only with `overwrite`. Only ids and
+    positions are kept in memory.
 
     Attributes:
         positions: by `id_key`, where in the partial file the replies to a request begin.
@@ -37,7 +38,7 @@ class ReplyFile:
         UserError: a file cannot be written, belongs to other settings, or to a run that goes on.
     """
 
-    def __init__(self, output: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, output: Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:
         self.output = output
         self.partial = Path(f"{output}.partial")
         self.errors = Path(f"{output}.errors.jsonl")
@@ -49,6 +50,8 @@ class ReplyFile:
             output.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.partial, "ab", buffering=0)  # noqa: SIM115
             self._lock()
+            if not overwrite:
+                check_absent(output)  # a run may have finished it while this one began
             self._recover(settings)
             self._errors_file = open(self._errors_scratch, "wb")  # noqa: SIM115
         except OSError as error:
@@ -62,9 +65,9 @@ class ReplyFile:
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # what could not be written has been reported
             self._errors_file.close()
-        self._file.close()
         self._scratch.unlink(missing_ok=True)
         self._errors_scratch.unlink(missing_ok=True)
+        self._file.close()  # last, since it ends the lock
 
     def add(self, record: dict[str, Any]) -> None:
         """Append the replies to one request; once this returns, a kill cannot lose them."""
@@ -161,6 +164,12 @@ class ReplyFile:
                 f"cannot write {path}: {error.strerror}; the replies so far are kept in "
                 f"{self.partial}, and the same command continues from there"
             ) from error
+
+
+def check_absent(output: Path) -> None:
+    """Raise UserError if there is a file of replies already."""
+    if output.exists():
+        raise UserError(f"{output} is already there: choose another --output, or give --overwrite")
 
 
 def _to_line(record: dict[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.tokenizer import SpecialIds, encode
@@ -162,13 +163,16 @@ def _token_ids(
     if num_texts:
         raise UserError(f"{field} of the request mixes texts and token ids: give one kind")
     for ids in texts:
+        if not isinstance(ids, Sequence | np.ndarray):
+            raise UserError(f"{field} of the request holds {ids!r}: give each text's ids as a list")
         _check_ids(ids, field, vocab_size)
-    return texts
+    return [list(map(int, ids)) for ids in texts]
 
 
 def _check_ids(ids: Sequence[int], field: str, vocab_size: int) -> None:
     for token in ids:
-        if not isinstance(token, int) or not 0 <= token < vocab_size:
+        is_integer = isinstance(token, int | np.integer) and not isinstance(token, bool)
+        if not is_integer or not 0 <= token < vocab_size:
             raise UserError(
                 f"{field} of the request holds {token!r}, which is not a token id below "
                 f"{vocab_size}"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from convai_fast.model.config import TransformerConfig
 
-ACTIVATIONS = {
+_ACTIVATIONS = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "gelu": F.gelu,
     "relu": F.relu,
@@ -66,7 +66,7 @@ class MLP(nn.Module):
         super().__init__()
         self.up = nn.Linear(config.n_embd, config.n_inner)
         self.down = nn.Linear(config.n_inner, config.n_embd)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = _ACTIVATIONS[config.activation]
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:

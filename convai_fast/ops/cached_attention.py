@@ -26,10 +26,12 @@ def cached_attention(
     does not depend on the other sequences, nor on how many tokens came in one call.
 
     Args:
-        qkv: [tokens, 3 * num_heads * head_dim], queries, keys and values of the new tokens.
+        qkv: [tokens, 3 * num_heads * head_dim], queries, keys and values of the new tokens; on a
+            CPU float32. All tensors are contiguous.
         keys: [slots, num_heads, capacity / 16, head_dim, 16]; positions are the last dimension and
             the third from the left. Written to, in their own dtype: on a CPU float32 or bfloat16.
-        values: [slots, num_heads, capacity, value_dim], of which head_dim are used. Written to.
+        values: [slots, num_heads, capacity, value_dim], of which head_dim are used; capacity and
+            value_dim are multiples of 64. Written to.
         slots, lengths: int64 [sequences], on the CPU; each slot at most once.
         offsets: int64 [sequences + 1], on the CPU.
 

@@ -64,7 +64,7 @@ def pack_weight(weight: Tensor, dtype: torch.dtype = torch.float32) -> PackedWei
 def packed_linear(
     x: Tensor, weight: PackedWeight, bias: Tensor | None = None, gelu: bool = False
 ) -> Tensor:
-    """`x W^T + bias` in float32, [..., out_features], for x float32 [..., in_features].
+    """`x W^T + bias` in float32, [..., out_features], for contiguous x float32 [..., in_features].
 
     With `gelu`, its GELU in the tanh approximation (Hendrycks and Gimpel 2016, arXiv 1606.08415).
 

@@ -147,7 +147,7 @@ def filter_probabilities(z: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor)
     keep = torch.zeros_like(z, dtype=torch.bool).scatter_(-1, ranked.indices, keep_in_order)
 
     largest = probabilities.max(-1, keepdim=True).values
-    keep &= probabilities >= min_p[:, None].double() * largest
+    keep &= probabilities >= min_p.clamp(max=1)[:, None].double() * largest
     return torch.where(keep, probabilities, 0.0)
 
 

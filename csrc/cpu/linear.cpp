@@ -69,12 +69,13 @@ at::Tensor packed_linear_cpu(const at::Tensor& x, const at::Tensor& weight,
     int16_t* to = quantized.mutable_data_ptr<int16_t>();
     float* to_scales = x_scales.mutable_data_ptr<float>();
     const float* from = x.const_data_ptr<float>();
-    at::parallel_for(
-        0, rows, std::max<int64_t>(1, (1 << 15) / stride), [&](int64_t i, int64_t end) {
-          for (; i < end; ++i) {
-            to_scales[i] = quantize_row(from + i * in_features, in_features, to + i * stride);
-          }
-        });
+    at::parallel_for(0, rows, std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, stride)),
+                     [&](int64_t i, int64_t end) {
+                       for (; i < end; ++i) {
+                         to_scales[i] =
+                             quantize_row(from + i * in_features, in_features, to + i * stride);
+                       }
+                     });
     arguments.x = to;
     arguments.x_scales = to_scales;
   }

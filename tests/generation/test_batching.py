@@ -316,6 +316,35 @@ def test_an_interruption_amid_a_forward_pass_leaves_nothing_half_computed_behind
     assert small.generate(requests) == expected
 
 
+def test_an_interruption_between_counting_tokens_and_computing_them_is_undone(
+    small, tokenizer, model, ask, monkeypatch
+):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    requests = [ask(0, THREE)]
+    expected = GenerationEngine(model, tokenizer).generate(requests)
+    with monkeypatch.context() as patch:
+        patch.setattr("convai_fast.generation.cache.CacheStep.__init__", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            small.generate(requests)
+    assert small.generate(requests) == expected
+
+
+def test_an_engine_used_in_the_callers_inference_mode_can_be_used_without_it(small, ask):
+    request = ask(0, THREE)
+    with torch.inference_mode():
+        expected = small.generate([request])
+    assert small.generate([request]) == expected  # copies what the first one left in the cache
+    longer = ask(0, SamplingParams(max_length=100, min_length=100), turns=9)
+    assert len(small.generate([longer])[0][0].token_ids) == 100
+
+
+def test_a_cache_that_does_not_fit_the_machine_is_refused_in_a_sentence(model, tokenizer):
+    with pytest.raises(UserError, match="no memory for the keys and values of 1000000000"):
+        GenerationEngine(model, tokenizer, max_batch_size=10**9)
+
+
 @pytest.mark.parametrize("method", ["begin", "extend"])
 def test_what_was_promised_but_not_computed_is_not_waited_for(small, ask, monkeypatch, method):
     def fail(*_):

@@ -154,3 +154,14 @@ def test_the_folder_of_the_output_is_made_and_one_that_cannot_be_is_named(tmp_pa
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"cannot write {tmp_path}/file"):
         ReplyFile(tmp_path / "file" / "replies.jsonl", SETTINGS)
+
+
+def test_what_another_run_finished_meanwhile_is_not_replaced(tmp_path):
+    output = tmp_path / "replies.jsonl"
+    output.write_text("those of another run\n")
+    with pytest.raises(UserError, match="already there: choose another --output"):
+        ReplyFile(output, {"seed": 1})
+    with ReplyFile(output, {"seed": 1}, overwrite=True) as replies:
+        replies.add({"id": 1})
+        replies.finish(["1"])
+    assert output.read_text() == '{"id": 1}\n'

@@ -129,6 +129,7 @@ def test_what_does_not_fit_is_cut_oldest_turns_first(room, kept_persona, kept_hi
         ("min_p", 1.1),
         ("seed", -1),
         ("seed", 2**63),
+        ("top_k", 10**20),
         ("repetition_penalty", 0.0),
         ("repetition_penalty", float("inf")),
         ("no_repeat_ngram_size", -1),

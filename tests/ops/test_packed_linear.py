@@ -212,6 +212,12 @@ def test_zero_rows_and_zero_weights(dtype):
     assert torch.equal(ops.packed_linear(x, zeros, bias), bias.expand(5, 18))
 
 
+@needs_kernels
+def test_no_input_features_leave_the_bias():
+    nothing = ops.PackedWeight(torch.zeros(1, 0, 16, 2, dtype=torch.int8), torch.ones(4), 4)
+    assert ops.packed_linear(torch.zeros(2, 0), nothing, torch.ones(4)).tolist() == [[1.0] * 4] * 2
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_tiny_and_huge_rows(dtype, scale):

@@ -113,7 +113,7 @@ struct PairProducts {
   using Wide = typename Vectors<kWidth>::Pair;
 
   static CONVAI_FAST_INLINE Wide load(const int8_t* source) {
-#if CONVAI_FAST_X86
+#if CONVAI_FAST_ASSEMBLY
     if constexpr (kWidth > 4) {
       // In assembly here and below, since intrinsics must not be inlined into a function without a
       // target, and GCC makes five instructions of the conversion.
@@ -130,7 +130,7 @@ struct PairProducts {
   }
 
   static CONVAI_FAST_INLINE void accumulate(Int& sums, Int pairs, Wide w) {
-#if CONVAI_FAST_X86
+#if CONVAI_FAST_ASSEMBLY
     Int products;
     if constexpr (kWidth == 4) {
       products = pairs;

@@ -4,7 +4,7 @@
 //   CONVAI_FAST_ISA     the namespace, `portable`, `avx2` or `avx512`
 //   CONVAI_FAST_TARGET  the attribute that lets a function use those instructions
 //   CONVAI_FAST_WIDTH   floats in a vector
-// GCC lowers vectors before it inlines, so a template shared by all of them would not do.
+// The functions have the target themselves, since they use intrinsics.
 //
 // Sums run over fixed chunks, whatever the thread or the batch, so that a row always gives the same
 // bits. Arrays of weights are padded with zeros to whole blocks.

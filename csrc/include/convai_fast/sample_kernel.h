@@ -443,7 +443,7 @@ class RowSampler {
 
   // What is drawn from: the row, or the list of what is kept of it and the tokens that those are.
   Row row_;
-  const int32_t* tokens_;
+  const int32_t* tokens_ = nullptr;
 
   // What is kept of it: the weights that reach the bracket's upper end, and those that are listed.
   Bracket bracket_;
