@@ -83,8 +83,8 @@ class GenerationEngine:
         max_batch_size: int = 64,
         weights: str = "float32",
     ) -> None:
-        if max_batch_size < 1:
-            raise UserError(f"max_batch_size is {max_batch_size}, but must be at least 1")
+        if not 1 <= max_batch_size <= 4096:
+            raise UserError(f"max_batch_size is {max_batch_size}, but must be between 1 and 4,096")
         self.model = model
         self.tokenizer = tokenizer
         self.special_ids = special_ids(tokenizer)

@@ -336,13 +336,26 @@ def test_an_engine_used_in_the_callers_inference_mode_can_be_used_without_it(sma
     with torch.inference_mode():
         expected = small.generate([request])
     assert small.generate([request]) == expected  # copies what the first one left in the cache
-    longer = ask(0, SamplingParams(max_length=100, min_length=100), turns=9)
-    assert len(small.generate([longer])[0][0].token_ids) == 100
+    longer = ask(0, SamplingParams(max_length=60, min_length=60), turns=9)
+    assert len(small.generate([longer])[0][0].token_ids) == 60
 
 
-def test_a_cache_that_does_not_fit_the_machine_is_refused_in_a_sentence(model, tokenizer):
-    with pytest.raises(UserError, match="no memory for the keys and values of 1000000000"):
-        GenerationEngine(model, tokenizer, max_batch_size=10**9)
+def test_a_cache_that_does_not_fit_the_machine_is_refused_in_a_sentence(small, ask, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("not enough memory")
+
+    expected = small.generate([ask(0, THREE)])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", refuse)
+        with pytest.raises(UserError, match="no memory for the keys and values of 3 sequences"):
+            small.generate([ask(0, SamplingParams(max_length=60), turns=9)])
+    assert small.generate([ask(0, THREE)]) == expected
+
+
+@pytest.mark.parametrize("max_batch_size", [0, 10**6])
+def test_a_batch_size_that_makes_no_sense_is_refused(model, tokenizer, max_batch_size):
+    with pytest.raises(UserError, match="but must be between 1 and 4,096"):
+        GenerationEngine(model, tokenizer, max_batch_size=max_batch_size)
 
 
 @pytest.mark.parametrize("method", ["begin", "extend"])
@@ -365,9 +378,17 @@ def test_an_interrupted_copy_is_not_taken_for_what_the_slot_held(small, ask, mon
     requests = [ask(number, THREE) for number in range(3)]
     expected = small.generate(requests)
 
+    class Interrupted:
+        """The cache's values, of which nothing gets written: the keys have been."""
+
+        shape = small._cache.values.shape
+
+        def __getitem__(self, _):
+            raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(small._cache, "values", None)  # ends a copy after the keys
+        patch.setattr(small._cache, "values", Interrupted())
         for number in range(3, 6):
-            with pytest.raises(TypeError):
+            with pytest.raises(KeyboardInterrupt):
                 small.generate([ask(number, THREE)])
     assert small.generate(requests) == expected

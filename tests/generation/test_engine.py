@@ -251,8 +251,3 @@ def test_a_bfloat16_model_is_one_with_rounded_weights(model, tokenizer, ask):
     request = ask(4, replace(GREEDY, min_length=12, logprobs=True))
     expected = GenerationEngine(rounded, tokenizer).generate([request])
     assert GenerationEngine(half, tokenizer).generate([request]) == expected
-
-
-def test_a_batch_of_no_sequences_is_refused(model, tokenizer):
-    with pytest.raises(UserError, match="max_batch_size is 0, but must be at least 1"):
-        GenerationEngine(model, tokenizer, max_batch_size=0)

@@ -24,7 +24,7 @@ def content(output):
 
 def complete(output, order=IDS):
     """Do what a run does: answer, in some order, what is not answered yet."""
-    with ReplyFile(output, SETTINGS) as replies:
+    with ReplyFile(output, SETTINGS, overwrite=True) as replies:
         for id in order:
             if id_key(id) not in replies.positions:
                 replies.add(record(id))
