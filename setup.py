@@ -84,7 +84,12 @@ def extensions(kind: str) -> tuple[list[Extension], dict]:
         return sorted(paths)
 
     include = str(ROOT / "csrc" / "include")
-    headers = sources("csrc/*.h", "csrc/host/*.h", "csrc/include/convai_fast/*.h")
+    headers = sources(
+        "csrc/*.h",
+        "csrc/host/*.h",
+        "csrc/include/convai_fast/*.h",
+        "csrc/include/convai_fast/*.cuh",
+    )
     operators = sources("csrc/*.cpp", "csrc/cpu/*.cpp")
     extension = CppExtension
     if kind == "cuda":
