@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from transformers import PreTrainedTokenizerFast
 from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
 
 SHARED = Path(__file__).parents[1].parent / "shared"
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and their children too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tensors are small here: a second thread costs more than it saves, much more on a busy machine.
 torch.set_num_threads(1)

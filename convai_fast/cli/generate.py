@@ -35,6 +35,8 @@ from convai_fast.generation.request import Request, prompt_room
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.options import resolve_device
 
+_TOO_MANY_BAD = 100  # lines that are no request, before the first that is
+
 
 @dataclass
 class GenerateOptions:
@@ -42,8 +44,8 @@ class GenerateOptions:
 
     A request is a line such as {"id": "a7", "persona": ["i like tea ."], "history": ["hello !"]};
     any sampling option below may stand in it, as may "n" and "logprobs", and overrides the
-    command's. Persona and history may be lists of token ids, or "input_ids" and "token_type_ids"
-    stand for both.
+    command's. Persona and history may be lists of lists of token ids, or "input_ids" and
+    "token_type_ids" stand for both.
 
     The replies are lines in the order of the requests, {"id": "a7", "replies": [{"text": …,
     "finish_reason": …}]}. Until all are there they are kept in OUTPUT.partial, from which the same
@@ -91,7 +93,11 @@ class GenerateOptions:
     def check(self) -> None:
         """Raise UserError at the first option that makes no sense."""
         if bool(self.input) == bool(self.dataset_path):
-            raise UserError("give either --input or --data: the requests, or dialogues to answer")
+            raise UserError(
+                "give either --input or --data, not both: the requests, or dialogues to answer"
+            )
+        if "-" in (str(self.input), str(self.output)):
+            raise UserError("a run that can be continued needs files: - is not one")
         for name, least in {"max_history": 0, "num_return": 1, "batch_size": 1}.items():
             value = getattr(self, name)
             if value < least:
@@ -171,6 +177,7 @@ class _BulkRun:
         self.num_earlier = len(replies.positions)
         self.keys: list[str] = []  # what the file of replies will hold, in its order
         self.in_flight: dict[int, IdentifiedRequest] = {}
+        self.first_bad: BadLine | None = None
         self.num_replies = self.num_tokens = 0
 
     def run(self) -> None:
@@ -232,6 +239,15 @@ class _BulkRun:
     def _reject(self, bad: BadLine) -> None:
         self.replies.add_error(bad)
         self.progress.update()
+        self.first_bad = self.first_bad or bad
+        if not self.keys and self.replies.num_errors == _TOO_MANY_BAD:
+            raise UserError(
+                f"not one of the first {_TOO_MANY_BAD} lines is a request ({self._why()}); "
+                "dialogues are answered with --data"
+            )
+
+    def _why(self) -> str:
+        return f"line {self.first_bad.line}: {self.first_bad.reason}"
 
     def _speed(self) -> float:
         return self.num_tokens / (time.perf_counter() - self.started)
@@ -239,7 +255,9 @@ class _BulkRun:
     def _report(self) -> None:
         bad = self.replies.num_errors
         if not self.keys:
-            raise UserError(f"not one line is a request: {self.replies.errors} says why")
+            raise UserError(
+                f"not one line is a request ({self._why()}): {self.replies.errors} lists them all"
+            )
         if bad:
             print(f"{bad:,} bad {'line' if bad == 1 else 'lines'}: {self.replies.errors} says why")
         earlier = (

@@ -88,7 +88,7 @@ class RequestFile:
                 id = _read_id(record, number)
                 first = lines.setdefault(id_key(id), number)
                 if first != number:
-                    raise UserError(f"line {first} has the same id")
+                    raise UserError(f"line {first} has the same id, {_shown(id)}")
                 item = IdentifiedRequest(id, to_request(record, id, self.params), line=number)
             except UserError as error:
                 item = BadLine(number, id, str(error))
@@ -124,7 +124,7 @@ def to_request(record: Mapping[str, Any], id: Id, params: SamplingParams) -> Req
     """
     for name, value in record.items():
         if name not in _KINDS:
-            near = difflib.get_close_matches(name, _KINDS, n=1)
+            near = difflib.get_close_matches(name, _KINDS, n=1, cutoff=0.8)
             hint = f"do you mean {near[0]}?" if near else f"there are id, {', '.join(_KINDS)}"
             raise UserError(f"there is no field {name!r}: {hint}")
         fits, kind = _KINDS[name]

@@ -66,7 +66,7 @@ class SamplingParams:
         self._require(
             "stop",
             not isinstance(self.stop, str) and all(self.stop),
-            "several texts, and none of them empty",
+            "a list of texts, none of them empty",
         )
         self._require("n", 1 <= self.n <= 10_000, "between 1 and 10,000")
 

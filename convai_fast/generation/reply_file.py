@@ -67,6 +67,8 @@ class ReplyFile:
             self._errors_file.close()
         self._scratch.unlink(missing_ok=True)
         self._errors_scratch.unlink(missing_ok=True)
+        if not self.positions:  # there is nothing to continue
+            self.partial.unlink(missing_ok=True)
         self._file.close()  # last, since it ends the lock
 
     def add(self, record: dict[str, Any]) -> None:

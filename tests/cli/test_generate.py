@@ -201,9 +201,21 @@ def test_a_file_without_a_single_request_is_code_2_and_the_reasons_are_listed(
 ):
     assert generate(requests=["oops", "oops"]) == 2
     errors = tmp_path / "replies.jsonl.errors.jsonl"
-    assert f"not one line is a request: {errors} says why\n" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "not one line is a request (line 1: " in printed
+    assert f"): {errors} lists them all\n" in printed
     assert len(read_lines(errors)) == 2
     assert files(tmp_path) == ["replies.jsonl.errors.jsonl", "requests.jsonl"]
+
+
+def test_a_file_of_something_else_is_refused_long_before_its_end(generate, tmp_path, capsys):
+    dialogues = json.dumps({"train": list(range(100_000))}, indent=1).splitlines()
+    assert generate(requests=dialogues) == 2
+    assert (
+        "not one of the first 100 lines is a request (line 1: not JSON: Expecting property name "
+        "enclosed in double quotes at column 1); dialogues are answered with --data\n"
+    ) in capsys.readouterr().err
+    assert files(tmp_path) == ["requests.jsonl"]
 
 
 # --- interruptions ------------------------------------------------------------------------------

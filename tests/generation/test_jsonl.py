@@ -141,10 +141,10 @@ def test_an_id_belongs_to_the_first_line_that_has_it(read):
     items = read({"id": "a"}, {"id": "a"}, {"id": 4}, {}, {"id": "b", "top_p": 2}, {"id": "b"})
     assert [item.line for item in items if isinstance(item, IdentifiedRequest)] == [1, 3]
     assert [(item.line, item.reason) for item in items if isinstance(item, BadLine)] == [
-        (2, "line 1 has the same id"),
-        (4, "line 3 has the same id"),
+        (2, 'line 1 has the same id, "a"'),
+        (4, "line 3 has the same id, 4"),
         (5, "top_p is 2, but must be between 0 and 1"),
-        (6, "line 5 has the same id"),
+        (6, 'line 5 has the same id, "b"'),
     ]
 
 
