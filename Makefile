@@ -12,7 +12,7 @@ help:
 	@echo "make demo        train the small built-in model and see what it learnt (about a minute)"
 	@echo "make test        run the tests"
 	@echo "make lint        ruff and clang-format, as CI runs them"
-	@echo "make bench       run the benchmarks"
+	@echo "make bench       run the benchmarks (half an hour; those of generation are the longest)"
 	@echo "make build       build the compiled operators again"
 	@echo "make cuda-check  compile the CUDA sources; needs nvcc, no GPU"
 	@echo "make gpu-check   build for CUDA with $(PYTHON)'s own torch and run the tests on the GPU"
