@@ -8,12 +8,14 @@
 
 namespace convai_fast {
 
-using CollateResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using PaddedResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using SharedResult =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 struct CollateArguments {
   const at::Tensor &tokens, &utterance_offsets, &persona_ids, &history_ids, &candidate_ids, &plan;
   at::IntArrayRef special_ids;
-  int64_t num_candidates, seq_len;
+  int64_t num_candidates, seq_len, max_length;
 };
 
 inline const PlanRow* plan_rows(const at::Tensor& plan) {
@@ -41,8 +43,8 @@ inline void check_collate(const CollateArguments& a) {
   TORCH_CHECK_VALUE(a.plan.size(1) == kPlanColumns, "collate: plan must have ", kPlanColumns,
                     " columns, not ", a.plan.size(1));
   TORCH_CHECK_VALUE(a.special_ids.size() == 5, "collate: special_ids must hold 5 ids");
-  TORCH_CHECK_VALUE(a.num_candidates >= 0 && a.seq_len >= 0,
-                    "collate: num_candidates and seq_len must not be negative");
+  TORCH_CHECK_VALUE(a.num_candidates >= 0 && a.seq_len >= 0 && a.max_length >= 0,
+                    "collate: num_candidates, seq_len and max_length must not be negative");
 
   const auto within = [](int64_t first, int64_t count, const at::Tensor& table) {
     return first >= 0 && count >= 0 && count <= table.numel() - first;
@@ -61,18 +63,32 @@ inline void check_collate(const CollateArguments& a) {
   }
 }
 
-inline CollateResult allocate_collate(const CollateArguments& a, bool pin_memory) {
-  const auto options = a.tokens.options().dtype(at::kLong).pinned_memory(pin_memory);
+inline at::TensorOptions output_options(const CollateArguments& a, bool pin_memory) {
+  return a.tokens.options().dtype(at::kLong).pinned_memory(pin_memory);
+}
+
+inline PaddedResult allocate_padded(const CollateArguments& a, bool pin_memory) {
+  const auto options = output_options(a, pin_memory);
   const int64_t batch = a.plan.size(0);
   const auto sequences = [&] { return at::empty({batch, a.num_candidates, a.seq_len}, options); };
   return {sequences(), sequences(), sequences(), at::empty({batch, a.num_candidates}, options)};
 }
 
-inline CollateOutput pointers(const CollateResult& result) {
-  return {std::get<0>(result).mutable_data_ptr<int64_t>(),
-          std::get<1>(result).mutable_data_ptr<int64_t>(),
-          std::get<2>(result).mutable_data_ptr<int64_t>(),
-          std::get<3>(result).mutable_data_ptr<int64_t>()};
+inline SharedResult allocate_shared(const CollateArguments& a, bool pin_memory) {
+  const auto options = output_options(a, pin_memory);
+  const int64_t batch = a.plan.size(0);
+  const auto rows = [&] { return at::empty({batch, a.seq_len}, options); };
+  return {rows(), rows(), rows(), rows(), rows(), at::empty({batch, a.num_candidates}, options)};
+}
+
+// The results' tensors in the order of the struct's pointers.
+template <typename Output, typename Result>
+Output pointers(const Result& result) {
+  return std::apply(
+      [](const auto&... tensors) {
+        return Output{tensors.template mutable_data_ptr<int64_t>()...};
+      },
+      result);
 }
 
 template <typename Token>
@@ -86,6 +102,7 @@ CollateInput<Token> collate_input(const CollateArguments& a, const PlanRow* plan
           plan,
           a.num_candidates,
           a.seq_len,
+          a.max_length,
           {ids[0], ids[1], ids[2], ids[3], ids[4]}};
 }
 

@@ -81,7 +81,7 @@ class DialogueBatches:
             max_length=max_length,
             personality_permutations=personality_permutations,
         )
-        self.plan, self.lengths, self.cuts = index.plan, index.lengths, index.cuts
+        self.plan, self.lengths, self.cuts = index.plan, index.padded_lengths, index.cuts
         num_rows = len(self.lengths)
         if 0 < max_examples < num_rows:
             self.rows = np.arange(max_examples) * num_rows // max_examples

@@ -27,12 +27,18 @@ class ExampleIndex:
 
     Attributes:
         plan: int64 [p * num_examples, 8], columns as in `convai_fast.ops.PLAN_COLUMNS`.
-        lengths: int32 [p * num_examples], tokens of the example's longest candidate.
+        padded_lengths: int32 [p * num_examples], tokens of the example's longest candidate, which
+            is its length in the padded layout.
+        shared_lengths: int32 [p * num_examples], tokens of its prefix and of every candidate's own
+            part, which is its length in the shared-prefix layout.
+        num_labels: int32 [p * num_examples], labelled tokens: the true reply and `<eos>`.
         cuts: what did not fit.
     """
 
     plan: np.ndarray
-    lengths: np.ndarray
+    padded_lengths: np.ndarray
+    shared_lengths: np.ndarray
+    num_labels: np.ndarray
     cuts: CutCounts
 
 
@@ -76,10 +82,10 @@ def index_examples(
         )
     ]
     index = _native.host.index_examples if _native.host else index_examples_reference
-    plan, lengths, cuts = index(
+    plan, sizes, cuts = index(
         *arrays, 2 * max_history + 1, num_candidates, max_length, personality_permutations
     )
-    return ExampleIndex(plan, lengths, CutCounts(*cuts))
+    return ExampleIndex(plan, *sizes.T.copy(), CutCounts(*cuts))
 
 
 def index_examples_reference(
@@ -101,7 +107,7 @@ def index_examples_reference(
     length_of = np.diff(utterance_offsets).tolist()
     num_examples = len(dialogue)
     plan = np.zeros((permutations * num_examples, len(PLAN_COLUMNS)), np.int64)
-    lengths = np.zeros(permutations * num_examples, np.int32)
+    sizes = np.zeros((permutations * num_examples, 3), np.int32)
     history_cuts = persona_cuts = reply_cuts = 0
 
     for row in range(permutations * num_examples):
@@ -109,8 +115,8 @@ def index_examples_reference(
         candidate_first, candidate_end = candidate_offsets[example : example + 2].tolist()
         if num_candidates > 0:
             candidate_first = max(candidate_first, candidate_end - num_candidates)
-        candidates = candidate_ids[candidate_first:candidate_end]
-        reply = 1 + max((length_of[i] for i in candidates), default=0) + 1
+        replies = [length_of[i] for i in candidate_ids[candidate_first:candidate_end]]
+        reply = 1 + max(replies, default=0) + 1
 
         first, last = persona_offsets[dialogue[example] : dialogue[example] + 2].tolist()
         rotation = rotation % (last - first) if last > first else 0
@@ -140,5 +146,9 @@ def index_examples_reference(
         history_columns = (end - len(turns), len(turns))
         candidate_columns = (candidate_first, candidate_end - candidate_first)
         plan[row] = (*persona_columns, *history_columns, *candidate_columns)
-        lengths[row] = min(total(), max_length)
-    return plan, lengths, (history_cuts, persona_cuts, reply_cuts)
+        padded_length = min(total(), max_length)
+        prefix = total() - reply
+        replies = [min(length, padded_length - prefix - 2) for length in replies]
+        num_labels = replies[-1] + 1 if replies else 0
+        sizes[row] = (padded_length, prefix + sum(replies) + 2 * len(replies), num_labels)
+    return plan, sizes, (history_cuts, persona_cuts, reply_cuts)

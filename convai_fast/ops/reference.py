@@ -3,7 +3,7 @@
 The compiled kernels are tested against these functions, which also serve where nothing is compiled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,37 @@ def build_sequence(
     return input_ids, token_type_ids, labels
 
 
+def _segments_of_plan(
+    tokens: Tensor,
+    utterance_offsets: Tensor,
+    persona_ids: Tensor,
+    history_ids: Tensor,
+    candidate_ids: Tensor,
+    plan: Tensor,
+    max_length: int,
+) -> Iterator[tuple[list[list[int]], list[list[int]], list[list[int]]]]:
+    """Persona, history and candidates of each row; a reply is cut to fit `max_length`."""
+    bounds = utterance_offsets.tolist()
+    arena = tokens.cpu().to(torch.int64)
+
+    def utterances(table: Tensor, first: int, count: int) -> list[list[int]]:
+        ids = table[first : first + count].tolist()
+        return [arena[bounds[i] : bounds[i + 1]].tolist() for i in ids]
+
+    for row, columns in enumerate(plan.tolist()):
+        first, count, rotation, kept, *ranges = columns
+        persona = utterances(persona_ids, first, count)
+        # A rotation moves the last sentence to the front: [a, b, c] by 1 is [c, a, b].
+        persona = [*persona[count - rotation :], *persona[: count - rotation]][:kept]
+        history = utterances(history_ids, *ranges[:2])
+        candidates = utterances(candidate_ids, *ranges[2:])
+        prefix_length = 1 + sum(map(len, persona)) + sum(1 + len(turn) for turn in history)
+        room = max_length - prefix_length - 2  # beside <speaker1> and <eos>
+        if candidates and room < 0:
+            raise ValueError(f"collate: row {row} does not fit max_length {max_length}")
+        yield persona, history, [reply[:room] for reply in candidates]
+
+
 def collate(
     tokens: Tensor,
     utterance_offsets: Tensor,
@@ -57,46 +88,80 @@ def collate(
     pin_memory: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `convai_fast.ops.collate`."""
-    bounds = utterance_offsets.tolist()
-    arena = tokens.cpu().to(torch.int64)
-
-    def utterance(index: int) -> list[int]:
-        return arena[bounds[index] : bounds[index + 1]].tolist()
-
     batch, pad = len(plan), special_ids[4]
     input_ids = torch.full((batch, num_candidates, seq_len), pad)
     token_type_ids = torch.full((batch, num_candidates, seq_len), pad)
     labels = torch.full((batch, num_candidates, seq_len), IGNORED)
     mc_token_ids = torch.full((batch, num_candidates), -1)
 
-    for row, columns in enumerate(plan.tolist()):
-        first, count, rotation, kept, history_first, history_count, *candidate_range = columns
-        persona = persona_ids[first : first + count].tolist()
-        # A rotation moves the last sentence to the front: [a, b, c] by 1 is [c, a, b].
-        persona = [*persona[count - rotation :], *persona[: count - rotation]][:kept]
-        persona = [utterance(i) for i in persona]
-        turns = history_ids[history_first : history_first + history_count].tolist()
-        turns = [utterance(i) for i in turns]
-
-        candidate_first, candidate_count = candidate_range
-        present = candidate_ids[candidate_first : candidate_first + candidate_count].tolist()
-        prefix_length = 1 + sum(map(len, persona)) + sum(1 + len(turn) for turn in turns)
-        room = seq_len - prefix_length - 2  # beside <speaker1> and <eos>
-        if present and room < 0:
-            raise ValueError(f"collate: the prefix of row {row} does not fit seq_len {seq_len}")
-        for j, index in enumerate(present):
-            reply = utterance(index)[:room]
-            ids, segments, reply_labels = build_sequence(persona, turns, reply, special_ids)
+    tables = (tokens, utterance_offsets, persona_ids, history_ids, candidate_ids)
+    rows = _segments_of_plan(*tables, plan, seq_len)
+    for row, (persona, history, candidates) in enumerate(rows):
+        for j, reply in enumerate(candidates):
+            ids, segments, reply_labels = build_sequence(persona, history, reply, special_ids)
             input_ids[row, j, : len(ids)] = torch.tensor(ids)
             token_type_ids[row, j, : len(ids)] = torch.tensor(segments)
-            if j == len(present) - 1:  # the true reply is the last one
+            if j == len(candidates) - 1:  # the true reply is the last one
                 labels[row, j, : len(ids)] = torch.tensor(reply_labels)
             mc_token_ids[row, j] = len(ids) - 1
 
     outputs = (input_ids, token_type_ids, labels, mc_token_ids)
+    return _to_device(outputs, tokens.device, pin_memory)
+
+
+def collate_shared(
+    tokens: Tensor,
+    utterance_offsets: Tensor,
+    persona_ids: Tensor,
+    history_ids: Tensor,
+    candidate_ids: Tensor,
+    plan: Tensor,
+    special_ids: Sequence[int],
+    num_candidates: int,
+    seq_len: int,
+    max_length: int,
+    pin_memory: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See `convai_fast.ops.collate_shared`."""
+    batch, pad = len(plan), special_ids[4]
+    input_ids, token_type_ids = torch.full((2, batch, seq_len), pad).unbind()
+    position_ids = torch.zeros(batch, seq_len, dtype=torch.int64)
+    branch_ids = torch.full((batch, seq_len), -1)
+    labels = torch.full((batch, seq_len), IGNORED)
+    mc_token_ids = torch.full((batch, num_candidates), -1)
+
+    tables = (tokens, utterance_offsets, persona_ids, history_ids, candidate_ids)
+    rows = _segments_of_plan(*tables, plan, max_length)
+    for row, (persona, history, candidates) in enumerate(rows):
+        end = 0
+        for j, reply in enumerate(candidates):
+            columns = torch.tensor(build_sequence(persona, history, reply, special_ids))
+            length = columns.shape[1]
+            prefix = length - len(reply) - 2
+            first = 0 if j == 0 else prefix  # only the first candidate brings the prefix along
+            part = slice(end, end + length - first)
+            if part.stop > seq_len:
+                raise ValueError(f"collate: row {row} does not fit seq_len {seq_len}")
+            input_ids[row, part], token_type_ids[row, part] = columns[:2, first:]
+            position_ids[row, part] = torch.arange(first, length)
+            branch_ids[row, part] = j + 1
+            if j == len(candidates) - 1:  # the true reply is the last one
+                labels[row, part] = columns[2, first:]
+            end = part.stop
+            mc_token_ids[row, j] = end - 1
+        if candidates:
+            branch_ids[row, :prefix] = 0
+
+    outputs = (input_ids, token_type_ids, position_ids, branch_ids, labels, mc_token_ids)
+    return _to_device(outputs, tokens.device, pin_memory)
+
+
+def _to_device(
+    outputs: tuple[Tensor, ...], device: torch.device, pin_memory: bool
+) -> tuple[Tensor, ...]:
     if pin_memory and torch.cuda.is_available():
         return tuple(output.pin_memory() for output in outputs)
-    return tuple(output.to(tokens.device) for output in outputs)
+    return tuple(output.to(device) for output in outputs)
 
 
 # --- sample -----------------------------------------------------------------------------------

@@ -11,93 +11,191 @@ namespace {
 
 constexpr int kThreads = 128;
 
+// What a block's threads do together for each part of a prefix.
+template <typename Token>
+__device__ int64_t write_prefix(const CollateInput<Token>& in, const PlanRow& plan, int64_t* ids,
+                                int64_t* segments) {
+  const auto write_token = [&](int64_t position, int64_t token, int64_t segment) {
+    if (threadIdx.x == 0) {
+      ids[position] = token;
+      segments[position] = segment;
+    }
+  };
+  const auto write_utterance = [&](int64_t position, const Token* source, int64_t length,
+                                   int64_t segment) {
+    for (int64_t k = threadIdx.x; k < length; k += kThreads) {
+      ids[position + k] = source[k];
+      segments[position + k] = segment;
+    }
+  };
+  const int64_t prefix = walk_prefix(in, plan, write_token, write_utterance);
+  CUDA_KERNEL_ASSERT(prefix + 2 <= in.max_length && "collate: a prefix does not fit max_length");
+  return prefix;
+}
+
+// A candidate's own part, [speaker1] reply [eos], token by token.
+template <typename Token>
+struct ReplyPart {
+  const Token* reply = nullptr;
+  int64_t length = 0;  // of the whole part; 0 where there is no candidate
+
+  __device__ ReplyPart() = default;
+  __device__ ReplyPart(const CollateInput<Token>& in, int32_t candidate, int64_t prefix) {
+    const int64_t begin = in.utterance_offsets[candidate];
+    length = 2 + min(in.utterance_offsets[candidate + 1] - begin, in.max_length - prefix - 2);
+    reply = in.tokens + begin;
+  }
+  __device__ int64_t token(const SpecialIds& special, int64_t k) const {
+    return k == 0            ? special.speaker1
+           : k + 1 == length ? special.eos
+                             : static_cast<int64_t>(reply[k - 1]);
+  }
+};
+
 // One block a candidate: its threads share out the tokens of each part. Nothing but the plan comes
 // from the host, so that a step costs one small copy and one launch.
 template <typename Token>
 __global__ void __launch_bounds__(kThreads)
-    collate_kernel(const CollateInput<Token> in, const CollateOutput out) {
+    collate_kernel(const CollateInput<Token> in, const PaddedOutput out) {
   const int64_t row = blockIdx.x;
   const int64_t i = row / in.num_candidates, j = row % in.num_candidates;
   const PlanRow& plan = in.plan[i];
   int64_t* ids = out.input_ids + row * in.seq_len;
   int64_t* segments = out.token_type_ids + row * in.seq_len;
   int64_t* labels = out.labels + row * in.seq_len;
-  const int64_t thread = threadIdx.x;
 
-  int64_t prefix = 0, end = 0;
-  const Token* reply = nullptr;
+  int64_t prefix = 0;
+  ReplyPart<Token> part;
   if (j < plan.candidate_count) {
-    const auto write_token = [&](int64_t position, int64_t token, int64_t segment) {
-      if (thread == 0) {
-        ids[position] = token;
-        segments[position] = segment;
-      }
-    };
-    const auto write_utterance = [&](int64_t position, const Token* source, int64_t length,
-                                     int64_t segment) {
-      for (int64_t k = thread; k < length; k += kThreads) {
-        ids[position + k] = source[k];
-        segments[position + k] = segment;
-      }
-    };
-    prefix = walk_prefix(in, plan, write_token, write_utterance);
-    CUDA_KERNEL_ASSERT(prefix + 2 <= in.seq_len && "collate: a prefix does not fit seq_len");
-    const int32_t candidate = in.candidate_ids[plan.candidate_first + j];
-    const int64_t begin = in.utterance_offsets[candidate];
-    const int64_t length =
-        min(in.utterance_offsets[candidate + 1] - begin, in.seq_len - prefix - 2);
-    reply = in.tokens + begin;
-    end = prefix + 1 + length + 1;
+    prefix = write_prefix(in, plan, ids, segments);
+    part = ReplyPart<Token>(in, in.candidate_ids[plan.candidate_first + j], prefix);
   }
-
   const bool labelled = j + 1 == plan.candidate_count;  // the true reply is the last one
-  for (int64_t k = thread; k < in.seq_len; k += kThreads) {
+  for (int64_t k = threadIdx.x; k < in.seq_len; k += kThreads) {
+    int64_t label = kIgnoredLabel;
     if (k >= prefix) {
-      const bool inside = k < end;
-      ids[k] = !inside        ? in.special.pad
-               : k == prefix  ? in.special.speaker1
-               : k + 1 == end ? in.special.eos
-                              : static_cast<int64_t>(reply[k - prefix - 1]);
+      const bool inside = k - prefix < part.length;
+      const int64_t token = inside ? part.token(in.special, k - prefix) : in.special.pad;
+      ids[k] = token;
       segments[k] = inside ? in.special.speaker1 : in.special.pad;
-      labels[k] = labelled && inside && k > prefix ? ids[k] : kIgnoredLabel;
-    } else {
-      labels[k] = kIgnoredLabel;
+      if (labelled && inside && k > prefix) label = token;
+    }
+    labels[k] = label;
+  }
+  if (threadIdx.x == 0) out.mc_token_ids[row] = prefix + part.length - 1;
+}
+
+// One block an example, part after part.
+template <typename Token>
+__global__ void __launch_bounds__(kThreads)
+    collate_shared_kernel(const CollateInput<Token> in, const SharedOutput out) {
+  const PlanRow& plan = in.plan[blockIdx.x];
+  const int64_t offset = blockIdx.x * in.seq_len;
+  int64_t* mc_token_ids = out.mc_token_ids + blockIdx.x * in.num_candidates;
+  const auto write = [&](int64_t at, int64_t token, int64_t segment, int64_t position,
+                         int64_t branch, int64_t label) {
+    out.input_ids[offset + at] = token;
+    out.token_type_ids[offset + at] = segment;
+    out.position_ids[offset + at] = position;
+    out.branch_ids[offset + at] = branch;
+    out.labels[offset + at] = label;
+  };
+
+  int64_t end = 0;
+  if (plan.candidate_count > 0) {
+    const int64_t prefix =
+        write_prefix(in, plan, out.input_ids + offset, out.token_type_ids + offset);
+    CUDA_KERNEL_ASSERT(prefix <= in.seq_len && "collate: a row does not fit seq_len");
+    for (int64_t k = threadIdx.x; k < prefix; k += kThreads) {
+      out.position_ids[offset + k] = k;
+      out.branch_ids[offset + k] = 0;
+      out.labels[offset + k] = kIgnoredLabel;
+    }
+    end = prefix;
+    for (int64_t j = 0; j < plan.candidate_count; ++j) {
+      const ReplyPart<Token> part(in, in.candidate_ids[plan.candidate_first + j], prefix);
+      CUDA_KERNEL_ASSERT(end + part.length <= in.seq_len && "collate: a row does not fit seq_len");
+      const bool labelled = j + 1 == plan.candidate_count;  // the true reply is the last one
+      for (int64_t k = threadIdx.x; k < part.length; k += kThreads) {
+        const int64_t token = part.token(in.special, k);
+        write(end + k, token, in.special.speaker1, prefix + k, j + 1,
+              labelled && k > 0 ? token : kIgnoredLabel);
+      }
+      end += part.length;
+      if (threadIdx.x == 0) mc_token_ids[j] = end - 1;
     }
   }
-  if (thread == 0) out.mc_token_ids[row] = end - 1;
+  for (int64_t k = end + threadIdx.x; k < in.seq_len; k += kThreads) {
+    write(k, in.special.pad, in.special.pad, 0, kPaddingBranch, kIgnoredLabel);
+  }
+  for (int64_t j = plan.candidate_count + threadIdx.x; j < in.num_candidates; j += kThreads) {
+    mc_token_ids[j] = -1;
+  }
 }
 
 template <typename Token>
-void launch(const CollateArguments& a, const CollateOutput& out, const at::Tensor& plan) {
+void launch(const CollateArguments& a, const PaddedOutput& out, const at::Tensor& plan) {
   const auto in = collate_input<Token>(a, plan_rows(plan));
   const int64_t blocks = plan.size(0) * a.num_candidates;
+  if (blocks == 0) return;
   collate_kernel<Token><<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(in, out);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-CollateResult collate_cuda(const at::Tensor& tokens, const at::Tensor& utterance_offsets,
-                           const at::Tensor& persona_ids, const at::Tensor& history_ids,
-                           const at::Tensor& candidate_ids, const at::Tensor& plan,
-                           at::IntArrayRef special_ids, int64_t num_candidates, int64_t seq_len,
-                           bool /*pin_memory*/) {
-  const CollateArguments arguments{tokens,      utterance_offsets, persona_ids,
-                                   history_ids, candidate_ids,     plan,
-                                   special_ids, num_candidates,    seq_len};
+template <typename Token>
+void launch(const CollateArguments& a, const SharedOutput& out, const at::Tensor& plan) {
+  const auto in = collate_input<Token>(a, plan_rows(plan));
+  if (plan.size(0) == 0) return;
+  collate_shared_kernel<Token>
+      <<<plan.size(0), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(in, out);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <typename Output, typename Result>
+void launch_any(const CollateArguments& a, const Result& result) {
+  const auto plan = a.plan.to(a.tokens.device(), at::kLong, /*non_blocking=*/true);
+  if (a.tokens.scalar_type() == at::kInt) {
+    launch<int32_t>(a, pointers<Output>(result), plan);
+  } else {
+    launch<uint16_t>(a, pointers<Output>(result), plan);
+  }
+}
+
+PaddedResult collate_cuda(const at::Tensor& tokens, const at::Tensor& utterance_offsets,
+                          const at::Tensor& persona_ids, const at::Tensor& history_ids,
+                          const at::Tensor& candidate_ids, const at::Tensor& plan,
+                          at::IntArrayRef special_ids, int64_t num_candidates, int64_t seq_len,
+                          bool /*pin_memory*/) {
+  const CollateArguments arguments{
+      tokens, utterance_offsets, persona_ids,    history_ids, candidate_ids,
+      plan,   special_ids,       num_candidates, seq_len,     /*max_length=*/seq_len};
   check_collate(arguments);
   const c10::cuda::CUDAGuard guard(tokens.device());
-  auto result = allocate_collate(arguments, /*pin_memory=*/false);
-  if (plan.size(0) * num_candidates == 0) return result;
-  const auto device_plan = plan.to(tokens.device(), at::kLong, /*non_blocking=*/true);
-  if (tokens.scalar_type() == at::kInt) {
-    launch<int32_t>(arguments, pointers(result), device_plan);
-  } else {
-    launch<uint16_t>(arguments, pointers(result), device_plan);
-  }
+  auto result = allocate_padded(arguments, /*pin_memory=*/false);
+  launch_any<PaddedOutput>(arguments, result);
+  return result;
+}
+
+SharedResult collate_shared_cuda(const at::Tensor& tokens, const at::Tensor& utterance_offsets,
+                                 const at::Tensor& persona_ids, const at::Tensor& history_ids,
+                                 const at::Tensor& candidate_ids, const at::Tensor& plan,
+                                 at::IntArrayRef special_ids, int64_t num_candidates,
+                                 int64_t seq_len, int64_t max_length, bool /*pin_memory*/) {
+  const CollateArguments arguments{
+      tokens, utterance_offsets, persona_ids,    history_ids, candidate_ids,
+      plan,   special_ids,       num_candidates, seq_len,     max_length};
+  check_collate(arguments);
+  const c10::cuda::CUDAGuard guard(tokens.device());
+  auto result = allocate_shared(arguments, /*pin_memory=*/false);
+  launch_any<SharedOutput>(arguments, result);
   return result;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(convai_fast, CUDA, m) { m.impl("collate", &collate_cuda); }
+TORCH_LIBRARY_IMPL(convai_fast, CUDA, m) {
+  m.impl("collate", &collate_cuda);
+  m.impl("collate_shared", &collate_shared_cuda);
+}
 
 }  // namespace convai_fast

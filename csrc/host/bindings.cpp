@@ -27,21 +27,20 @@ py::tuple index_examples(const Array<int64_t>& utterance_offsets,
   const IndexOptions options{history_turns, num_candidates, max_length};
   const int64_t examples = dialogue.size();
   Array<int64_t> plan({examples * permutations, kPlanColumns});
-  Array<int32_t> lengths(examples * permutations);
+  Array<int32_t> sizes({examples * permutations, kSizeColumns});
   auto* rows = reinterpret_cast<PlanRow*>(plan.mutable_data());
-  int32_t* length_data = lengths.mutable_data();
+  auto* row_sizes = reinterpret_cast<RowSizes*>(sizes.mutable_data());
   CutCounts cuts;
   {
     const py::gil_scoped_release unlocked;
     for (int64_t rotation = 0; rotation < permutations; ++rotation) {
       for (int64_t example = 0; example < examples; ++example) {
         const int64_t i = rotation * examples + example;
-        length_data[i] = static_cast<int32_t>(
-            index_example(tables, options, example, rotation, rows + i, &cuts));
+        row_sizes[i] = index_example(tables, options, example, rotation, rows + i, &cuts);
       }
     }
   }
-  return py::make_tuple(plan, lengths, py::make_tuple(cuts.history, cuts.persona, cuts.reply));
+  return py::make_tuple(plan, sizes, py::make_tuple(cuts.history, cuts.persona, cuts.reply));
 }
 
 }  // namespace

@@ -31,10 +31,17 @@ struct CutCounts {
   int64_t history = 0, persona = 0, reply = 0;
 };
 
-// Fills one row of the plan (see PLAN_COLUMNS in convai_fast/ops/collate.py) and returns the length
-// of the example's longest candidate.
-inline int64_t index_example(const SplitTables& t, const IndexOptions& options, int64_t example,
-                             int64_t rotation, PlanRow* plan, CutCounts* cuts) {
+// What a row measures, in tokens; the columns of `sizes` in convai_fast/data/index.py.
+struct RowSizes {
+  int32_t padded;  // the longest candidate's sequence
+  int32_t shared;  // the prefix once, and every candidate's own part
+  int32_t labels;  // the true reply and <eos>
+};
+constexpr int64_t kSizeColumns = sizeof(RowSizes) / sizeof(int32_t);
+
+// Fills one row of the plan (see PLAN_COLUMNS in convai_fast/ops/collate.py) and measures it.
+inline RowSizes index_example(const SplitTables& t, const IndexOptions& options, int64_t example,
+                              int64_t rotation, PlanRow* plan, CutCounts* cuts) {
   const auto length_of = [&](int32_t utterance) {
     return t.utterance_offsets[utterance + 1] - t.utterance_offsets[utterance];
   };
@@ -78,9 +85,16 @@ inline int64_t index_example(const SplitTables& t, const IndexOptions& options, 
     history_cut = true;
   }
   cuts->history += history_cut;
+  const int64_t prefix = total - reply_part;
   if (total > options.max_length) {
     total = options.max_length;
     ++cuts->reply;
+  }
+  int64_t shared = prefix, labels = 0;
+  for (int64_t j = first; j < last; ++j) {
+    const int64_t reply = std::min(length_of(t.candidate_ids[j]), total - prefix - 2);
+    shared += 1 + reply + 1;
+    labels = reply + 1;  // the true reply is the last one
   }
 
   *plan = {persona_first,
@@ -91,7 +105,7 @@ inline int64_t index_example(const SplitTables& t, const IndexOptions& options, 
            turns,
            first,
            last - first};
-  return total;
+  return {static_cast<int32_t>(total), static_cast<int32_t>(shared), static_cast<int32_t>(labels)};
 }
 
 }  // namespace convai_fast

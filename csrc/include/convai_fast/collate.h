@@ -2,6 +2,9 @@
 // is written down once:
 //
 //   [bos] persona...  [speaker] history[0] ...  [speaker] history[-1]  [speaker1] reply [eos]
+//
+// In the padded layout a row is one such sequence; in the shared-prefix layout all that stands
+// before [speaker1] comes once, followed by that last part of every candidate.
 #pragma once
 
 #include <cstdint>
@@ -33,16 +36,28 @@ struct CollateInput {
   const int32_t* candidate_ids;
   const PlanRow* plan;  // [batch]
   int64_t num_candidates;
-  int64_t seq_len;
+  int64_t seq_len;     // of a row of the output
+  int64_t max_length;  // of one candidate's sequence; a longer reply is cut
   SpecialIds special;
 };
 
-struct CollateOutput {
+struct PaddedOutput {
   int64_t* input_ids;       // [batch, num_candidates, seq_len]
   int64_t* token_type_ids;  // [batch, num_candidates, seq_len]
   int64_t* labels;          // [batch, num_candidates, seq_len]
   int64_t* mc_token_ids;    // [batch, num_candidates]
 };
+
+struct SharedOutput {
+  int64_t* input_ids;  // [batch, seq_len], and so are the next four
+  int64_t* token_type_ids;
+  int64_t* position_ids;
+  int64_t* branch_ids;
+  int64_t* labels;
+  int64_t* mc_token_ids;  // [batch, num_candidates]
+};
+
+constexpr int64_t kPaddingBranch = -1;
 
 // Calls write_token(position, token, segment) and write_utterance(position, source, length,
 // segment) for each part of the row's persona and history. Returns the length of the prefix.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "convai_fast/collate.h"
 #include "convai_fast/cpu_features.h"
@@ -46,33 +47,49 @@ Widen<Token> widen_for(Isa isa) {
   return widen_portable<Token>;
 }
 
+// Writes persona and history at `ids` and `segments`, and returns their length.
+template <typename Token>
+int64_t write_prefix(const CollateInput<Token>& in, const PlanRow& row, int64_t* ids,
+                     int64_t* segments, Widen<Token> widen) {
+  return walk_prefix(
+      in, row,
+      [&](int64_t position, int64_t token, int64_t segment) {
+        ids[position] = token;
+        segments[position] = segment;
+      },
+      [&](int64_t position, const Token* source, int64_t length, int64_t segment) {
+        widen(source, ids + position, length);
+        std::fill_n(segments + position, length, segment);
+      });
+}
+
+// Writes [speaker1] reply [eos] at `ids` and `segments`, the reply cut to `room` tokens, and
+// returns the length of the three.
+template <typename Token>
+int64_t write_reply(const CollateInput<Token>& in, int32_t candidate, int64_t room, int64_t* ids,
+                    int64_t* segments, Widen<Token> widen) {
+  const int64_t begin = in.utterance_offsets[candidate];
+  const int64_t reply = std::min(in.utterance_offsets[candidate + 1] - begin, room);
+  ids[0] = in.special.speaker1;
+  widen(in.tokens + begin, ids + 1, reply);
+  ids[reply + 1] = in.special.eos;
+  std::fill_n(segments, reply + 2, in.special.speaker1);
+  return reply + 2;
+}
+
 // Fills all candidates of example `i`. The prefix is written for the first candidate and copied to
 // the others. Returns false, with nothing usable written, when the prefix leaves no room for
 // <speaker1> and <eos>.
 template <typename Token>
-bool collate_example(const CollateInput<Token>& in, const CollateOutput& out, int64_t i,
+bool collate_example(const CollateInput<Token>& in, const PaddedOutput& out, int64_t i,
                      Widen<Token> widen) {
   const int64_t first_row = i * in.num_candidates;
   const int64_t num_present = in.plan[i].candidate_count;
   const int32_t* candidates = in.candidate_ids + in.plan[i].candidate_first;
 
-  int64_t* first_ids = out.input_ids + first_row * in.seq_len;
-  int64_t* first_segments = out.token_type_ids + first_row * in.seq_len;
+  const int64_t* first_ids = out.input_ids + first_row * in.seq_len;
+  const int64_t* first_segments = out.token_type_ids + first_row * in.seq_len;
   int64_t prefix = 0;
-  if (num_present > 0) {
-    prefix = walk_prefix(
-        in, in.plan[i],
-        [&](int64_t position, int64_t token, int64_t segment) {
-          first_ids[position] = token;
-          first_segments[position] = segment;
-        },
-        [&](int64_t position, const Token* source, int64_t length, int64_t segment) {
-          widen(source, first_ids + position, length);
-          std::fill_n(first_segments + position, length, segment);
-        });
-    if (prefix + 2 > in.seq_len) return false;
-  }
-
   for (int64_t j = 0; j < in.num_candidates; ++j) {
     const int64_t row = first_row + j;
     int64_t* ids = out.input_ids + row * in.seq_len;
@@ -80,18 +97,15 @@ bool collate_example(const CollateInput<Token>& in, const CollateOutput& out, in
     int64_t* labels = out.labels + row * in.seq_len;
     int64_t end = 0;
     if (j < num_present) {
-      if (j > 0) {
+      if (j == 0) {
+        prefix = write_prefix(in, in.plan[i], ids, segments, widen);
+        if (prefix + 2 > in.seq_len) return false;
+      } else {
         std::memcpy(ids, first_ids, prefix * sizeof(int64_t));
         std::memcpy(segments, first_segments, prefix * sizeof(int64_t));
       }
-      const int64_t begin = in.utterance_offsets[candidates[j]];
-      const int64_t reply =
-          std::min(in.utterance_offsets[candidates[j] + 1] - begin, in.seq_len - prefix - 2);
-      ids[prefix] = in.special.speaker1;
-      widen(in.tokens + begin, ids + prefix + 1, reply);
-      end = prefix + 1 + reply + 1;
-      ids[end - 1] = in.special.eos;
-      std::fill(segments + prefix, segments + end, in.special.speaker1);
+      end = prefix + write_reply(in, candidates[j], in.max_length - prefix - 2, ids + prefix,
+                                 segments + prefix, widen);
     }
     std::fill(ids + end, ids + in.seq_len, in.special.pad);
     std::fill(segments + end, segments + in.seq_len, in.special.pad);
@@ -100,6 +114,53 @@ bool collate_example(const CollateInput<Token>& in, const CollateOutput& out, in
       std::copy(ids + prefix + 1, ids + end, labels + prefix + 1);
     }
     out.mc_token_ids[row] = end - 1;
+  }
+  return true;
+}
+
+// Fills the row of example `i`: its prefix once, and every candidate's own part. Returns false,
+// with nothing usable written, when the row does not fit `seq_len`, or the prefix `max_length`.
+template <typename Token>
+bool collate_example(const CollateInput<Token>& in, const SharedOutput& out, int64_t i,
+                     Widen<Token> widen) {
+  int64_t* ids = out.input_ids + i * in.seq_len;
+  int64_t* segments = out.token_type_ids + i * in.seq_len;
+  int64_t* positions = out.position_ids + i * in.seq_len;
+  int64_t* branches = out.branch_ids + i * in.seq_len;
+  int64_t* labels = out.labels + i * in.seq_len;
+  int64_t* mc_token_ids = out.mc_token_ids + i * in.num_candidates;
+  const int64_t num_present = in.plan[i].candidate_count;
+  const int32_t* candidates = in.candidate_ids + in.plan[i].candidate_first;
+
+  int64_t end = 0, last_part = 0;
+  if (num_present > 0) {
+    const int64_t prefix = write_prefix(in, in.plan[i], ids, segments, widen);
+    const int64_t room = in.max_length - prefix - 2;
+    if (room < 0 || prefix > in.seq_len) return false;
+    std::iota(positions, positions + prefix, 0);
+    std::fill_n(branches, prefix, 0);
+    end = prefix;
+    for (int64_t j = 0; j < num_present; ++j) {
+      const int64_t utterance = candidates[j];
+      const int64_t reply =
+          std::min(in.utterance_offsets[utterance + 1] - in.utterance_offsets[utterance], room);
+      if (end + reply + 2 > in.seq_len) return false;
+      last_part = write_reply(in, candidates[j], room, ids + end, segments + end, widen);
+      std::iota(positions + end, positions + end + last_part, prefix);
+      std::fill_n(branches + end, last_part, j + 1);
+      end += last_part;
+      mc_token_ids[j] = end - 1;
+    }
+  }
+  std::fill(mc_token_ids + num_present, mc_token_ids + in.num_candidates, -1);
+  std::fill(ids + end, ids + in.seq_len, in.special.pad);
+  std::fill(segments + end, segments + in.seq_len, in.special.pad);
+  std::fill(positions + end, positions + in.seq_len, 0);
+  std::fill(branches + end, branches + in.seq_len, kPaddingBranch);
+  std::fill_n(labels, in.seq_len, kIgnoredLabel);
+  if (num_present > 0) {  // the true reply is the last one, and its first token is <speaker1>
+    const int64_t first = end - last_part + 1;
+    std::copy(ids + first, ids + end, labels + first);
   }
   return true;
 }
