@@ -3,6 +3,8 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
+
 #include "check.h"
 #include "convai_fast/collate.h"
 
@@ -15,7 +17,10 @@ using SharedResult =
 struct CollateArguments {
   const at::Tensor &tokens, &utterance_offsets, &persona_ids, &history_ids, &candidate_ids, &plan;
   at::IntArrayRef special_ids;
-  int64_t num_candidates, seq_len, max_length;
+  int64_t num_candidates;
+  int64_t seq_len;            // of the padded layout
+  const at::Tensor* offsets;  // of the shared-prefix layout, else null
+  int64_t num_tokens, max_length;
 };
 
 inline const PlanRow* plan_rows(const at::Tensor& plan) {
@@ -45,6 +50,16 @@ inline void check_collate(const CollateArguments& a) {
   TORCH_CHECK_VALUE(a.special_ids.size() == 5, "collate: special_ids must hold 5 ids");
   TORCH_CHECK_VALUE(a.num_candidates >= 0 && a.seq_len >= 0 && a.max_length >= 0,
                     "collate: num_candidates, seq_len and max_length must not be negative");
+  if (a.offsets) {
+    check_tensor(*a.offsets, "collate: offsets", at::kLong, 1);
+    TORCH_CHECK_VALUE(a.offsets->is_cpu() && a.offsets->numel() == a.plan.size(0) + 1,
+                      "collate: offsets must be on the CPU, one more than the rows of the plan");
+    const auto* offsets = a.offsets->const_data_ptr<int64_t>();
+    const int64_t last = a.plan.size(0);
+    TORCH_CHECK_VALUE(offsets[0] == 0 && offsets[last] == a.num_tokens &&
+                          std::is_sorted(offsets, offsets + last + 1),
+                      "collate: offsets must rise from 0 to num_tokens ", a.num_tokens);
+  }
 
   const auto within = [](int64_t first, int64_t count, const at::Tensor& table) {
     return first >= 0 && count >= 0 && count <= table.numel() - first;
@@ -77,8 +92,9 @@ inline PaddedResult allocate_padded(const CollateArguments& a, bool pin_memory) 
 inline SharedResult allocate_shared(const CollateArguments& a, bool pin_memory) {
   const auto options = output_options(a, pin_memory);
   const int64_t batch = a.plan.size(0);
-  const auto rows = [&] { return at::empty({batch, a.seq_len}, options); };
-  return {rows(), rows(), rows(), rows(), rows(), at::empty({batch, a.num_candidates}, options)};
+  const auto tokens = [&] { return at::empty({a.num_tokens}, options); };
+  return {tokens(), tokens(), tokens(),
+          tokens(), tokens(), at::empty({batch, a.num_candidates}, options)};
 }
 
 // The results' tensors in the order of the struct's pointers.
@@ -92,7 +108,8 @@ Output pointers(const Result& result) {
 }
 
 template <typename Token>
-CollateInput<Token> collate_input(const CollateArguments& a, const PlanRow* plan) {
+CollateInput<Token> collate_input(const CollateArguments& a, const PlanRow* plan,
+                                  const int64_t* offsets) {
   const auto ids = a.special_ids;
   return {static_cast<const Token*>(a.tokens.const_data_ptr()),
           a.utterance_offsets.const_data_ptr<int64_t>(),
@@ -102,6 +119,7 @@ CollateInput<Token> collate_input(const CollateArguments& a, const PlanRow* plan
           plan,
           a.num_candidates,
           a.seq_len,
+          offsets,
           a.max_length,
           {ids[0], ids[1], ids[2], ids[3], ids[4]}};
 }

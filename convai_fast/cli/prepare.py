@@ -85,8 +85,8 @@ def summary(store: DialogueStore, split: str, options: PrepareOptions) -> str:
     cuts = batches.cuts
     lines = [
         f"{split}: {tables.num_dialogues:,} dialogues, {tables.num_examples:,} examples",
-        f"  longest candidate of an example: mean {batches.lengths.mean():.0f}, "
-        f"longest {batches.lengths.max()} tokens (of {options.max_length})",
+        f"  longest candidate of an example: mean {batches.index.padded_lengths.mean():.0f}, "
+        f"longest {batches.index.padded_lengths.max()} tokens (of {options.max_length})",
         f"  candidates: {len(tables.candidate_ids) / tables.num_examples:.1f} an example",
     ]
     if any(cuts):

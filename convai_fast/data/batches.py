@@ -1,14 +1,14 @@
-"""Batches of padded candidates, in an order that depends on (seed, epoch) alone."""
+"""Batches of examples, in an order that depends on (seed, epoch) alone."""
 
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from convai_fast import ops
-from convai_fast.data.index import index_examples
+from convai_fast.data.index import ExampleIndex, index_examples
 from convai_fast.data.store import DialogueStore
 
 # Examples are sorted by length within pools of this many batches: enough to leave little padding,
@@ -18,16 +18,24 @@ _BATCHES_PER_POOL = 64
 _CANDIDATE_COUNT = ops.PLAN_COLUMNS.index("candidate_count")
 
 
-class Batch(TypedDict):
-    """A padded batch, with the names of the model's arguments: `model(**batch)`.
+Layout = Literal["shared", "padded"]
 
-    `input_ids`, `token_type_ids`, `labels`: int64 [batch, num_candidates, seq_len];
-    `mc_token_ids`: int64 [batch, num_candidates], -1 where an example has no such candidate;
+
+class Batch(TypedDict):
+    """A batch in either layout, with the names of the model's arguments: `model(**batch)`.
+
+    In the shared-prefix layout (see `convai_fast.ops.collate_shared`) all but the last two are
+    int64 [num_tokens], or [batch + 1] for `offsets`, which stay on the CPU. In the padded layout
+    `input_ids`, `token_type_ids` and `labels` are int64 [batch, num_candidates, seq_len].
+    `mc_token_ids`: int64 [batch, num_candidates], -1 where an example has no such candidate.
     `mc_labels`: int64 [batch], the position of the true reply.
     """
 
     input_ids: Tensor
     token_type_ids: Tensor
+    position_ids: NotRequired[Tensor]
+    branch_ids: NotRequired[Tensor]
+    offsets: NotRequired[Tensor]
     labels: Tensor
     mc_token_ids: Tensor
     mc_labels: Tensor
@@ -47,6 +55,8 @@ class DialogueBatches:
         num_candidates: candidates an example, the last ones; 0 for all.
         max_history: exchanges of history: an example keeps `2 * max_history + 1` turns.
         max_length: positions of the model; what is cut to fit is counted in `cuts`.
+        layout: "shared" for one copy of what an example's candidates share and no padding, or
+            "padded". The same seed gives the same batches in both.
         personality_permutations: how often each example is seen, each time with its persona
             rotated by one sentence more.
         max_examples: keep only so many examples, spread evenly over the split (0: all).
@@ -61,6 +71,7 @@ class DialogueBatches:
         num_candidates: int,
         max_history: int,
         max_length: int,
+        layout: Layout = "shared",
         personality_permutations: int = 1,
         max_examples: int = 0,
         shuffle: bool = False,
@@ -70,7 +81,7 @@ class DialogueBatches:
         pin_memory: bool = False,
     ) -> None:
         self.store, self.tables = store, store.splits[split]
-        self.batch_size = batch_size
+        self.batch_size, self.max_length, self.layout = batch_size, max_length, layout
         self.shuffle, self.seed, self.pin_memory = shuffle, seed, pin_memory
         self.rank, self.world_size = rank, world_size
         index = index_examples(
@@ -81,8 +92,8 @@ class DialogueBatches:
             max_length=max_length,
             personality_permutations=personality_permutations,
         )
-        self.plan, self.lengths, self.cuts = index.plan, index.padded_lengths, index.cuts
-        num_rows = len(self.lengths)
+        self.index, self.plan, self.cuts = index, index.plan, index.cuts
+        num_rows = len(self.plan)
         if 0 < max_examples < num_rows:
             self.rows = np.arange(max_examples) * num_rows // max_examples
         else:
@@ -107,9 +118,10 @@ class DialogueBatches:
             pool = self.batch_size * _BATCHES_PER_POOL
         else:
             pool = max(1, len(rows))
+        lengths = self.index.shared_lengths
         pools = [rows[i : i + pool] for i in range(0, len(rows), pool)]
         rows = np.concatenate(
-            [p[np.argsort(self.lengths[p], kind="stable")] for p in pools] or [rows]
+            [p[np.argsort(lengths[p], kind="stable")] for p in pools] or [rows]
         )
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         if self.shuffle:
@@ -117,20 +129,7 @@ class DialogueBatches:
         self._batches = batches[self.rank :: self.world_size]
         self._start = start
 
-        # Gathered once an epoch, so that a batch costs two slices and one call.
-        rows = np.concatenate([*self._batches, np.zeros(0, np.int64)])
-        plan, sizes = self.plan[rows], [len(batch) for batch in self._batches]
-        self._epoch_plan = torch.from_numpy(plan)
-        self._epoch_mc_labels = torch.from_numpy(plan[:, _CANDIDATE_COUNT] - 1)
-        ends = np.cumsum(sizes, dtype=np.int64)
-        begins = ends - sizes
-        columns = (
-            begins,
-            ends,
-            np.maximum.reduceat(plan[:, _CANDIDATE_COUNT], begins) if len(rows) else begins,
-            np.maximum.reduceat(self.lengths[rows], begins) if len(rows) else begins,
-        )
-        self._slices = list(zip(*(column.tolist() for column in columns), strict=True))
+        self._epoch = _Gathered(self.index, self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
         start, self._start = self._start, 0
@@ -139,39 +138,72 @@ class DialogueBatches:
 
     def __getitem__(self, i: int) -> Batch:
         """Batch `i` of this epoch."""
-        begin, end, num_candidates, seq_len = self._slices[i]
-        return self._collate(
-            self._epoch_plan[begin:end], self._epoch_mc_labels[begin:end], num_candidates, seq_len
-        )
+        return self._collate(self._epoch, i)
 
     def collate(self, rows: np.ndarray) -> Batch:
         """The batch of these rows of the plan."""
-        plan = self.plan[rows]
-        counts = plan[:, _CANDIDATE_COUNT]
-        return self._collate(
-            torch.from_numpy(plan),
-            torch.from_numpy(counts - 1),
-            int(counts.max(initial=0)),
-            int(self.lengths[rows].max(initial=0)),
-        )
+        return self._collate(_Gathered(self.index, [rows]), 0)
 
-    def _collate(self, plan: Tensor, mc_labels: Tensor, num_candidates: int, seq_len: int) -> Batch:
-        input_ids, token_type_ids, labels, mc_token_ids = ops.collate(
+    def _collate(self, gathered: "_Gathered", i: int) -> Batch:
+        begin, end, num_candidates, seq_len, num_tokens = gathered.batches[i]
+        arguments = (
             self.store.tokens,
             self.store.utterance_offsets,
             self.tables.persona_ids,
             self.tables.history_ids,
             self.tables.candidate_ids,
-            plan,
+            gathered.plan[begin:end],
             self.store.special_ids,
             num_candidates,
-            seq_len,
-            self.pin_memory,
+        )
+        mc_labels = gathered.mc_labels[begin:end]
+        if self.layout == "padded":
+            input_ids, token_type_ids, labels, mc_token_ids = ops.collate(
+                *arguments, seq_len, self.pin_memory
+            )
+            return Batch(
+                input_ids=input_ids,
+                token_type_ids=token_type_ids,
+                labels=labels,
+                mc_token_ids=mc_token_ids,
+                mc_labels=mc_labels,
+            )
+        offsets = gathered.offsets[begin : end + 1] - gathered.offsets[begin]
+        input_ids, token_type_ids, position_ids, branch_ids, labels, mc_token_ids = (
+            ops.collate_shared(*arguments, offsets, num_tokens, self.max_length, self.pin_memory)
         )
         return Batch(
             input_ids=input_ids,
             token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            branch_ids=branch_ids,
+            offsets=offsets,
             labels=labels,
             mc_token_ids=mc_token_ids,
             mc_labels=mc_labels,
         )
+
+
+class _Gathered:
+    """The rows of many batches side by side, so that a batch costs a few slices and one call."""
+
+    def __init__(self, index: ExampleIndex, batches: list[np.ndarray]) -> None:
+        rows = np.concatenate([*batches, np.zeros(0, np.int64)])
+        plan = index.plan[rows]
+        counts, padded_lengths = plan[:, _CANDIDATE_COUNT], index.padded_lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(index.shared_lengths[rows], dtype=np.int64)])
+        self.plan = torch.from_numpy(plan)
+        self.mc_labels = torch.from_numpy(counts - 1)
+        self.offsets = torch.from_numpy(offsets)
+        ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64).tolist()
+        begins = [0, *ends[:-1]]
+        self.batches = [  # first and last row, num_candidates, seq_len, num_tokens
+            (
+                begin,
+                end,
+                int(counts[begin:end].max(initial=0)),
+                int(padded_lengths[begin:end].max(initial=0)),
+                int(offsets[end] - offsets[begin]),
+            )
+            for begin, end in zip(begins, ends, strict=True)
+        ]

@@ -2,7 +2,7 @@
 
 from convai_fast import _native  # noqa: F401  (loads the compiled kernels)
 from convai_fast.ops.cached_attention import cached_attention
-from convai_fast.ops.collate import PLAN_COLUMNS, collate
+from convai_fast.ops.collate import PLAN_COLUMNS, collate, collate_shared
 from convai_fast.ops.packed_linear import PackedWeight, pack_weight, packed_linear
 from convai_fast.ops.sample import sample
 
@@ -11,6 +11,7 @@ __all__ = [
     "PackedWeight",
     "cached_attention",
     "collate",
+    "collate_shared",
     "pack_weight",
     "packed_linear",
     "sample",

@@ -54,15 +54,16 @@ def _fake_collate_shared(
     plan: Tensor,
     special_ids: Sequence[int],
     num_candidates: int,
-    seq_len: int,
+    offsets: Tensor,
+    num_tokens: int,
     max_length: int,
     pin_memory: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     def empty(*shape: int) -> Tensor:
         return tokens.new_empty(shape, dtype=torch.int64)
 
-    rows = [empty(plan.shape[0], seq_len) for _ in range(5)]
-    return *rows, empty(plan.shape[0], num_candidates)
+    columns = [empty(num_tokens) for _ in range(5)]
+    return *columns, empty(plan.shape[0], num_candidates)
 
 
 def collate(
@@ -128,41 +129,43 @@ def collate_shared(
     plan: Tensor,
     special_ids: Sequence[int],
     num_candidates: int,
-    seq_len: int,
+    offsets: Tensor,
+    num_tokens: int,
     max_length: int,
     pin_memory: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Build a batch in which all candidates of an example share one copy of what precedes them.
 
-    A row is persona and history, the prefix, followed by `[speaker1] reply [eos]` of every
-    candidate. With a prefix of two tokens and candidates [5] and [6, 7]:
+    An example is persona and history, the prefix, followed by `[speaker1] reply [eos]` of every
+    candidate; examples follow one another without padding. With a prefix of two tokens and
+    candidates [5] and [6, 7]:
 
         input_ids      p p s1  5 eos s1  6  7 eos
         position_ids   0 1  2  3   4  2  3  4   5
         branch_ids     0 0  1  1   1  2  2  2   2
         labels         . .  .  .   .  .  6  7 eos
 
-    A token sees those before it in the prefix and in its own branch, so that each candidate is
-    computed as if it stood alone; the prefix sees no candidate.
+    A token sees those before it in its example's prefix and in its own branch, so that each
+    candidate is computed as if it stood alone; the prefix sees no candidate.
 
     Args:
         tokens … num_candidates, pin_memory: as for `collate`.
-        seq_len: length of the rows, at least that of the longest.
+        offsets: int64 [batch + 1] on the CPU, where each example begins in the output.
+        num_tokens: the last of `offsets`.
         max_length: positions of the model; a reply that does not fit with its prefix is cut.
 
     Returns:
-        input_ids, token_type_ids: int64 [batch, seq_len], padded with `<pad>`.
-        position_ids: int64 [batch, seq_len], which continue from the prefix in every branch; 0 on
-            padding.
-        branch_ids: int64 [batch, seq_len], 0 on the prefix, j + 1 on candidate j, -1 on padding.
-        labels: int64 [batch, seq_len]: the true reply and `<eos>`, else -100.
-        mc_token_ids: int64 [batch, num_candidates], where in the row a candidate's last token is,
+        input_ids, token_type_ids: int64 [num_tokens].
+        position_ids: int64 [num_tokens], which continue from the prefix in every branch.
+        branch_ids: int64 [num_tokens], 0 on the prefix, j + 1 on candidate j.
+        labels: int64 [num_tokens]: the true reply and `<eos>`, else -100.
+        mc_token_ids: int64 [batch, num_candidates], which of the num_tokens is a candidate's last,
             -1 where an example has no such candidate.
         All on the device of `tokens`.
 
     Raises:
-        ValueError, IndexError or RuntimeError: a row does not fit `seq_len`, a prefix does not fit
-            `max_length`, or an index of the plan lies outside the store.
+        ValueError, IndexError or RuntimeError: an example is not as long as its offsets say, a
+            prefix does not fit `max_length`, or an index of the plan lies outside the store.
     """
     return torch.ops.convai_fast.collate_shared(
         tokens,
@@ -173,7 +176,8 @@ def collate_shared(
         plan,
         special_ids,
         num_candidates,
-        seq_len,
+        offsets,
+        num_tokens,
         max_length,
         pin_memory,
     )

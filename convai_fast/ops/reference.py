@@ -118,41 +118,37 @@ def collate_shared(
     plan: Tensor,
     special_ids: Sequence[int],
     num_candidates: int,
-    seq_len: int,
+    offsets: Tensor,
+    num_tokens: int,
     max_length: int,
     pin_memory: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `convai_fast.ops.collate_shared`."""
-    batch, pad = len(plan), special_ids[4]
-    input_ids, token_type_ids = torch.full((2, batch, seq_len), pad).unbind()
-    position_ids = torch.zeros(batch, seq_len, dtype=torch.int64)
-    branch_ids = torch.full((batch, seq_len), -1)
-    labels = torch.full((batch, seq_len), IGNORED)
-    mc_token_ids = torch.full((batch, num_candidates), -1)
-
+    columns: list[list[int]] = [[], [], [], [], []]  # the five outputs [num_tokens]
+    mc_token_ids = torch.full((len(plan), num_candidates), -1)
     tables = (tokens, utterance_offsets, persona_ids, history_ids, candidate_ids)
     rows = _segments_of_plan(*tables, plan, max_length)
     for row, (persona, history, candidates) in enumerate(rows):
-        end = 0
+        prefix, segments, _ = build_sequence(persona, history, [], special_ids, with_eos=False)
+        length = len(prefix) - 1  # without <speaker1>, which begins every branch
+        ignored = [IGNORED] * length
+        parts = [(prefix[:length], segments[:length], range(length), [0] * length, ignored)]
         for j, reply in enumerate(candidates):
-            columns = torch.tensor(build_sequence(persona, history, reply, special_ids))
-            length = columns.shape[1]
-            prefix = length - len(reply) - 2
-            first = 0 if j == 0 else prefix  # only the first candidate brings the prefix along
-            part = slice(end, end + length - first)
-            if part.stop > seq_len:
-                raise ValueError(f"collate: row {row} does not fit seq_len {seq_len}")
-            input_ids[row, part], token_type_ids[row, part] = columns[:2, first:]
-            position_ids[row, part] = torch.arange(first, length)
-            branch_ids[row, part] = j + 1
-            if j == len(candidates) - 1:  # the true reply is the last one
-                labels[row, part] = columns[2, first:]
-            end = part.stop
-            mc_token_ids[row, j] = end - 1
-        if candidates:
-            branch_ids[row, :prefix] = 0
+            ids, segments, labels = build_sequence([], [], reply, special_ids)
+            ids, segments, labels = ids[1:], segments[1:], labels[1:]  # without <bos>
+            if j < len(candidates) - 1:  # the true reply is the last one
+                labels = [IGNORED] * len(ids)
+            positions = range(length, length + len(ids))
+            parts.append((ids, segments, positions, [j + 1] * len(ids), labels))
+        for part in parts:
+            for column, values in zip(columns, part, strict=True):
+                column.extend(values)
+            if part is not parts[0]:
+                mc_token_ids[row, part[3][0] - 1] = len(columns[0]) - 1
+        if len(columns[0]) != int(offsets[row + 1]):
+            raise ValueError(f"collate: row {row} does not fit its place in the output")
 
-    outputs = (input_ids, token_type_ids, position_ids, branch_ids, labels, mc_token_ids)
+    outputs = (*(torch.tensor(column, dtype=torch.int64) for column in columns), mc_token_ids)
     return _to_device(outputs, tokens.device, pin_memory)
 
 

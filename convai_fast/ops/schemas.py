@@ -19,7 +19,7 @@ library.define(
 library.define(
     "collate_shared(Tensor tokens, Tensor utterance_offsets, Tensor persona_ids,"
     " Tensor history_ids, Tensor candidate_ids, Tensor plan, int[] special_ids, int num_candidates,"
-    " int seq_len, int max_length, bool pin_memory=False)"
+    " Tensor offsets, int num_tokens, int max_length, bool pin_memory=False)"
     " -> (Tensor input_ids, Tensor token_type_ids, Tensor position_ids, Tensor branch_ids,"
     " Tensor labels, Tensor mc_token_ids)"
 )

@@ -15,19 +15,20 @@ constexpr int64_t kElementsPerTask = 32768;
 
 template <typename Token, typename Output>
 void fill(const CollateArguments& a, const Output& out, int64_t num_elements) {
-  const auto in = collate_input<Token>(a, plan_rows(a.plan));
+  const auto* offsets = a.offsets ? a.offsets->const_data_ptr<int64_t>() : nullptr;
+  const auto in = collate_input<Token>(a, plan_rows(a.plan), offsets);
   const auto widen = widen_for<Token>(current_isa());
   const int64_t batch = a.plan.size(0);
   const int64_t elements_per_row = std::max<int64_t>(1, num_elements / std::max<int64_t>(1, batch));
-  std::atomic<int64_t> too_long{-1};
+  std::atomic<int64_t> misfit{-1};
   at::parallel_for(0, batch, std::max<int64_t>(1, kElementsPerTask / elements_per_row),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t i = begin; i < end; ++i) {
-                       if (!collate_example(in, out, i, widen)) too_long = i;
+                       if (!collate_example(in, out, i, widen)) misfit = i;
                      }
                    });
-  TORCH_CHECK_VALUE(too_long < 0, "collate: row ", too_long.load(), " does not fit seq_len ",
-                    a.seq_len, " and max_length ", a.max_length);
+  TORCH_CHECK_VALUE(misfit < 0, "collate: row ", misfit.load(),
+                    " does not fit its place in the output, or max_length ", a.max_length);
 }
 
 template <typename Output, typename Result>
@@ -45,9 +46,16 @@ PaddedResult collate_cpu(const at::Tensor& tokens, const at::Tensor& utterance_o
                          const at::Tensor& candidate_ids, const at::Tensor& plan,
                          at::IntArrayRef special_ids, int64_t num_candidates, int64_t seq_len,
                          bool pin_memory) {
-  const CollateArguments arguments{
-      tokens, utterance_offsets, persona_ids,    history_ids, candidate_ids,
-      plan,   special_ids,       num_candidates, seq_len,     /*max_length=*/seq_len};
+  const CollateArguments arguments{.tokens = tokens,
+                                   .utterance_offsets = utterance_offsets,
+                                   .persona_ids = persona_ids,
+                                   .history_ids = history_ids,
+                                   .candidate_ids = candidate_ids,
+                                   .plan = plan,
+                                   .special_ids = special_ids,
+                                   .num_candidates = num_candidates,
+                                   .seq_len = seq_len,
+                                   .max_length = seq_len};
   check_collate(arguments);
   auto result = allocate_padded(arguments, pin_memory && at::hasCUDA());
   fill_any<PaddedOutput>(arguments, result);
@@ -58,10 +66,19 @@ SharedResult collate_shared_cpu(const at::Tensor& tokens, const at::Tensor& utte
                                 const at::Tensor& persona_ids, const at::Tensor& history_ids,
                                 const at::Tensor& candidate_ids, const at::Tensor& plan,
                                 at::IntArrayRef special_ids, int64_t num_candidates,
-                                int64_t seq_len, int64_t max_length, bool pin_memory) {
-  const CollateArguments arguments{
-      tokens, utterance_offsets, persona_ids,    history_ids, candidate_ids,
-      plan,   special_ids,       num_candidates, seq_len,     max_length};
+                                const at::Tensor& offsets, int64_t num_tokens, int64_t max_length,
+                                bool pin_memory) {
+  const CollateArguments arguments{.tokens = tokens,
+                                   .utterance_offsets = utterance_offsets,
+                                   .persona_ids = persona_ids,
+                                   .history_ids = history_ids,
+                                   .candidate_ids = candidate_ids,
+                                   .plan = plan,
+                                   .special_ids = special_ids,
+                                   .num_candidates = num_candidates,
+                                   .offsets = &offsets,
+                                   .num_tokens = num_tokens,
+                                   .max_length = max_length};
   check_collate(arguments);
   auto result = allocate_shared(arguments, pin_memory && at::hasCUDA());
   fill_any<SharedOutput>(arguments, result);

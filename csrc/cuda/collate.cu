@@ -14,7 +14,7 @@ constexpr int kThreads = 128;
 // What a block's threads do together for each part of a prefix.
 template <typename Token>
 __device__ int64_t write_prefix(const CollateInput<Token>& in, const PlanRow& plan, int64_t* ids,
-                                int64_t* segments) {
+                                int64_t* segments, int64_t limit) {
   const auto write_token = [&](int64_t position, int64_t token, int64_t segment) {
     if (threadIdx.x == 0) {
       ids[position] = token;
@@ -28,7 +28,7 @@ __device__ int64_t write_prefix(const CollateInput<Token>& in, const PlanRow& pl
       segments[position + k] = segment;
     }
   };
-  const int64_t prefix = walk_prefix(in, plan, write_token, write_utterance);
+  const int64_t prefix = walk_prefix(in, plan, limit, write_token, write_utterance);
   CUDA_KERNEL_ASSERT(prefix + 2 <= in.max_length && "collate: a prefix does not fit max_length");
   return prefix;
 }
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads)
   int64_t prefix = 0;
   ReplyPart<Token> part;
   if (j < plan.candidate_count) {
-    prefix = write_prefix(in, plan, ids, segments);
+    prefix = write_prefix(in, plan, ids, segments, in.seq_len);
     part = ReplyPart<Token>(in, in.candidate_ids[plan.candidate_first + j], prefix);
   }
   const bool labelled = j + 1 == plan.candidate_count;  // the true reply is the last one
@@ -90,74 +90,67 @@ template <typename Token>
 __global__ void __launch_bounds__(kThreads)
     collate_shared_kernel(const CollateInput<Token> in, const SharedOutput out) {
   const PlanRow& plan = in.plan[blockIdx.x];
-  const int64_t offset = blockIdx.x * in.seq_len;
+  const int64_t first = in.offsets[blockIdx.x], last = in.offsets[blockIdx.x + 1];
   int64_t* mc_token_ids = out.mc_token_ids + blockIdx.x * in.num_candidates;
-  const auto write = [&](int64_t at, int64_t token, int64_t segment, int64_t position,
-                         int64_t branch, int64_t label) {
-    out.input_ids[offset + at] = token;
-    out.token_type_ids[offset + at] = segment;
-    out.position_ids[offset + at] = position;
-    out.branch_ids[offset + at] = branch;
-    out.labels[offset + at] = label;
-  };
 
-  int64_t end = 0;
-  if (plan.candidate_count > 0) {
-    const int64_t prefix =
-        write_prefix(in, plan, out.input_ids + offset, out.token_type_ids + offset);
-    CUDA_KERNEL_ASSERT(prefix <= in.seq_len && "collate: a row does not fit seq_len");
-    for (int64_t k = threadIdx.x; k < prefix; k += kThreads) {
-      out.position_ids[offset + k] = k;
-      out.branch_ids[offset + k] = 0;
-      out.labels[offset + k] = kIgnoredLabel;
-    }
-    end = prefix;
-    for (int64_t j = 0; j < plan.candidate_count; ++j) {
-      const ReplyPart<Token> part(in, in.candidate_ids[plan.candidate_first + j], prefix);
-      CUDA_KERNEL_ASSERT(end + part.length <= in.seq_len && "collate: a row does not fit seq_len");
-      const bool labelled = j + 1 == plan.candidate_count;  // the true reply is the last one
-      for (int64_t k = threadIdx.x; k < part.length; k += kThreads) {
-        const int64_t token = part.token(in.special, k);
-        write(end + k, token, in.special.speaker1, prefix + k, j + 1,
-              labelled && k > 0 ? token : kIgnoredLabel);
-      }
-      end += part.length;
-      if (threadIdx.x == 0) mc_token_ids[j] = end - 1;
-    }
+  const int64_t prefix =
+      write_prefix(in, plan, out.input_ids + first, out.token_type_ids + first, last - first);
+  CUDA_KERNEL_ASSERT(first + prefix <= last && "collate: a row does not fit its offsets");
+  for (int64_t k = threadIdx.x; k < prefix; k += kThreads) {
+    out.position_ids[first + k] = k;
+    out.branch_ids[first + k] = 0;
+    out.labels[first + k] = kIgnoredLabel;
   }
-  for (int64_t k = end + threadIdx.x; k < in.seq_len; k += kThreads) {
-    write(k, in.special.pad, in.special.pad, 0, kPaddingBranch, kIgnoredLabel);
+  int64_t end = first + prefix;
+  for (int64_t j = 0; j < plan.candidate_count; ++j) {
+    const ReplyPart<Token> part(in, in.candidate_ids[plan.candidate_first + j], prefix);
+    CUDA_KERNEL_ASSERT(end + part.length <= last && "collate: a row does not fit its offsets");
+    const bool labelled = j + 1 == plan.candidate_count;  // the true reply is the last one
+    for (int64_t k = threadIdx.x; k < part.length; k += kThreads) {
+      const int64_t token = part.token(in.special, k);
+      out.input_ids[end + k] = token;
+      out.token_type_ids[end + k] = in.special.speaker1;
+      out.position_ids[end + k] = prefix + k;
+      out.branch_ids[end + k] = j + 1;
+      out.labels[end + k] = labelled && k > 0 ? token : kIgnoredLabel;
+    }
+    end += part.length;
+    if (threadIdx.x == 0) mc_token_ids[j] = end - 1;
   }
+  CUDA_KERNEL_ASSERT(end == last && "collate: a row does not fill its offsets");
   for (int64_t j = plan.candidate_count + threadIdx.x; j < in.num_candidates; j += kThreads) {
     mc_token_ids[j] = -1;
   }
 }
 
 template <typename Token>
-void launch(const CollateArguments& a, const PaddedOutput& out, const at::Tensor& plan) {
-  const auto in = collate_input<Token>(a, plan_rows(plan));
-  const int64_t blocks = plan.size(0) * a.num_candidates;
+void launch(const CollateInput<Token>& in, const PaddedOutput& out, int64_t batch) {
+  const int64_t blocks = batch * in.num_candidates;
   if (blocks == 0) return;
   collate_kernel<Token><<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(in, out);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 template <typename Token>
-void launch(const CollateArguments& a, const SharedOutput& out, const at::Tensor& plan) {
-  const auto in = collate_input<Token>(a, plan_rows(plan));
-  if (plan.size(0) == 0) return;
-  collate_shared_kernel<Token>
-      <<<plan.size(0), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(in, out);
+void launch(const CollateInput<Token>& in, const SharedOutput& out, int64_t batch) {
+  if (batch == 0) return;
+  collate_shared_kernel<Token><<<batch, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(in, out);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 template <typename Output, typename Result>
 void launch_any(const CollateArguments& a, const Result& result) {
-  const auto plan = a.plan.to(a.tokens.device(), at::kLong, /*non_blocking=*/true);
+  const auto to_device = [&](const at::Tensor& x) {
+    return x.to(a.tokens.device(), at::kLong, /*non_blocking=*/true);
+  };
+  const auto plan = to_device(a.plan);
+  const auto offsets = a.offsets ? to_device(*a.offsets) : at::Tensor();
+  const int64_t* first = a.offsets ? offsets.const_data_ptr<int64_t>() : nullptr;
+  const auto out = pointers<Output>(result);
   if (a.tokens.scalar_type() == at::kInt) {
-    launch<int32_t>(a, pointers<Output>(result), plan);
+    launch(collate_input<int32_t>(a, plan_rows(plan), first), out, plan.size(0));
   } else {
-    launch<uint16_t>(a, pointers<Output>(result), plan);
+    launch(collate_input<uint16_t>(a, plan_rows(plan), first), out, plan.size(0));
   }
 }
 
@@ -166,9 +159,16 @@ PaddedResult collate_cuda(const at::Tensor& tokens, const at::Tensor& utterance_
                           const at::Tensor& candidate_ids, const at::Tensor& plan,
                           at::IntArrayRef special_ids, int64_t num_candidates, int64_t seq_len,
                           bool /*pin_memory*/) {
-  const CollateArguments arguments{
-      tokens, utterance_offsets, persona_ids,    history_ids, candidate_ids,
-      plan,   special_ids,       num_candidates, seq_len,     /*max_length=*/seq_len};
+  const CollateArguments arguments{.tokens = tokens,
+                                   .utterance_offsets = utterance_offsets,
+                                   .persona_ids = persona_ids,
+                                   .history_ids = history_ids,
+                                   .candidate_ids = candidate_ids,
+                                   .plan = plan,
+                                   .special_ids = special_ids,
+                                   .num_candidates = num_candidates,
+                                   .seq_len = seq_len,
+                                   .max_length = seq_len};
   check_collate(arguments);
   const c10::cuda::CUDAGuard guard(tokens.device());
   auto result = allocate_padded(arguments, /*pin_memory=*/false);
@@ -180,10 +180,19 @@ SharedResult collate_shared_cuda(const at::Tensor& tokens, const at::Tensor& utt
                                  const at::Tensor& persona_ids, const at::Tensor& history_ids,
                                  const at::Tensor& candidate_ids, const at::Tensor& plan,
                                  at::IntArrayRef special_ids, int64_t num_candidates,
-                                 int64_t seq_len, int64_t max_length, bool /*pin_memory*/) {
-  const CollateArguments arguments{
-      tokens, utterance_offsets, persona_ids,    history_ids, candidate_ids,
-      plan,   special_ids,       num_candidates, seq_len,     max_length};
+                                 const at::Tensor& offsets, int64_t num_tokens, int64_t max_length,
+                                 bool /*pin_memory*/) {
+  const CollateArguments arguments{.tokens = tokens,
+                                   .utterance_offsets = utterance_offsets,
+                                   .persona_ids = persona_ids,
+                                   .history_ids = history_ids,
+                                   .candidate_ids = candidate_ids,
+                                   .plan = plan,
+                                   .special_ids = special_ids,
+                                   .num_candidates = num_candidates,
+                                   .offsets = &offsets,
+                                   .num_tokens = num_tokens,
+                                   .max_length = max_length};
   check_collate(arguments);
   const c10::cuda::CUDAGuard guard(tokens.device());
   auto result = allocate_shared(arguments, /*pin_memory=*/false);

@@ -31,7 +31,13 @@ def store(dialogues, tokenizer, tmp_path_factory):
 
 
 def make_batches(store, split="train", **options):
-    defaults = {"batch_size": 4, "num_candidates": 0, "max_history": 2, "max_length": 512}
+    defaults = {
+        "batch_size": 4,
+        "num_candidates": 0,
+        "max_history": 2,
+        "max_length": 512,
+        "layout": "padded",
+    }
     return DialogueBatches(store, split, **{**defaults, **options})
 
 
@@ -206,8 +212,8 @@ def test_ranks_share_an_epoch_without_overlap(store):
 
 def test_batches_hold_examples_of_similar_length(store):
     batches = make_batches(store, shuffle=True)
-    spread = [np.ptp(batches.lengths[rows]) for rows in batches._batches]
-    assert np.mean(spread) < np.ptp(batches.lengths) / 4
+    spread = [np.ptp(batches.index.shared_lengths[rows]) for rows in batches._batches]
+    assert np.mean(spread) < np.ptp(batches.index.shared_lengths) / 4
 
 
 def test_a_permutation_rotates_the_persona(tokenizer, tmp_path):
@@ -256,7 +262,7 @@ def test_what_is_too_long_loses_history_then_persona_then_the_reply(
     store = long_store(tokenizer, tmp_path / "s", [5, 5], [5, 5, 5], [6])
     batches = make_batches(store, max_length=max_length)
     row = batches.plan[0].tolist()
-    assert (row[5], row[3], batches.lengths[0], batches.cuts) == (
+    assert (row[5], row[3], batches.index.padded_lengths[0], batches.cuts) == (
         kept_turns,
         kept_sentences,
         length,

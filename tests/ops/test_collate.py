@@ -110,9 +110,9 @@ def test_replies_that_do_not_fit_are_cut_alike(store, missing):
     try:
         expected = reference.collate(**arguments)
     except ValueError as error:
-        with pytest.raises(ValueError, match="does not fit seq_len"):
+        with pytest.raises(ValueError, match="row . does not fit"):
             ops.collate(**arguments)
-        assert "does not fit seq_len" in str(error)
+        assert "does not fit" in str(error)
     else:
         assert_equal(ops.collate(**arguments), expected)
 

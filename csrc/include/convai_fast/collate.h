@@ -3,8 +3,9 @@
 //
 //   [bos] persona...  [speaker] history[0] ...  [speaker] history[-1]  [speaker1] reply [eos]
 //
-// In the padded layout a row is one such sequence; in the shared-prefix layout all that stands
-// before [speaker1] comes once, followed by that last part of every candidate.
+// In the padded layout a row is one such sequence. In the shared-prefix layout all that stands
+// before [speaker1] comes once, followed by that last part of every candidate, and the examples of
+// a batch follow one another without padding.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +37,9 @@ struct CollateInput {
   const int32_t* candidate_ids;
   const PlanRow* plan;  // [batch]
   int64_t num_candidates;
-  int64_t seq_len;     // of a row of the output
-  int64_t max_length;  // of one candidate's sequence; a longer reply is cut
+  int64_t seq_len;         // of a row of the padded output
+  const int64_t* offsets;  // [batch + 1], where each example begins in the shared output
+  int64_t max_length;      // of one candidate's sequence; a longer reply is cut
   SpecialIds special;
 };
 
@@ -49,7 +51,7 @@ struct PaddedOutput {
 };
 
 struct SharedOutput {
-  int64_t* input_ids;  // [batch, seq_len], and so are the next four
+  int64_t* input_ids;  // [num_tokens], and so are the next four
   int64_t* token_type_ids;
   int64_t* position_ids;
   int64_t* branch_ids;
@@ -57,24 +59,23 @@ struct SharedOutput {
   int64_t* mc_token_ids;  // [batch, num_candidates]
 };
 
-constexpr int64_t kPaddingBranch = -1;
-
 // Calls write_token(position, token, segment) and write_utterance(position, source, length,
 // segment) for each part of the row's persona and history. Returns the length of the prefix.
-// Nothing is written at or beyond `seq_len`, so that a return value above it is safe to report.
+// Nothing is written at or beyond `limit`, so that a return value above it is safe to report.
 template <typename Token, typename WriteToken, typename WriteUtterance>
 CONVAI_FAST_HOST_DEVICE inline int64_t walk_prefix(const CollateInput<Token>& in,
-                                                   const PlanRow& row, WriteToken&& write_token,
+                                                   const PlanRow& row, int64_t limit,
+                                                   WriteToken&& write_token,
                                                    WriteUtterance&& write_utterance) {
   int64_t position = 0;
   const auto add_token = [&](int64_t token, int64_t segment) {
-    if (position < in.seq_len) write_token(position, token, segment);
+    if (position < limit) write_token(position, token, segment);
     ++position;
   };
   const auto add_utterance = [&](int64_t utterance, int64_t segment) {
     const int64_t begin = in.utterance_offsets[utterance];
     const int64_t length = in.utterance_offsets[utterance + 1] - begin;
-    if (position + length <= in.seq_len) {
+    if (position + length <= limit) {
       write_utterance(position, in.tokens + begin, length, segment);
     }
     position += length;

@@ -47,12 +47,13 @@ Widen<Token> widen_for(Isa isa) {
   return widen_portable<Token>;
 }
 
-// Writes persona and history at `ids` and `segments`, and returns their length.
+// Writes persona and history at `ids` and `segments`, which hold `limit` tokens, and returns their
+// length.
 template <typename Token>
-int64_t write_prefix(const CollateInput<Token>& in, const PlanRow& row, int64_t* ids,
+int64_t write_prefix(const CollateInput<Token>& in, const PlanRow& row, int64_t limit, int64_t* ids,
                      int64_t* segments, Widen<Token> widen) {
   return walk_prefix(
-      in, row,
+      in, row, limit,
       [&](int64_t position, int64_t token, int64_t segment) {
         ids[position] = token;
         segments[position] = segment;
@@ -98,7 +99,7 @@ bool collate_example(const CollateInput<Token>& in, const PaddedOutput& out, int
     int64_t end = 0;
     if (j < num_present) {
       if (j == 0) {
-        prefix = write_prefix(in, in.plan[i], ids, segments, widen);
+        prefix = write_prefix(in, in.plan[i], in.seq_len, ids, segments, widen);
         if (prefix + 2 > in.seq_len) return false;
       } else {
         std::memcpy(ids, first_ids, prefix * sizeof(int64_t));
@@ -118,51 +119,45 @@ bool collate_example(const CollateInput<Token>& in, const PaddedOutput& out, int
   return true;
 }
 
-// Fills the row of example `i`: its prefix once, and every candidate's own part. Returns false,
-// with nothing usable written, when the row does not fit `seq_len`, or the prefix `max_length`.
+// Fills what lies between the offsets of example `i`: its prefix once, and every candidate's own
+// part. Returns false, with nothing usable written, when that is not its length, or when the prefix
+// does not fit `max_length`.
 template <typename Token>
 bool collate_example(const CollateInput<Token>& in, const SharedOutput& out, int64_t i,
                      Widen<Token> widen) {
-  int64_t* ids = out.input_ids + i * in.seq_len;
-  int64_t* segments = out.token_type_ids + i * in.seq_len;
-  int64_t* positions = out.position_ids + i * in.seq_len;
-  int64_t* branches = out.branch_ids + i * in.seq_len;
-  int64_t* labels = out.labels + i * in.seq_len;
+  const int64_t begin = in.offsets[i], length = in.offsets[i + 1] - begin;
+  int64_t* ids = out.input_ids + begin;
+  int64_t* segments = out.token_type_ids + begin;
+  int64_t* positions = out.position_ids + begin;
+  int64_t* branches = out.branch_ids + begin;
+  int64_t* labels = out.labels + begin;
   int64_t* mc_token_ids = out.mc_token_ids + i * in.num_candidates;
   const int64_t num_present = in.plan[i].candidate_count;
   const int32_t* candidates = in.candidate_ids + in.plan[i].candidate_first;
 
-  int64_t end = 0, last_part = 0;
-  if (num_present > 0) {
-    const int64_t prefix = write_prefix(in, in.plan[i], ids, segments, widen);
-    const int64_t room = in.max_length - prefix - 2;
-    if (room < 0 || prefix > in.seq_len) return false;
-    std::iota(positions, positions + prefix, 0);
-    std::fill_n(branches, prefix, 0);
-    end = prefix;
-    for (int64_t j = 0; j < num_present; ++j) {
-      const int64_t utterance = candidates[j];
-      const int64_t reply =
-          std::min(in.utterance_offsets[utterance + 1] - in.utterance_offsets[utterance], room);
-      if (end + reply + 2 > in.seq_len) return false;
-      last_part = write_reply(in, candidates[j], room, ids + end, segments + end, widen);
-      std::iota(positions + end, positions + end + last_part, prefix);
-      std::fill_n(branches + end, last_part, j + 1);
-      end += last_part;
-      mc_token_ids[j] = end - 1;
+  const int64_t prefix = write_prefix(in, in.plan[i], length, ids, segments, widen);
+  const int64_t room = in.max_length - prefix - 2;
+  if ((num_present > 0 && room < 0) || prefix > length) return false;
+  std::iota(positions, positions + prefix, 0);
+  std::fill_n(branches, prefix, 0);
+  std::fill_n(labels, length, kIgnoredLabel);
+  int64_t end = prefix;
+  for (int64_t j = 0; j < num_present; ++j) {
+    const int32_t candidate = candidates[j];
+    const int64_t reply =
+        std::min(in.utterance_offsets[candidate + 1] - in.utterance_offsets[candidate], room);
+    if (end + reply + 2 > length) return false;
+    const int64_t part = write_reply(in, candidate, room, ids + end, segments + end, widen);
+    std::iota(positions + end, positions + end + part, prefix);
+    std::fill_n(branches + end, part, j + 1);
+    if (j == num_present - 1) {  // the true reply is the last one
+      std::copy(ids + end + 1, ids + end + part, labels + end + 1);
     }
+    end += part;
+    mc_token_ids[j] = begin + end - 1;
   }
   std::fill(mc_token_ids + num_present, mc_token_ids + in.num_candidates, -1);
-  std::fill(ids + end, ids + in.seq_len, in.special.pad);
-  std::fill(segments + end, segments + in.seq_len, in.special.pad);
-  std::fill(positions + end, positions + in.seq_len, 0);
-  std::fill(branches + end, branches + in.seq_len, kPaddingBranch);
-  std::fill_n(labels, in.seq_len, kIgnoredLabel);
-  if (num_present > 0) {  // the true reply is the last one, and its first token is <speaker1>
-    const int64_t first = end - last_part + 1;
-    std::copy(ids + first, ids + end, labels + first);
-  }
-  return true;
+  return end == length;
 }
 
 }  // namespace convai_fast
