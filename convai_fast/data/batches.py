@@ -120,9 +120,7 @@ class DialogueBatches:
             pool = max(1, len(rows))
         lengths = self.index.shared_lengths
         pools = [rows[i : i + pool] for i in range(0, len(rows), pool)]
-        rows = np.concatenate(
-            [p[np.argsort(lengths[p], kind="stable")] for p in pools] or [rows]
-        )
+        rows = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pools] or [rows])
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         if self.shuffle:
             batches = [batches[i] for i in generator.permutation(len(batches))]
@@ -196,7 +194,7 @@ class _Gathered:
         self.mc_labels = torch.from_numpy(counts - 1)
         self.offsets = torch.from_numpy(offsets)
         ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64).tolist()
-        begins = [0, *ends[:-1]]
+        begins = [0, *ends][: len(ends)]
         self.batches = [  # first and last row, num_candidates, seq_len, num_tokens
             (
                 begin,

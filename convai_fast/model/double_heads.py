@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convai_fast.model import checkpoint
+from convai_fast.model.attention import Branches
 from convai_fast.model.config import TransformerConfig
+from convai_fast.model.layers import Dropout, Linear, linear
 from convai_fast.model.transformer import Transformer, init_weights
 from convai_fast.ops.reference import IGNORED
 
@@ -51,8 +53,8 @@ class DoubleHeadsModel(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
-        self.mc_dropout = nn.Dropout(config.summary_first_dropout)
-        self.multiple_choice_head = nn.Linear(config.n_embd, 1)
+        self.mc_dropout = Dropout(config.summary_first_dropout)
+        self.multiple_choice_head = Linear(config.n_embd, 1)
         self._init_multiple_choice_head()
 
     def _init_multiple_choice_head(self) -> None:
@@ -67,10 +69,18 @@ class DoubleHeadsModel(nn.Module):
         labels: Tensor | None = None,
         mc_labels: Tensor | None = None,
         return_logits: bool | None = None,
+        branch_ids: Tensor | None = None,
+        offsets: Tensor | None = None,
     ) -> DoubleHeadsOutput:
         """Logits of both heads, and the losses of those that have labels.
 
         Both losses are means over what is labelled, and 0 where nothing is.
+
+        A batch in the shared-prefix layout, which `branch_ids` and `offsets` tell, is one row of
+        tokens; see `convai_fast.ops.collate_shared` for its `input_ids`, `token_type_ids`,
+        `position_ids`, `labels` and `mc_token_ids`. All but the first are then required, except
+        labels. What comes out is that of the padded layout to within rounding, with dropout off;
+        with it, the candidates of an example share the mask of their prefix.
 
         Args:
             input_ids: int64 [batch, seq] or [batch, candidates, seq], padded on the right.
@@ -85,6 +95,8 @@ class DoubleHeadsModel(nn.Module):
             mc_labels: int64 [batch], the index of the true candidate; -100 is ignored.
             return_logits: whether to compute language-model logits at every position; by default
                 only without `labels`.
+            branch_ids: int64 [num_tokens], in the shared-prefix layout.
+            offsets: int64 [batch + 1] on the CPU, in the shared-prefix layout.
 
         Raises:
             ValueError: the sequences are longer than the model's positions, or `labels` are not
@@ -95,48 +107,53 @@ class DoubleHeadsModel(nn.Module):
                 f"labels of shape {tuple(labels.shape)} do not fit "
                 f"input_ids of shape {tuple(input_ids.shape)}."
             )
-        seq_len = input_ids.shape[-1]
-        hidden = self.transformer(
-            input_ids.reshape(-1, seq_len),
-            None if token_type_ids is None else token_type_ids.reshape(-1, seq_len),
-            None if position_ids is None else position_ids.reshape(-1, seq_len),
-        ).view(*input_ids.shape, -1)
-
-        mc_logits = self._mc_logits(hidden, mc_token_ids)
         if return_logits is None:
             return_logits = labels is None
+        shape, device = input_ids.shape, input_ids.device
+        targets, labelled = _targets(labels, device) if labels is not None else (None, None)
+
+        if branch_ids is not None:
+            wanted, ends = None, mc_token_ids.clamp(min=0).flatten()
+            if not return_logits:
+                # Nothing else is read of what the last block computes.
+                wanted = ends if labelled is None else torch.cat([ends, labelled])
+                labelled = torch.arange(len(ends), len(wanted), device=device)
+                ends = torch.arange(len(ends), device=device)
+            hidden = self.transformer(
+                input_ids,
+                token_type_ids,
+                position_ids,
+                branches=Branches(offsets, branch_ids),
+                wanted=wanted,
+            )
+            chosen = hidden.index_select(0, ends).unflatten(0, mc_token_ids.shape)
+        else:
+            hidden = self.transformer(
+                input_ids.reshape(-1, shape[-1]),
+                None if token_type_ids is None else token_type_ids.reshape(-1, shape[-1]),
+                None if position_ids is None else position_ids.reshape(-1, shape[-1]),
+            ).view(*shape, -1)
+            chosen = _at_positions(hidden, mc_token_ids)
+            hidden = hidden.flatten(0, -2)
+
+        mc_logits = self.multiple_choice_head(self.mc_dropout(chosen)).squeeze(-1)
+        if mc_token_ids is not None:
+            mc_logits = mc_logits.masked_fill(mc_token_ids < 0, -torch.inf)
+        loss = mc_loss = None
+        if labels is not None:
+            loss = _mean_cross_entropy(self.lm_logits(hidden.index_select(0, labelled)), targets)
+        if mc_labels is not None:
+            mc_loss = _mean_cross_entropy(mc_logits, mc_labels)
         return DoubleHeadsOutput(
-            loss=None if labels is None else self._lm_loss(hidden, labels),
-            mc_loss=None if mc_labels is None else _mean_cross_entropy(mc_logits, mc_labels),
-            logits=self.lm_logits(hidden) if return_logits else None,
+            loss=loss,
+            mc_loss=mc_loss,
+            logits=self.lm_logits(hidden).view(*shape, -1) if return_logits else None,
             mc_logits=mc_logits,
         )
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits [..., vocab_size] of hidden states [..., n_embd]."""
-        return F.linear(hidden, self.transformer.token_embedding.weight)
-
-    def _lm_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        # The hidden state at a position predicts the token at the next.
-        targets = F.pad(labels[..., 1:], (0, 1), value=IGNORED).flatten()
-        labelled = (targets != IGNORED).nonzero().squeeze(1)
-        targets = targets[labelled].to(hidden.device, non_blocking=True)
-        labelled = labelled.to(hidden.device, non_blocking=True)
-        logits = self.lm_logits(hidden.flatten(0, -2).index_select(0, labelled))
-        return _mean_cross_entropy(logits, targets)
-
-    def _mc_logits(self, hidden: Tensor, mc_token_ids: Tensor | None) -> Tensor:
-        if mc_token_ids is None:
-            chosen = hidden[..., -1, :]
-        else:
-            # Not take_along_dim, which reads on beyond the sequence where gather raises an error.
-            index = mc_token_ids.clamp(min=0)[..., None, None]
-            chosen = hidden.gather(-2, index.expand(*index.shape[:-1], hidden.shape[-1]))
-            chosen = chosen.squeeze(-2)
-        logits = self.multiple_choice_head(self.mc_dropout(chosen)).squeeze(-1)
-        if mc_token_ids is not None:
-            logits = logits.masked_fill(mc_token_ids < 0, -torch.inf)
-        return logits
+        return linear(hidden, self.transformer.token_embedding.weight)
 
     def resize_token_embeddings(self, vocab_size: int) -> None:
         """Make room for new tokens: rows up to `vocab_size`, drawn like those of a new model.
@@ -196,6 +213,27 @@ class DoubleHeadsModel(nn.Module):
             UserError: the tokenizer has more tokens than the model, or the folder is not writable.
         """
         checkpoint.write_folder(folder, self.config, self.state_dict(), tokenizer)
+
+
+def _targets(labels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The labels that count, and which of the flattened positions predicts each of them.
+
+    The hidden state at a position predicts the token at the next. In the shared-prefix layout, too:
+    the token before a labelled one is of its own branch, whose first is never labelled.
+    """
+    targets = F.pad(labels[..., 1:], (0, 1), value=IGNORED).flatten()
+    labelled = (targets != IGNORED).nonzero().squeeze(1)
+    targets = targets[labelled].to(device, non_blocking=True)
+    return targets, labelled.to(device, non_blocking=True)
+
+
+def _at_positions(hidden: Tensor, positions: Tensor | None) -> Tensor:
+    """Hidden states [..., n_embd] at `positions` [...] of [..., seq, n_embd]; default the last."""
+    if positions is None:
+        return hidden[..., -1, :]
+    # Not take_along_dim, which reads on beyond the sequence where gather raises an error.
+    index = positions.clamp(min=0)[..., None, None]
+    return hidden.gather(-2, index.expand(*index.shape[:-1], hidden.shape[-1])).squeeze(-2)
 
 
 def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

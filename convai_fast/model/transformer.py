@@ -12,8 +12,11 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from convai_fast.model.attention import Branches, causal_attention
 from convai_fast.model.config import TransformerConfig
+from convai_fast.model.layers import Dropout, Linear
 
 _ACTIVATIONS = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
@@ -39,24 +42,31 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.head_dim = config.head_dim
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.out = nn.Linear(config.n_embd, config.n_embd)
+        self.num_heads = config.n_head
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd)
+        self.out = Linear(config.n_embd, config.n_embd)
         self.attn_pdrop = config.attn_pdrop
-        self.dropout = nn.Dropout(config.resid_pdrop)
+        self.dropout = Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, kv_cache: KeyValueCache | None = None) -> Tensor:
-        """`x` is [batch, seq, n_embd]."""
+    def forward(
+        self,
+        x: Tensor,
+        kv_cache: KeyValueCache | None = None,
+        branches: Branches | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """`x` is [..., n_embd]; the arguments are those of `Transformer.forward`."""
         qkv = self.qkv(x)
+        dropout_p = self.attn_pdrop if self.training else 0.0
         if kv_cache is not None:
-            return self.dropout(self.out(kv_cache.attend(self.layer, qkv)))
-        query, key, value = (
-            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)
-        )  # [batch, n_head, seq, head_dim] each
-        x = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.attn_pdrop if self.training else 0.0, is_causal=True
-        )
-        return self.dropout(self.out(x.transpose(1, 2).flatten(2)))
+            x = kv_cache.attend(self.layer, qkv)
+        elif branches is not None:
+            x = branches.attend(qkv, self.num_heads, dropout_p)
+        else:
+            x = causal_attention(qkv, self.num_heads, dropout_p)
+        if wanted is not None:
+            x = x.index_select(0, wanted)
+        return self.dropout(self.out(x))
 
 
 class MLP(nn.Module):
@@ -64,13 +74,13 @@ class MLP(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.n_embd, config.n_inner)
-        self.down = nn.Linear(config.n_inner, config.n_embd)
+        self.up = Linear(config.n_embd, config.n_inner)
+        self.down = Linear(config.n_inner, config.n_embd)
         self.activation = _ACTIVATIONS[config.activation]
-        self.dropout = nn.Dropout(config.resid_pdrop)
+        self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, seq, n_embd] to the same."""
+        """[..., n_embd] to the same."""
         return self.dropout(self.down(self.activation(self.up(x))))
 
 
@@ -85,12 +95,21 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.mlp_norm = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
 
-    def forward(self, x: Tensor, kv_cache: KeyValueCache | None = None) -> Tensor:
-        """[batch, seq, n_embd] to the same; `kv_cache` as in `Transformer`."""
+    def forward(
+        self,
+        x: Tensor,
+        kv_cache: KeyValueCache | None = None,
+        branches: Branches | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """[..., n_embd] to the same; the arguments are those of `Transformer.forward`."""
+        attended = self.attention(
+            self.attention_norm(x) if self.pre_norm else x, kv_cache, branches, wanted
+        )
+        x = (x if wanted is None else x.index_select(0, wanted)) + attended
         if self.pre_norm:
-            x = x + self.attention(self.attention_norm(x), kv_cache)
             return x + self.mlp(self.mlp_norm(x))
-        x = self.attention_norm(x + self.attention(x, kv_cache))
+        x = self.attention_norm(x)
         return self.mlp_norm(x + self.mlp(x))
 
 
@@ -107,7 +126,8 @@ class Transformer(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.n_positions, config.n_embd)
-        self.dropout = nn.Dropout(config.embd_pdrop)
+        self.dropout = Dropout(config.embd_pdrop)
+        self.gradient_checkpointing = False
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = (
             nn.LayerNorm(config.n_embd, eps=config.norm_eps) if config.final_norm else nn.Identity()
@@ -125,21 +145,28 @@ class Transformer(nn.Module):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         kv_cache: KeyValueCache | None = None,
+        branches: Branches | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [batch, seq, n_embd] of `input_ids` [batch, seq].
 
         Every position attends to itself and those before it. Padding belongs on the right, where
-        nothing that counts can see it.
+        nothing that counts can see it. With `gradient_checkpointing` set, training keeps only what
+        enters a block, and computes the rest again in the backward pass.
 
         Args:
-            input_ids: int64 [batch, seq].
-            token_type_ids: int64 [batch, seq]; a token's segment, as the id of the speaker's token:
-                it is looked up in the same embedding.
-            position_ids: int64, broadcastable to [batch, seq], each below `n_positions` (which is
+            input_ids: int64 [batch, seq], or [num_tokens] with `branches`.
+            token_type_ids: shaped like `input_ids`; a token's segment, as the id of the speaker's
+                token: it is looked up in the same embedding.
+            position_ids: int64, broadcastable to `input_ids`, each below `n_positions` (which is
                 not checked: it would make the host wait for the device). Default: from 0, or those
-                of `kv_cache`.
+                of `kv_cache`; required with `branches`.
             kv_cache: what came before, in a cache that the keys and values of `input_ids` join;
                 [batch, seq] is then [1, tokens], the new tokens of several sequences side by side.
+            branches: the rows of a batch in the shared-prefix layout; hidden states are then
+                [num_tokens, n_embd].
+            wanted: int64 [num_wanted], with `branches`: the tokens whose hidden states are needed,
+                which spares the last block the others; the result is [num_wanted, n_embd].
 
         Raises:
             ValueError: there are more tokens than positions.
@@ -154,12 +181,19 @@ class Transformer(nn.Module):
                     f"but the model has only {self.config.n_positions} positions."
                 )
             position_ids = torch.arange(seq_len, device=input_ids.device)
-        x = self.token_embedding(input_ids) + self.position_embedding(position_ids)
-        if token_type_ids is not None:
-            x = x + self.token_embedding(token_type_ids)
-        x = self.dropout(x)
+        if token_type_ids is None:
+            x = self.token_embedding(input_ids)
+        else:
+            # One look-up, so that the gradient of the embedding is made once.
+            x = self.token_embedding(torch.stack([input_ids, token_type_ids])).sum(0)
+        x = self.dropout(x + self.position_embedding(position_ids))
         for block in self.blocks:
-            x = block(x, kv_cache)
+            is_last = block is self.blocks[-1]
+            arguments = (x, kv_cache, branches, wanted if is_last else None)
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x = block(*arguments)
         return self.final_norm(x)
 
 

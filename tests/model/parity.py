@@ -4,6 +4,9 @@ from types import SimpleNamespace
 
 import torch
 import transformers
+from transformers.pytorch_utils import Conv1D
+
+from convai_fast.model.checkpoint import transformers_names
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -54,3 +57,30 @@ def make_batch(vocab_size, batch=3, num_candidates=4, seq_len=29, seed=0):
 
 def relative_error(actual, expected):
     return ((actual.float() - expected.float()).norm() / expected.float().norm()).item()
+
+
+def gradients_by_our_names(peer, config):
+    """transformers' gradients in our layout: a Conv1D stores its weight transposed."""
+    embedding = peer.get_input_embeddings().weight.grad
+    gradients = {}
+    for ours, theirs in transformers_names(config).items():
+        module, _, kind = theirs.rpartition(".")
+        module = peer.get_submodule(module)
+        gradient = getattr(module, kind).grad
+        gradients[ours] = gradient.t() if isinstance(module, Conv1D) else gradient
+    gradients["transformer.token_embedding.weight"] = embedding
+    return gradients
+
+
+def assert_gradients(model, peer):
+    """The gradient of every parameter is that of transformers' model."""
+    gradients = gradients_by_our_names(peer, model.config)
+    # A bias that all candidates share moves no probability: its gradient is 0 but for rounding.
+    bias = model.multiple_choice_head.bias.grad - gradients.pop("multiple_choice_head.bias")
+    assert bias.norm() <= 1e-4 * model.transformer.blocks[0].mlp.up.bias.grad.norm()
+    for name, gradient in gradients.items():
+        if gradient.norm() == 0:  # of the multiple-choice head, where there is no choice
+            assert model.get_parameter(name).grad.norm() == 0, name
+        else:
+            assert relative_error(model.get_parameter(name).grad, gradient) < 1e-4, name
+    assert len(gradients) + 1 == len(list(model.parameters()))
