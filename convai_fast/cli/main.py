@@ -52,7 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             use_underscores=True,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-        module.run(options)
+        if name == "train":
+            # A run that is continued has to know which options were given.
+            module.run(options, rest)
+        else:
+            module.run(options)
     except UserError as error:
         print(f"convai-fast {name}: {error}", file=sys.stderr)
         return 2

@@ -1,19 +1,30 @@
 """`convai-fast train`: fine-tune a model."""
 
+import dataclasses
 import signal
+from collections.abc import Sequence
 
 from convai_fast.training.loop import train
 from convai_fast.training.options import TrainOptions
 
 __all__ = ["TrainOptions", "run"]
 
+_ALIASES = {"data": "dataset_path", "model_checkpoint": "model"}
 
-def run(options: TrainOptions) -> None:
+
+def run(options: TrainOptions, arguments: Sequence[str]) -> None:
     """Train, and say how to talk to the result."""
-    result = train(options)
+    result = train(options, given=_named(arguments))
     if result.steps:
         print(f"{result.steps:,} steps at {result.tokens_per_second:,.0f} tokens/s")
     if result.stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
     if result.stopped_by is None:
         print(f"talk to it: convai-fast interact --model {result.run / 'best'}")
+
+
+def _named(arguments: Sequence[str]) -> set[str]:
+    """The options that the command line names, were it only with their defaults."""
+    words = (a[2:].split("=")[0].replace("-", "_") for a in arguments if a.startswith("--"))
+    fields = {field.name for field in dataclasses.fields(TrainOptions)}
+    return {_ALIASES.get(word, word) for word in words} & fields

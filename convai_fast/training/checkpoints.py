@@ -2,23 +2,28 @@
 
     runs/<time>_<host>_<model>/
         options.json  metrics.jsonl  events.out.tfevents…
-        checkpoints/step-000120/    what `save_pretrained` writes, and metrics.json
+        checkpoints/step-000120/    what `save_pretrained` writes, metrics.json, training_state.pt
         last -> checkpoints/step-000120
         best -> checkpoints/step-000080
 
-A checkpoint is written beside its place and renamed; `last` and `best` are links, replaced in one
-step. So at any moment each is complete or absent, and a kill while saving loses nothing.
+A checkpoint is written beside its place, flushed to the disk and renamed; `last` and `best` are
+links, replaced in one step. So at any moment each is complete or absent, and a kill while saving
+loses nothing.
 """
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
 import socket
 import time
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedTokenizerFast
 
@@ -26,35 +31,46 @@ from convai_fast.errors import UserError
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.options import TrainOptions
 
+STATE_FILE = "training_state.pt"
+STATE_FORMAT = 1
+
 
 def check_output(output: str) -> None:
     """Raise UserError if `output` cannot become a run folder; best known before hours of work."""
     path = Path(output)
     if output and path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} is not empty: choose another run folder with --output")
+        raise UserError(
+            f"{path} is not empty: choose another run folder with --output, or continue the run "
+            f"that it holds with --resume"
+        )
 
 
 class RunFolder:
     """Where a run leaves its traces. See the top of this file."""
 
-    def __init__(self, options: TrainOptions) -> None:
-        """Make the folder.
+    def __init__(self, options: TrainOptions, state: dict[str, Any] | None = None) -> None:
+        """Make the folder, or with `options.resume` open that one as `state` describes it.
 
-        Raises UserError when `--output` is a folder that already holds a run or anything else.
+        Records and checkpoints of steps after `state` (without one: of all steps) are dropped, so
+        that they are not there twice when those steps have been taken again.
+
+        Raises UserError when `--output` is a folder that already holds a run or anything else, or
+        when another process trains in the folder.
         """
-        name = Path(options.model).name or "model"
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        default = Path("runs") / f"{stamp}_{socket.gethostname()}_{name}"
-        self.path = Path(options.output) if options.output else default
-        check_output(str(self.path))
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the run folder {self.path}: {error.strerror}") from error
-        text = json.dumps(dataclasses.asdict(options), indent=2)
-        (self.path / "options.json").write_text(text + "\n", encoding="utf-8")
-        self._writer = SummaryWriter(str(self.path))
+        state = state or {"step": 0, "metrics_bytes": 0}
+        self.path = Path(options.resume) if options.resume else _new_folder(options)
         self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        if not _lock(self._metrics.fileno()):
+            raise UserError(f"another process is training in {self.path}: stop that one first")
+        if options.resume:
+            _write_file(self.path / "options.json", _options_json(options))
+            self._metrics.truncate(state["metrics_bytes"])
+            # A kill may have come between the two links of one checkpoint.
+            if state.get("best_step") is not None:
+                self._point("best", self._checkpoint(state["best_step"]))
+            self._remove_unused()
+        (self.path / "checkpoints").mkdir(exist_ok=True)
+        self._writer = SummaryWriter(str(self.path), purge_step=state["step"] + 1)
 
     def log(self, step: int, split: str, values: dict[str, float]) -> None:
         """Record figures of optimizer step `step` in metrics.jsonl and in TensorBoard."""
@@ -68,31 +84,56 @@ class RunFolder:
         self,
         model: DoubleHeadsModel,
         tokenizer: PreTrainedTokenizerFast,
-        step: int,
         metrics: dict[str, Any],
+        state: dict[str, Any],
         best: bool,
     ) -> None:
-        """Save a checkpoint as `last`, and as `best` too if it is."""
-        folder = self.path / "checkpoints" / f"step-{step:06d}"
-        if not folder.exists():
+        """Save a checkpoint of step `state["step"]` as `last`, and as `best` too if it is.
+
+        Args:
+            metrics: what metrics.json says.
+            state: `Trainer.state_dict()`.
+        """
+        os.fsync(self._metrics.fileno())
+        state = {**state, "metrics_bytes": os.fstat(self._metrics.fileno()).st_size}
+        folder = self._checkpoint(state["step"])
+        if folder.exists():
+            # Saved before it was evaluated: the weights are those of the same step. A kill between
+            # the two files does no harm, since it is the state that says what is still to do.
+            state["checksums"] = _checksums(folder)
+            _write_file(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+            torch.save(state, folder / f".{STATE_FILE}")
+            _flush(folder / f".{STATE_FILE}")
+            os.replace(folder / f".{STATE_FILE}", folder / STATE_FILE)
+            _flush(folder)
+        else:
             scratch = folder.with_name(f".{folder.name}")
             shutil.rmtree(scratch, ignore_errors=True)
             model.save_pretrained(scratch, tokenizer)
             (scratch / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+            state["checksums"] = _checksums(scratch)
+            torch.save(state, scratch / STATE_FILE)
+            for path in [*scratch.iterdir(), scratch]:
+                _flush(path)
             os.rename(scratch, folder)
+            _flush(folder.parent)
         for link in ["last", "best"] if best else ["last"]:
             self._point(link, folder)
         self._remove_unused()
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step-{step:06d}"
 
     def _point(self, link: str, folder: Path) -> None:
         scratch = self.path / f".{link}"
         scratch.unlink(missing_ok=True)
         scratch.symlink_to(folder.relative_to(self.path), target_is_directory=True)
         os.replace(scratch, self.path / link)
+        _flush(self.path)
 
     def _remove_unused(self) -> None:
         used = {(self.path / link).resolve() for link in ("last", "best")}
-        for folder in (self.path / "checkpoints").iterdir():
+        for folder in (self.path / "checkpoints").glob("*"):
             if folder.resolve() not in used:
                 shutil.rmtree(folder)
 
@@ -100,3 +141,116 @@ class RunFolder:
         """Flush what is still buffered."""
         self._writer.close()
         self._metrics.close()
+
+
+def is_busy(run: Path) -> bool:
+    """Whether a process is training in the run folder `run` at this moment."""
+    try:
+        with open(run / "metrics.jsonl", "rb") as file:
+            return not _lock(file.fileno())
+    except FileNotFoundError:
+        return False
+
+
+def read_training_state(folder: Path) -> dict[str, Any]:
+    """What `RunFolder.save` wrote to continue from the checkpoint `folder`; executes nothing.
+
+    Raises UserError when it is missing, damaged, or does not belong to the weights beside it.
+    """
+    path = folder / STATE_FILE
+    way_out = f"start a new run from these weights with --model {folder}"
+    if not path.is_file():
+        raise UserError(f"there is no {path}, without which a run cannot continue: {way_out}")
+    try:
+        # torch does not look at the checksums that its archives hold.
+        if zipfile.ZipFile(path).testzip() is not None:
+            raise ValueError("a checksum is wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged file can raise nearly anything.
+    except Exception as error:
+        raise UserError(
+            f"{path} is damaged or of another version of torch than {torch.__version__}: {way_out}"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
+        raise UserError(
+            f"{path} was not written by this version of convai-fast train (format "
+            f"{STATE_FORMAT}): {way_out}"
+        )
+    for name, checksum in state["checksums"].items():
+        if not (folder / name).is_file() or _checksum(folder / name) != checksum:
+            raise UserError(
+                f"{folder / name} is missing or is not the file that was saved: get it back, or "
+                f"start a new run"
+            )
+    size, metrics = state["metrics_bytes"], folder.resolve().parents[1] / "metrics.jsonl"
+    if not metrics.is_file() or metrics.stat().st_size < size:
+        raise UserError(
+            f"{metrics} is missing or has lost records that were saved: get it back, or {way_out}"
+        )
+    return state
+
+
+def _new_folder(options: TrainOptions) -> Path:
+    """The folder of a new run, which appears together with its options.json."""
+    name = Path(options.model).name or "model"
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    default = Path("runs") / f"{stamp}_{socket.gethostname()}_{name}"
+    path = Path(options.output) if options.output else default
+    check_output(str(path))
+    path = path.resolve() if path.is_symlink() else path
+    scratch = path.with_name(f".{path.name}.new")
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        _write_file(scratch / "options.json", _options_json(options))
+        os.rename(scratch, path)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {path}: {error.strerror}") from error
+    return path
+
+
+def _options_json(options: TrainOptions) -> str:
+    values = dataclasses.asdict(options)
+    del values["resume"]
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock that a process holds on a run until it ends, however it ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return True
+
+
+def _write_file(path: Path, text: str) -> None:
+    scratch = path.with_name(f".{path.name}")
+    scratch.write_text(text, encoding="utf-8")
+    _flush(scratch)
+    os.replace(scratch, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until what was written to a file, or renamed in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """The CRC-32 of every file of weights in `folder`: safetensors has none of its own."""
+    return {path.name: _checksum(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 24):
+            value = zlib.crc32(chunk, value)
+    return value

@@ -1,13 +1,15 @@
 """Fine-tuning: a plain loop, to be read in one sitting."""
 
+import dataclasses
 import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +21,28 @@ from convai_fast.data.dataset import open_dataset
 from convai_fast.data.store import DialogueStore
 from convai_fast.errors import UserError
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.training.checkpoints import RunFolder, check_output
+from convai_fast.training.checkpoints import (
+    STATE_FORMAT,
+    RunFolder,
+    check_output,
+    read_training_state,
+)
 from convai_fast.training.losses import Metrics, MetricSums, combined_loss
 from convai_fast.training.options import TrainOptions, resolve_device, resolve_precision
-from convai_fast.training.start import load_model_and_tokenizer
+from convai_fast.training.resume import CHANGEABLE, resolve_resume
+from convai_fast.training.start import load_checkpoint, load_model_and_tokenizer
+
+# How far a run is, as `Trainer.state_dict` saves it.
+_COUNTERS = (
+    "step",
+    "epoch",
+    "batch",
+    "evaluated_before",
+    "evaluated_step",
+    "best_nll",
+    "best_step",
+    "epochs_without_gain",
+)
 
 
 @dataclass(frozen=True)
@@ -44,17 +64,39 @@ class TrainResult:
     tokens_per_second: float
 
 
-def train(options: TrainOptions, report: Callable[[str], None] = print) -> TrainResult:
-    """Fine-tune as the options say; see `TrainOptions`.
+def train(
+    options: TrainOptions,
+    report: Callable[[str], None] = print,
+    given: Collection[str] | None = None,
+) -> TrainResult:
+    """Fine-tune as the options say, or continue the run `options.resume`; see `TrainOptions`.
 
-    Raises UserError for options, data or a model that cannot be used.
+    Args:
+        given: the options that a run to be continued may not contradict; by default all that differ
+            from their defaults.
+
+    Raises UserError for options, data, a model or a run folder that cannot be used.
     """
+    if options.resume:
+        options = resolve_resume(options, given)
     options.check()
-    check_output(options.output)
-    torch.manual_seed(options.seed)
-    model, tokenizer = load_model_and_tokenizer(options, report)
+    last, state = Path(options.resume) / "last", None
+    if options.resume and last.exists():
+        state = read_training_state(last)
+        model, tokenizer = load_checkpoint(last)
+    else:
+        if not options.resume:
+            check_output(options.output)
+        torch.manual_seed(options.seed)
+        model, tokenizer = load_model_and_tokenizer(options, report)
     store = open_dataset(options, tokenizer, options.dataset_cache, report)
-    return Trainer(options, model, tokenizer, store, report).run()
+    trainer = Trainer(options, model, tokenizer, store, report)
+    if state is not None:
+        trainer.load_state_dict(state)
+    result = trainer.run()
+    if result.stopped_by is not None:
+        report(f"continue with: convai-fast train --resume {result.run}")
+    return result
 
 
 class Trainer:
@@ -85,15 +127,16 @@ class Trainer:
         if options.max_steps:
             self.total_steps = min(self.total_steps, options.max_steps)
         self.optimizer = make_optimizer(model, options.lr, options.weight_decay, options.adam_beta2)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: lr_factor(step, options.warmup_steps, self.total_steps),
-        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.step = self.epoch = 0
+        # Optimizer steps done, epochs done, and batches done of the next epoch.
+        self.step = self.epoch = self.batch = 0
+        self.evaluated_before = False
+        self.evaluated_step, self.best_step = -1, -1
         self.best_nll = math.inf
         self.epochs_without_gain = 0
         self.log = _StepLog(self.device)
+        self._resumed: dict[str, Any] | None = None
+        self._saved: dict[str, Any] | None = None
 
     def _batches(self, store: DialogueStore, split: str) -> DialogueBatches:
         options, training = self.options, split == "train"
@@ -112,42 +155,94 @@ class Trainer:
         )
 
     def run(self) -> TrainResult:
-        """Train, evaluate and save; returns how it ended."""
+        """Train, evaluate and save, from where the loaded state stands; returns how it ended."""
         options = self.options
-        self.folder = RunFolder(options)
+        self.folder = RunFolder(options, self._resumed)
         self._describe()
-        before = after = None
+        before = after = stopped_by = None
         with stop_on_signal() as stop:
             try:
-                if options.eval_before_start:
+                if options.eval_before_start and not self.evaluated_before:
                     before = self.evaluate(stop)
-                while self.step < self.total_steps and not stop:
+                    self.evaluated_before = True
+                while not self.is_finished:
                     self._train_epoch(stop)
-                    if stop:
-                        break
                     after = self.evaluate(stop)
-                    if stop:
-                        break
-                    self._save(after)
-                    if options.patience and self.epochs_without_gain >= options.patience:
-                        self.report(f"no better for {options.patience} epochs: stopping early")
-                        break
-                if self.total_steps == 0 and not stop:
-                    after = self.evaluate(stop)
-                if stop or self.total_steps == 0:
-                    self._save(after)
+                    self._end_epoch(after)
+            except _StoppedError:
+                stopped_by = stop[0]
+                self._save()
+                self.report(f"stopped at step {self.step:,}; saved as {self.folder.path / 'last'}")
             finally:
                 self.folder.close()
-        if stop:
-            self.report(f"stopped at step {self.step:,}; saved as {self.folder.path / 'last'}")
         return TrainResult(
             run=self.folder.path,
             before=before,
             after=after,
-            stopped_by=stop[0] if stop else None,
+            stopped_by=stopped_by,
             steps=self.step,
             tokens_per_second=self.log.tokens / max(self.log.seconds, 1e-9),
         )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to train, evaluate or save."""
+        enough = self.step >= self.total_steps or self._is_out_of_patience
+        return enough and self.evaluated_step == self.step
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        return 0 < self.options.patience <= self.epochs_without_gain
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the weights that a run needs to continue bit for bit, at an optimizer step.
+
+        Tensors, numbers and texts only, so that it is read without executing anything.
+        """
+        return {
+            "format": STATE_FORMAT,
+            "identity": self._identity(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": random_state(self.device),
+            "log": self.log.state_dict(),
+            **self._counters(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state`, of `state_dict`, stands; the weights are loaded already.
+
+        Raises UserError, before anything is changed, when it is the state of another model, other
+        dialogues, or a run with other options.
+        """
+        for name, value in self._identity().items():
+            if state["identity"].get(name) != value:
+                raise UserError(
+                    f"{self.options.resume} cannot be continued: its checkpoint was made with "
+                    f"another {name} than there is now; restore it, or start a new run"
+                )
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.log.load_state_dict(state["log"])
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+        set_random_state(state["random"], self.device)
+        self._resumed, self._saved = state, self._counters()
+
+    def _counters(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _COUNTERS}
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for the position in the epoch and the tensors to mean the same."""
+        store = self.batches.store
+        options = dataclasses.asdict(self.options)
+        fixed = options.keys() - {*CHANGEABLE, "resume", "output"}
+        return {
+            "model shape (config.json)": self.model.config.to_transformers(),
+            "tokenizer": store.meta["tokenizer"],
+            "set of dialogues": store.meta["fingerprint"],
+            **{f"--{name}": options[name] for name in sorted(fixed)},
+        }
 
     def _describe(self) -> None:
         options, cuts = self.options, self.batches.cuts
@@ -163,21 +258,25 @@ class Trainer:
                 f"persona in {cuts.persona:,}, reply in {cuts.reply:,} examples"
             )
         self.report(f"run folder: {self.folder.path}")
+        if self.is_finished:
+            self.report(f"this run is finished, with {self.step:,} steps: nothing left to do")
+        elif self._resumed:
+            self.report(f"continuing after step {self.step:,}, in epoch {self.epoch + 1}")
 
     def _train_epoch(self, stop: list) -> None:
+        """The rest of an epoch; one that is done already takes no step."""
         self.model.train()
-        self.batches.set_epoch(self.epoch)
+        self.batches.set_epoch(self.epoch, start=self.batch)
         batches = iter(self.batches)
-        remaining = len(self.batches)
         with self._progress(f"epoch {self.epoch + 1}") as progress:
-            while remaining and self.step < self.total_steps and not stop:
+            while self.batch < len(self.batches) and self.step < self.total_steps:
                 # The last group of an epoch may be smaller; its mean is still a mean.
+                remaining = len(self.batches) - self.batch
                 group = min(self.options.gradient_accumulation_steps, remaining)
-                remaining -= group
-                self._train_step(batches, group)
+                self._train_step(batches, group, stop)
                 progress.update()
                 if self.step % self.options.log_every == 0 or self.step == self.total_steps:
-                    values = self.log.read(self.scheduler.get_last_lr()[0])
+                    values = self.log.read(self.lr)
                     self.folder.log(self.step, "train", values)
                     if not math.isfinite(values["loss"]):
                         raise UserError(
@@ -188,13 +287,28 @@ class Trainer:
                         f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s",
                         refresh=False,
                     )
-        self.epoch += 1
+                if self.options.save_every and self.step % self.options.save_every == 0:
+                    self._save()
 
-    def _train_step(self, batches: Iterator[Batch], group: int) -> None:
-        """One optimizer step over `group` batches; nothing in it waits for the device."""
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next optimizer step."""
+        factor = lr_factor(self.step, self.options.warmup_steps, self.total_steps)
+        return self.options.lr * factor
+
+    def _train_step(self, batches: Iterator[Batch], group: int, stop: list) -> None:
+        """One optimizer step over `group` batches; nothing in it waits for the device.
+
+        When a signal arrives it is as if the step had never begun.
+        """
         started = time.perf_counter()
-        options = self.options
+        options, random = self.options, random_state(self.device)
         for _ in range(group):
+            if stop:
+                self.optimizer.zero_grad(set_to_none=True)
+                self.log.drop_step()
+                set_random_state(random, self.device)
+                raise _StoppedError
             batch = next(batches)
             num_tokens = int((batch["mc_token_ids"] + 1).sum())
             with self._autocast():
@@ -206,16 +320,18 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(
             self.model.parameters(), options.max_norm or math.inf, foreach=True
         )
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = self.lr
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.scheduler.step()
         self.step += 1
+        self.batch += group
         self.log.end_step(norm, time.perf_counter() - started)
 
     @torch.inference_mode()
     def evaluate(self, stop: list | None = None) -> Metrics | None:
-        """Figures over the validation split; None when it is empty or a signal arrived."""
+        """Figures over the validation split; None when it is empty."""
         if len(self.valid_batches) == 0:
             return None
         self.model.eval()
@@ -226,7 +342,7 @@ class Trainer:
         for batch in progress:
             if stop:
                 progress.close()
-                return None
+                raise _StoppedError
             with self._autocast():
                 output = self.model(**self._to_device(batch), return_logits=False)
             sums.add(output, batch["labels"], batch["mc_labels"])
@@ -235,15 +351,35 @@ class Trainer:
         self.report(f"step {self.step:,}: {metrics}")
         return metrics
 
-    def _save(self, metrics: Metrics | None) -> None:
+    def _end_epoch(self, metrics: Metrics | None) -> None:
+        """Note and save what the evaluation after an epoch, or after the last step, has shown."""
+        if self.batch == len(self.batches):
+            self.epoch, self.batch = self.epoch + 1, 0
+        self.evaluated_step = self.step
+        if metrics is not None and metrics.nll < self.best_nll:
+            self.best_nll, self.best_step = metrics.nll, self.step
+            self.epochs_without_gain = 0
+        elif metrics is not None:
+            self.epochs_without_gain += 1
+        self._save(metrics)
+        if self._is_out_of_patience:
+            self.report(f"no better for {self.options.patience} epochs: stopping early")
+
+    def _save(self, metrics: Metrics | None = None) -> None:
         """Save a checkpoint as `last`, and as `best` if it is, or if nothing can tell."""
-        best = self.best_nll == math.inf
-        if metrics is not None:
-            best = metrics.nll < self.best_nll
-            self.epochs_without_gain = 0 if best else self.epochs_without_gain + 1
-            self.best_nll = metrics.nll if best else self.best_nll
-        values = {"step": self.step, "epoch": self.epoch, **(metrics.as_dict() if metrics else {})}
-        self.folder.save(self.model, self.tokenizer, self.step, values, best)
+        if self._counters() == self._saved:
+            return
+        if self.best_nll == math.inf:
+            self.best_step = self.step
+        values = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "finished": self.is_finished,
+            **(metrics.as_dict() if metrics else {}),
+        }
+        best = self.best_step == self.step
+        self.folder.save(self.model, self.tokenizer, values, self.state_dict(), best)
+        self._saved = self._counters()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -289,23 +425,36 @@ def lr_factor(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 class _StepLog:
-    """Sums of the steps since the last record, kept on the device until somebody reads them."""
+    """Sums of the steps since the last record, kept on the device until somebody reads them.
+
+    Those of the step in progress are kept apart until it ends.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.losses = torch.zeros(3, device=device)
         self.grad_norm = torch.zeros((), device=device)
         self.batches = 0
-        self.tokens, self.seconds = 0, 0.0  # of the whole run
+        self.tokens, self.seconds = 0, 0.0  # of this process
         self._read_tokens, self._read_seconds = 0, 0.0
+        self.drop_step()
+
+    def drop_step(self) -> None:
+        """Forget the step in progress."""
+        self._step_losses: list[Tensor] = []
+        self._step_tokens = 0
 
     def add(self, loss: Tensor, lm_loss: Tensor, mc_loss: Tensor, num_tokens: int) -> None:
-        self.losses += torch.stack([loss, lm_loss, mc_loss]).detach()
-        self.batches += 1
-        self.tokens += num_tokens
+        self._step_losses.append(torch.stack([loss, lm_loss, mc_loss]).detach())
+        self._step_tokens += num_tokens
 
     def end_step(self, grad_norm: Tensor, seconds: float) -> None:
+        for losses in self._step_losses:
+            self.losses += losses
+        self.batches += len(self._step_losses)
         self.grad_norm = grad_norm.detach()
+        self.tokens += self._step_tokens
         self.seconds += seconds
+        self.drop_step()
 
     def read(self, lr: float) -> dict[str, float]:
         loss, lm_loss, mc_loss = (self.losses / self.batches).tolist()
@@ -323,10 +472,36 @@ class _StepLog:
         self._read_tokens, self._read_seconds = self.tokens, self.seconds
         return values
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.losses, "batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses.copy_(state["losses"])
+        self.batches = state["batches"]
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of every generator that dropout on `device` draws from; needs no device wait."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Put back what `random_state` returned; the CPU's alone if it comes from another device."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+class _StoppedError(Exception):
+    """A signal asked the run to end."""
+
 
 @contextmanager
 def stop_on_signal() -> Iterator[list[signal.Signals]]:
-    """Collects SIGINT and SIGTERM in the list it yields, so that a step can end before the run.
+    """Collects SIGINT and SIGTERM in the list it yields, so that the run can save before it ends.
 
     A second Ctrl-C interrupts at once.
     """
@@ -336,7 +511,7 @@ def stop_on_signal() -> Iterator[list[signal.Signals]]:
         if received:
             raise KeyboardInterrupt
         received.append(signal.Signals(number))
-        print("\nstopping after this step (again to stop at once) …", file=sys.stderr)
+        print("\nsaving, then stopping (again to stop at once) …", file=sys.stderr)
 
     watched = (signal.SIGINT, signal.SIGTERM)
     previous = {number: signal.signal(number, receive) for number in watched}

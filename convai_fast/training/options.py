@@ -80,6 +80,14 @@ class TrainOptions(DataOptions):
     """Seed of weights, dropout and the order of examples."""
     output: str = ""
     """The run folder; by default runs/<time>_<host>_<model>."""
+    save_every: int = 0
+    """Optimizer steps between two checkpoints, the most that a kill can lose; 0: save only after
+    each epoch."""
+    resume: str = ""
+    """Continue the run in this folder from its last checkpoint, with its own options: only
+    n_epochs, max_steps, patience, save_every, log_every, dataset_path, dataset_cache and device may
+    be given anew. auto: the run in --output, or else the newest run under runs/ that is unfinished,
+    not running, and has the options given here; a new run where there is none."""
     log_every: int = 10
     """Optimizer steps between two records in metrics.jsonl and TensorBoard."""
 
@@ -97,6 +105,7 @@ class TrainOptions(DataOptions):
             "personality_permutations": 1,
             "valid_examples": 0,
             "patience": 0,
+            "save_every": 0,
             "log_every": 1,
             "lr": 0,
             "weight_decay": 0,

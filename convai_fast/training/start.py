@@ -44,6 +44,21 @@ def load_model_and_tokenizer(
     return model, tokenizer
 
 
+def load_checkpoint(folder: Path) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast]:
+    """Load the model and the tokenizer of a checkpoint that a run saved.
+
+    Raises UserError when they are damaged or do not belong together.
+    """
+    model = DoubleHeadsModel.from_pretrained(folder)
+    tokenizer = load_tokenizer(str(folder))
+    if len(tokenizer) != model.config.vocab_size:
+        raise UserError(
+            f"{folder} embeds {model.config.vocab_size:,} tokens and its tokenizer has "
+            f"{len(tokenizer):,}: restore its files, or start a new run"
+        )
+    return model, tokenizer
+
+
 def _read_config(path: str) -> dict:
     file = Path(path) / "config.json"
     try:

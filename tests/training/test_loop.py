@@ -21,54 +21,10 @@ from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.checkpoints import RunFolder
 from convai_fast.training.loop import Trainer, lr_factor, make_optimizer, train
 from convai_fast.training.losses import MetricSums
-from convai_fast.training.options import TrainOptions
 
 NO_DROPOUT = dict.fromkeys(
     ("embd_pdrop", "attn_pdrop", "resid_pdrop", "summary_first_dropout"), 0.0
 )
-
-
-@pytest.fixture(scope="module")
-def dialogues():
-    return builtin_dialogues(num_train=8, num_valid=3)
-
-
-@pytest.fixture(scope="module")
-def store(dialogues, tokenizer, tmp_path_factory):
-    return build_store(dialogues, tokenizer, tmp_path_factory.mktemp("training") / "store")
-
-
-@pytest.fixture
-def options(tmp_path):
-    return TrainOptions(
-        output=str(tmp_path / "run"),
-        dataset_cache=str(tmp_path / "cache"),
-        precision="fp32",
-        device="cpu",
-        n_epochs=2,
-        gradient_accumulation_steps=3,
-        lr=1e-3,
-        log_every=1,
-    )
-
-
-@pytest.fixture
-def model_folder(tokenizer, tmp_path):
-    """A folder with the shape of a tiny model and a tokenizer, but no weights."""
-    folder = tmp_path / "shape"
-    tokenizer.save_pretrained(folder)
-    config = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 256}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-@pytest.fixture
-def data_file(dialogues, tmp_path):
-    path = tmp_path / "dialogues.json"
-    path.write_text(
-        json.dumps({s: [dataclasses.asdict(d) for d in ds] for s, ds in dialogues.items()})
-    )
-    return path
 
 
 def tiny_model(tokenizer, **settings):

@@ -1,0 +1,110 @@
+"""Which run `--resume` continues, and with which options."""
+
+import dataclasses
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from convai_fast.errors import UserError
+from convai_fast.training.checkpoints import is_busy
+from convai_fast.training.options import TrainOptions
+
+# What may be given anew: how long to train, how often to save and to report, where things are.
+CHANGEABLE = (
+    "n_epochs",
+    "max_steps",
+    "patience",
+    "save_every",
+    "log_every",
+    "dataset_path",
+    "dataset_cache",
+    "device",
+)
+
+
+def resolve_resume(options: TrainOptions, given: Collection[str] | None = None) -> TrainOptions:
+    """The options to train with: those of the run that `options.resume` names or finds.
+
+    `resume` of the result is the folder of the run, or empty if a new run is to begin.
+
+    Args:
+        given: the options that were named on purpose; by default all that differ from the default.
+
+    Raises UserError when the folder is no run, or its options are not the given ones.
+    """
+    if given is None:
+        default = TrainOptions()
+        names = (field.name for field in dataclasses.fields(options))
+        given = [name for name in names if getattr(options, name) != getattr(default, name)]
+    if options.resume != "auto":
+        return _merge(options, given, Path(options.resume))
+    if options.output:
+        output = Path(options.output)
+        if (output / "options.json").is_file():
+            return _merge(options, given, output)
+    else:
+        for run in sorted(Path("runs").glob("*/options.json"), key=_age):
+            if _is_finished(run.parent) or is_busy(run.parent):
+                continue
+            try:
+                return _merge(options, given, run.parent, changeable=())
+            except UserError:
+                continue  # the run of another command
+    return dataclasses.replace(options, resume="")
+
+
+def _age(path: Path) -> float:
+    return -path.stat().st_mtime
+
+
+def _is_finished(run: Path) -> bool:
+    try:
+        return json.loads((run / "last" / "metrics.json").read_text())["finished"]
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _merge(
+    options: TrainOptions,
+    given: Collection[str],
+    run: Path,
+    changeable: Collection[str] = CHANGEABLE,
+) -> TrainOptions:
+    stored = _read_options(run)
+    if "output" in given and Path(options.output).resolve() != run.resolve():
+        raise UserError(f"--output {options.output} is not the run {run}: leave it out")
+    for name in given:
+        value, old = getattr(options, name), getattr(stored, name)
+        if name in ("resume", "output") or value == old:
+            continue
+        if name not in changeable:
+            raise UserError(
+                f"--{name} {value} contradicts the run {run}, which has {old!r}: leave it out, or "
+                f"start a new run (--resume can change only --{', --'.join(CHANGEABLE)})"
+            )
+        setattr(stored, name, value)
+    stored.resume = stored.output = str(run)
+    return stored
+
+
+def _read_options(run: Path) -> TrainOptions:
+    path = run / "options.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{run} is not a run folder (there is no {path}): give --resume the folder that "
+            f"`convai-fast train` made, or auto"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): get it back, or start a new run") from error
+    default = dataclasses.asdict(TrainOptions())
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold the options of a run: get it back")
+    for name, value in values.items():
+        if name not in default:
+            raise UserError(f"{path} has an option {name!r} that this version does not know")
+        kinds = (int, float) if isinstance(default[name], float) else type(default[name])
+        if not isinstance(value, kinds):
+            raise UserError(f"{path}: {name} cannot be {value!r}")
+    return TrainOptions(**values)

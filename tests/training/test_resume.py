@@ -1,0 +1,296 @@
+"""A run that was killed and continued ends as one that was not; what cannot continue is refused."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from convai_fast.cli.main import main
+from convai_fast.errors import UserError
+from convai_fast.training import checkpoints, loop
+from convai_fast.training.options import TrainOptions
+
+STEPS = 14  # of `run_options`: two epochs of 7
+
+
+@pytest.fixture(scope="module")
+def run_options(model_folder, data_file, tmp_path_factory):
+    """Dropout, accumulation, and saving and logging at steps that fall together only sometimes."""
+    return TrainOptions(
+        model=str(model_folder),
+        from_scratch=True,
+        dataset_path=str(data_file),
+        dataset_cache=str(tmp_path_factory.mktemp("cache")),
+        precision="fp32",
+        device="cpu",
+        n_epochs=2,
+        train_batch_size=2,
+        gradient_accumulation_steps=3,
+        valid_batch_size=6,
+        lr=1e-2,
+        eval_before_start=True,
+        log_every=3,
+        save_every=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run_options, tmp_path_factory):
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = loop.train(dataclasses.replace(run_options, output=str(run)), lambda _: None)
+    assert result.steps == STEPS
+    return run
+
+
+@pytest.fixture
+def killed(undisturbed, tmp_path):
+    """A run in the middle of its second epoch; a copy of one that is at rest serves as well."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run, symlinks=True)
+    return run
+
+
+def records(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("tokens_per_second", None)
+    return lines
+
+
+def assert_equal_runs(run, other):
+    assert records(run) == records(other)
+    for link in ("last", "best"):
+        ours, theirs = (load_file(r / link / "model.safetensors") for r in (run, other))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), link
+    states = [torch.load(r / "last" / checkpoints.STATE_FILE) for r in (run, other)]
+    ours, theirs = (s["optimizer"]["state"] for s in states)
+    assert all(torch.equal(ours[i][k], theirs[i][k]) for i in ours for k in ours[i])
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {
+        p.name for p in (other / "checkpoints").iterdir()
+    }
+
+
+def in_a_process(options, before=lambda: None):
+    """Train in a fork of this process, which has imported all it needs."""
+
+    def work():
+        before()
+        loop.train(options, lambda _: None)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+def resume_command(run, *arguments):
+    command = [sys.executable, "-m", "convai_fast", "train", "--resume", str(run), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def die_at(target, name, call):
+    """Have the `call`-th call of a function end this process at once, as `kill -9` would."""
+    function, calls = getattr(target, name), []
+
+    def counted(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == call:
+            if name == "save":  # of a file: half of it
+                Path(args[1]).write_bytes(b"PK\3\4 half a file")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    setattr(target, name, counted)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "call"),
+    [
+        (loop.MetricSums, "add", 2),  # evaluating before the first step
+        (loop, "combined_loss", 23),  # a step half accumulated
+        (loop.MetricSums, "add", 6),  # evaluating after an epoch
+        (checkpoints.torch, "save", 4),  # of the checkpoint after an epoch
+        (checkpoints.torch, "save", 9),  # of the same step once more, when it is evaluated
+        (checkpoints.os, "rename", 3),
+        (checkpoints.RunFolder, "_point", 2),  # between `last` and `best`
+        (checkpoints.RunFolder, "_point", 10),
+        (checkpoints.os, "replace", 19),
+        (checkpoints.shutil, "rmtree", 9),
+    ],
+)
+def test_killed_at_a_chosen_moment(run_options, undisturbed, tmp_path, target, name, call):
+    options = dataclasses.replace(run_options, output=str(tmp_path / "run"))
+    process = in_a_process(options, lambda: die_at(target, name, call))
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    loop.train(TrainOptions(resume=str(tmp_path / "run")), lambda _: None)
+    assert_equal_runs(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_killed_again_and_again_at_random_moments(run_options, undisturbed, tmp_path, seed):
+    options = dataclasses.replace(run_options, output=str(tmp_path / "run"), resume="auto")
+    draw, kills = random.Random(seed), 0
+    while True:
+        process = in_a_process(options)
+        process.join((1 + kills / 4) * 0.3 * draw.random())  # longer and longer: it must end
+        if process.exitcode is not None:
+            break
+        process.kill()
+        process.join()
+        kills += 1
+    assert process.exitcode == 0
+    assert kills > 0
+    assert_equal_runs(tmp_path / "run", undisturbed)
+
+
+def test_the_command_line_continues_a_killed_run(run_options, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    process = in_a_process(dataclasses.replace(run_options, output=str(run)))
+    deadline = time.monotonic() + 60
+    while not (run / "checkpoints" / ".step-000004").exists() and time.monotonic() < deadline:
+        pass
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    result = resume_command(run)
+    assert result.returncode == 0, result.stderr
+    assert "continuing after step" in result.stdout
+    assert_equal_runs(run, undisturbed)
+
+
+@pytest.mark.parametrize("moment", ["combined_loss", "add"])
+def test_a_signal_within_a_step_or_an_evaluation_saves_and_says_how_to_go_on(
+    run_options, undisturbed, tmp_path, monkeypatch, moment
+):
+    target, call = {"combined_loss": (loop, 23), "add": (loop.MetricSums, 6)}[moment]
+    function, calls = getattr(target, moment), []
+
+    def signalled(*args):
+        calls.append(moment)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args)
+
+    monkeypatch.setattr(target, moment, signalled)
+    said, run = [], tmp_path / "run"
+    options = dataclasses.replace(run_options, output=str(run), save_every=0)
+    result = loop.train(options, said.append)
+    assert result.stopped_by == signal.SIGTERM
+    assert len(calls) == call  # not one batch more
+    assert said[-1] == f"continue with: convai-fast train --resume {run}"
+    loop.train(TrainOptions(resume=str(run)), lambda _: None)
+    assert_equal_runs(run, undisturbed)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(killed, undisturbed, capsys):
+    assert main(["train", "--resume", str(killed)]) == 0
+    assert "this run is finished, with 14 steps" in capsys.readouterr().out
+    assert_equal_runs(killed, undisturbed)
+
+
+def test_a_finished_run_can_be_made_longer(killed):
+    result = loop.train(TrainOptions(resume=str(killed), max_steps=0, n_epochs=4), lambda _: None)
+    assert result.steps == 2 * STEPS
+    assert json.loads((killed / "options.json").read_text())["n_epochs"] == 4
+    assert records(killed)[-1]["step"] == 2 * STEPS
+
+
+def test_options_given_anew_may_not_contradict_the_run(killed, capsys):
+    assert main(["train", "--resume", str(killed), "--train-batch-size=2", "--lr", "0.01"]) == 0
+    before = (killed / "options.json").read_text()
+    # 6.25e-05 is the default: what is named counts, were it as the default.
+    assert main(["train", "--resume", str(killed), "--lr", "6.25e-05"]) == 2
+    message = capsys.readouterr().err
+    assert "--lr 6.25e-05 contradicts the run" in message
+    assert "which has 0.01" in message
+    assert main(["train", "--resume", str(killed), "--output", "elsewhere"]) == 2
+    assert (killed / "options.json").read_text() == before
+
+
+def test_auto_takes_the_newest_unfinished_run_with_these_options(
+    run_options, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("finished", "other", "older", "newer"):
+        options = dataclasses.replace(run_options, output=f"runs/{name}", max_steps=1)
+        options.lr = 0.5 if name == "other" else options.lr
+        loop.train(options, lambda _: None)
+        metrics = Path("runs", name, "last", "metrics.json")
+        metrics.write_text(json.dumps({"finished": name == "finished"}))
+    for age, name in enumerate(("finished", "other", "newer", "older")):
+        os.utime(f"runs/{name}/options.json", (1e9 - age, 1e9 - age))
+    auto = dataclasses.replace(run_options, resume="auto")
+    assert loop.resolve_resume(auto).resume == "runs/newer"
+    with open("runs/newer/metrics.jsonl") as file:
+        assert checkpoints._lock(file.fileno())  # as by a process that trains there
+        assert loop.resolve_resume(auto).resume == "runs/older"
+        with pytest.raises(UserError, match="another process is training in runs/newer"):
+            loop.train(TrainOptions(resume="runs/newer"), lambda _: None)
+    assert loop.resolve_resume(dataclasses.replace(auto, seed=9)).resume == ""
+    assert loop.resolve_resume(dataclasses.replace(auto, dataset_path="b.json")).resume == ""
+    assert loop.resolve_resume(dataclasses.replace(auto, output="runs/new")).resume == ""
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def edit(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def foreign_format(path):
+    torch.save({**torch.load(path), "format": 99}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "says"),
+    [
+        (cut_short, "last/training_state.pt", "training_state.pt is damaged or of another version"),
+        (flip, "last/training_state.pt", "training_state.pt is damaged or of another version"),
+        (Path.unlink, "last/training_state.pt", "there is no .*training_state.pt, without which"),
+        (foreign_format, "last/training_state.pt", "not written by this version of convai-fast"),
+        (cut_short, "last/model.safetensors", "is not the file that was saved"),
+        (flip, "last/model.safetensors", "is not the file that was saved"),
+        (cut_short, "metrics.jsonl", "has lost records that were saved"),
+        (Path.unlink, "options.json", "is not a run folder"),
+        (cut_short, "options.json", "options.json is not JSON"),
+        (lambda p: edit(p, num_candidates=3), "options.json", "with another --num_candidates"),
+        (lambda p: edit(p, lr="high"), "options.json", "lr cannot be 'high'"),
+        (lambda p: edit(p, n_head=4), "last/config.json", r"another model shape \(config.json\)"),
+    ],
+)
+def test_what_cannot_continue_is_one_sentence_and_stays_as_it_is(killed, damage, file, says):
+    damage(killed / file)
+    before = {p: p.read_bytes() for p in sorted(killed.rglob("*")) if p.is_file()}
+    with pytest.raises(UserError, match=says) as raised:
+        loop.train(TrainOptions(resume=str(killed), n_epochs=4), lambda _: None)
+    assert "\n" not in str(raised.value)
+    assert before == {p: p.read_bytes() for p in sorted(killed.rglob("*")) if p.is_file()}
+
+
+def test_other_dialogues_are_refused(killed, data_file, tmp_path):
+    data = json.loads(data_file.read_text())
+    data["train"][0]["utterances"][0]["candidates"][-1] = "something else"
+    (tmp_path / "other.json").write_text(json.dumps(data))
+    options = TrainOptions(resume=str(killed), dataset_path=str(tmp_path / "other.json"))
+    with pytest.raises(UserError, match="another set of dialogues"):
+        loop.train(options, lambda _: None)
