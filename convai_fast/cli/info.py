@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from convai_fast._native import BACKEND, native_info
-from convai_fast.training.options import cpu_has_bf16
+from convai_fast.model.layers import cpu_multiplies_bf16
 
 
 @dataclass
@@ -36,7 +36,9 @@ def run(options: InfoOptions) -> None:
         "backend": f"{BACKEND} (CONVAI_FAST_BACKEND)",
         "cpu": f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads and "
         f"{torch.backends.cpu.get_cpu_capability()}",
-        "bf16 on the cpu": "in hardware" if cpu_has_bf16() else "emulated, slower than float32",
+        "bf16 on the cpu": "faster than float32"
+        if cpu_multiplies_bf16()
+        else "no faster than float32",
         "cuda": _cuda_devices(),
     }
     for name, value in rows.items():

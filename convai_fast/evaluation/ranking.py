@@ -1,6 +1,7 @@
 """Ranking of candidate replies with the multiple-choice head."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -48,17 +49,27 @@ def rank_candidates(
     persona, history = fit_prefix(persona, history, room)
 
     sequences = [build_sequence(persona, history, reply, special_ids) for reply in candidates]
-    lengths = torch.tensor([len(input_ids) for input_ids, _, _ in sequences])
-    padded = torch.full((2, len(sequences), int(lengths.max())), special_ids.pad)
-    for row, (input_ids, token_type_ids, _) in enumerate(sequences):
-        padded[:, row, : len(input_ids)] = torch.tensor([input_ids, token_type_ids])
-
+    prefix = len(sequences[0][0]) - len(candidates[0]) - 2
+    own_lengths = [len(input_ids) - prefix for input_ids, _, _ in sequences]
+    # The prefix stands before the first candidate's own part, and before no other's.
+    starts = [0] + [prefix] * (len(sequences) - 1)
+    rows = [
+        (ids[start:], segments[start:], list(range(start, len(ids))))
+        for start, (ids, segments, _) in zip(starts, sequences, strict=True)
+    ]
     device = next(model.parameters()).device
-    input_ids, token_type_ids = padded[:, None].to(device)
+    columns = [
+        torch.tensor(list(chain(*column)), device=device) for column in zip(*rows, strict=True)
+    ]
+    branch_ids = torch.arange(len(candidates) + 1).repeat_interleave(
+        torch.tensor([prefix, *own_lengths])
+    )
+    mc_token_ids = prefix + torch.tensor(own_lengths).cumsum(0) - 1
     output = model(
-        input_ids,
-        token_type_ids=token_type_ids,
-        mc_token_ids=(lengths - 1)[None].to(device),
+        *columns,
+        mc_token_ids=mc_token_ids[None].to(device),
         return_logits=False,
+        branch_ids=branch_ids.to(device),
+        offsets=torch.tensor([0, len(branch_ids)]),
     )
     return output.mc_logits[0].float().log_softmax(-1)

@@ -238,7 +238,7 @@ def _at_positions(hidden: Tensor, positions: Tensor | None) -> Tensor:
 
 def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """In float32, over the targets that are not ignored; 0, not NaN, where there are none."""
-    logits = logits.reshape(-1, logits.shape[-1]).float()
     targets = targets.flatten()
+    logits = logits.reshape(len(targets), logits.shape[-1]).float()
     total = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
     return total / (targets != IGNORED).sum().clamp(min=1)

@@ -116,6 +116,7 @@ class Trainer:
         if self.device.type == "cpu" and self.dtype == torch.float16:
             raise UserError("--precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
         self.model = model.to(self.device)
+        model.transformer.gradient_checkpointing = options.gradient_checkpointing
         self.forward = torch.compile(model, dynamic=True) if options.compile else model
         self.batches = self._batches(store, "train")
         self.valid_batches = self._batches(store, "valid")
@@ -147,6 +148,7 @@ class Trainer:
             num_candidates=options.num_candidates if training else 0,
             max_history=options.max_history,
             max_length=self.model.config.n_positions,
+            layout=options.layout,
             personality_permutations=options.personality_permutations if training else 1,
             max_examples=0 if training else options.valid_examples,
             shuffle=training,
@@ -303,19 +305,20 @@ class Trainer:
         """
         started = time.perf_counter()
         options, random = self.options, random_state(self.device)
-        for _ in range(group):
-            if stop:
-                self.optimizer.zero_grad(set_to_none=True)
-                self.log.drop_step()
-                set_random_state(random, self.device)
-                raise _StoppedError
-            batch = next(batches)
-            num_tokens = int((batch["mc_token_ids"] + 1).sum())
-            with self._autocast():
-                output = self.forward(**self._to_device(batch))
-                loss = combined_loss(output, options.lm_coef, options.mc_coef)
-            self.scaler.scale(loss / group).backward()
-            self.log.add(loss, output.loss, output.mc_loss, num_tokens)
+        with self._weights_cast_once():
+            for _ in range(group):
+                if stop:
+                    self.optimizer.zero_grad(set_to_none=True)
+                    self.log.drop_step()
+                    set_random_state(random, self.device)
+                    raise _StoppedError
+                batch = next(batches)
+                num_tokens = count_tokens(batch)
+                with self._autocast():
+                    output = self.forward(**self._to_device(batch))
+                    loss = combined_loss(output, options.lm_coef, options.mc_coef)
+                self.scaler.scale(loss / group).backward()
+                self.log.add(loss, output.loss, output.mc_loss, num_tokens)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(
             self.model.parameters(), options.max_norm or math.inf, foreach=True
@@ -339,13 +342,14 @@ class Trainer:
         progress = tqdm(
             self.valid_batches, "evaluating", leave=False, unit="batch", **_tqdm_settings()
         )
-        for batch in progress:
-            if stop:
-                progress.close()
-                raise _StoppedError
-            with self._autocast():
-                output = self.model(**self._to_device(batch), return_logits=False)
-            sums.add(output, batch["labels"], batch["mc_labels"])
+        with self._weights_cast_once():
+            for batch in progress:
+                if stop:
+                    progress.close()
+                    raise _StoppedError
+                with self._autocast():
+                    output = self.model(**self._to_device(batch), return_logits=False)
+                sums.add(output, batch["labels"], batch["mc_labels"])
         metrics = sums.compute()
         self.folder.log(self.step, "valid", metrics.as_dict())
         self.report(f"step {self.step:,}: {metrics}")
@@ -384,10 +388,16 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
+    def _weights_cast_once(self) -> torch.autocast:
+        # Autocast forgets the weights that it has cast when the outermost block ends: this is one.
+        return torch.autocast(self.device.type, enabled=False)
+
     def _to_device(self, batch: Batch) -> dict[str, Tensor]:
-        # Labels stay on the CPU: the model counts them there without waiting for the device.
+        # What the model must count stays on the CPU, where it need not wait for the device.
         return {
-            name: tensor if name == "labels" else tensor.to(self.device, non_blocking=True)
+            name: tensor
+            if name in ("labels", "offsets")
+            else tensor.to(self.device, non_blocking=True)
             for name, tensor in batch.items()
         }
 
@@ -399,6 +409,13 @@ class Trainer:
             unit="step",
             **_tqdm_settings(),
         )
+
+
+def count_tokens(batch: Batch) -> int:
+    """Tokens that the model reads in a batch, without padding."""
+    if "offsets" in batch:
+        return len(batch["input_ids"])
+    return int((batch["mc_token_ids"] + 1).sum())
 
 
 def make_optimizer(

@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from convai_fast.data.batches import Layout
 from convai_fast.data.dataset import DataOptions
 from convai_fast.errors import UserError
+from convai_fast.model.layers import cpu_multiplies_bf16
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -74,6 +76,11 @@ class TrainOptions(DataOptions):
     precision: Precision = "auto"
     """Autocast to bf16 or fp16 over float32 weights, or fp32; auto takes bf16 where the hardware
     multiplies it."""
+    layout: Layout = "shared"
+    """shared: what the candidates of an example share is computed once, and nothing is padded;
+    padded: every candidate by itself, for comparison."""
+    gradient_checkpointing: bool = False
+    """Keep less for the backward pass and compute it again: less memory, a third more time."""
     compile: bool = False
     """Compile the model with torch.compile."""
     seed: int = 42
@@ -139,11 +146,6 @@ def resolve_device(name: str) -> torch.device:
 def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
     """The dtype that autocast computes in; "auto" is bf16 where the device multiplies it fast."""
     if name == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bf16()
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_multiplies_bf16()
         return torch.bfloat16 if fast else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware (AMX or AVX512-BF16)."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -52,6 +52,7 @@ def test_two_epochs_equal_a_straightforward_loop_over_transformers(
     peer.train()
     trainer.run()
 
+    trainer.batches.layout = "padded"  # which is what transformers takes
     optimizer = make_optimizer(peer, options.lr, options.weight_decay, options.adam_beta2)
     step, total_steps = 0, trainer.total_steps
     for epoch in range(options.n_epochs):
@@ -95,7 +96,9 @@ def test_evaluation_weighs_tokens_and_counts_hits_exactly(options, tokenizer, st
     peer = trainer.model.eval()
     nlls, hits = [], []
     options.valid_batch_size = 1
-    for batch in make_trainer(options, tokenizer, store).valid_batches:
+    padded = make_trainer(options, tokenizer, store).valid_batches
+    padded.layout = "padded"
+    for batch in padded:
         with torch.no_grad():
             output = peer(**batch, return_logits=True)
         log_probabilities = output.logits[:, :, :-1].log_softmax(-1)
