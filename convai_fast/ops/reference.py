@@ -4,6 +4,7 @@ The compiled kernels are tested against these functions, which also serve where 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -165,15 +166,15 @@ def _to_device(
 _MASK32 = 0xFFFFFFFF
 
 
-def philox(seeds: Tensor, steps: Tensor) -> Tensor:
-    """The first 32-bit word of Philox 4x32-10, for key `seeds` and counter `steps`.
+def philox_words(seeds: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The four 32-bit words of Philox 4x32-10, for key `seeds` and counter `low + 2**64 * high`.
 
-    Both are int64 tensors of one shape; the result is int64 in [0, 2**32).
+    All are int64 tensors, broadcast to one shape; the result is int64 in [0, 2**32), [4, *shape].
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
+    seeds, low, high = torch.broadcast_tensors(seeds, low, high)
     key = [seeds & _MASK32, (seeds >> 32) & _MASK32]
-    counter = [steps & _MASK32, (steps >> 32) & _MASK32, torch.zeros_like(steps)]
-    counter.append(torch.zeros_like(steps))
+    counter = [low & _MASK32, (low >> 32) & _MASK32, high & _MASK32, (high >> 32) & _MASK32]
     for _ in range(10):
         # int64 products wrap modulo 2**64, so that both halves come out right after masking.
         product0, product1 = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57
@@ -185,7 +186,12 @@ def philox(seeds: Tensor, steps: Tensor) -> Tensor:
             product0 & _MASK32,
         ]
         key = [(key[0] + 0x9E3779B9) & _MASK32, (key[1] + 0xBB67AE85) & _MASK32]
-    return counter[0]
+    return torch.stack(counter)
+
+
+def philox(seeds: Tensor, steps: Tensor) -> Tensor:
+    """The first word for key `seeds` and counter `steps`, both int64 of one shape."""
+    return philox_words(seeds, steps, torch.zeros_like(steps))[0]
 
 
 def filter_probabilities(z: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
@@ -302,3 +308,100 @@ def cached_attention(
             query[rows].transpose(0, 1), past_keys, past_values, attn_mask=mask
         ).transpose(0, 1)
     return out.flatten(1)
+
+
+# --- dropout and branch_attention --------------------------------------------------------------
+
+
+def dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    """See `convai_fast.ops.dropout`."""
+    # 64 elements draw the four words of 16 blocks, word after word.
+    element = torch.arange(x.numel(), device=x.device)
+    block, word = element // 64 * 16 + element % 16, element // 16 % 4
+    words = philox_words(seed.to(x.device), block, torch.zeros_like(block))
+    kept = words.gather(0, word[None]).view(x.shape) >= int(p * 2**32)
+    return torch.where(kept, x.float() * (1 / (1 - p)), 0.0).to(x.dtype)
+
+
+def _rows_of_branches(
+    offsets: Tensor, branch_ids: Tensor, num_heads: int, dropout_p: float, seed: Tensor | None
+) -> Iterator[tuple[slice, Tensor, Tensor | float]]:
+    """The tokens of each row, who sees whom [n, n], and the weights' factors [num_heads, n, n]."""
+    device = branch_ids.device
+    for first, end in pairwise(offsets.tolist()):
+        branch = branch_ids[first:end]
+        place = torch.arange(end - first, device=device)
+        visible = (place <= place[:, None]) & ((branch == 0) | (branch == branch[:, None]))
+        factors: Tensor | float = 1.0
+        if dropout_p > 0:
+            # Where each token's segment (the prefix or a branch) begins, and its place therein.
+            begins = torch.searchsorted(branch, branch)
+            place = place - begins
+            # Four queries of a segment share the four words of a key's block.
+            query = (first + begins + place // 4 * 4)[:, None] * num_heads
+            query = query + torch.arange(num_heads, device=device)[:, None, None]
+            is_prefix = (branch != branch[:, None]).long()
+            words = philox_words(seed.to(device), place, 2 * query + is_prefix)
+            word = (place % 4)[:, None].expand(words.shape[1:])
+            kept = words.gather(0, word[None])[0] >= int(dropout_p * 2**32)
+            factors = kept / (1 - dropout_p)
+        yield slice(first, end), visible, factors
+
+
+def _heads(x: Tensor, num_heads: int) -> Tensor:
+    """[n, num_heads * head_dim] to float32 [num_heads, n, head_dim]."""
+    return x.float().unflatten(1, (num_heads, -1)).transpose(0, 1)
+
+
+def branch_attention(
+    qkv: Tensor,
+    offsets: Tensor,
+    branch_ids: Tensor,
+    num_heads: int,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See `convai_fast.ops.branch_attention`; the second result is each query's log-sum-exp."""
+    out = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
+    logsumexp = qkv.new_empty(num_heads, len(qkv), dtype=torch.float32)
+    rows = _rows_of_branches(offsets, branch_ids, num_heads, dropout_p, seed)
+    with torch.autocast(qkv.device.type, enabled=False):
+        for row, visible, factors in rows:
+            query, key, value = (_heads(part, num_heads) for part in qkv[row].chunk(3, dim=1))
+            scores = query @ key.mT / query.shape[-1] ** 0.5
+            scores = scores.masked_fill(~visible, -torch.inf)
+            logsumexp[:, row] = scores.logsumexp(-1)
+            weights = scores.softmax(-1) * factors
+            out[row] = (weights @ value).transpose(0, 1).flatten(1).to(out.dtype)
+    return out, logsumexp
+
+
+def branch_attention_backward(
+    grad_out: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    offsets: Tensor,
+    branch_ids: Tensor,
+    num_heads: int,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
+    """The gradient of `qkv` where that of `branch_attention`'s first result is `grad_out`."""
+    grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    rows = _rows_of_branches(offsets, branch_ids, num_heads, dropout_p, seed)
+    with torch.autocast(qkv.device.type, enabled=False):
+        for row, visible, factors in rows:
+            query, key, value = (_heads(part, num_heads) for part in qkv[row].chunk(3, dim=1))
+            scale = query.shape[-1] ** -0.5
+            scores = query @ key.mT * scale
+            weights = (scores - logsumexp[:, row, None]).exp().masked_fill(~visible, 0)
+            grad = _heads(grad_out[row], num_heads)
+            grad_value = (weights * factors).mT @ grad
+            mean = (grad * _heads(out[row], num_heads)).sum(-1, keepdim=True)
+            grad_scores = weights * (grad @ value.mT * factors - mean)
+            grads = torch.cat(
+                [grad_scores @ key * scale, grad_scores.mT @ query * scale, grad_value]
+            )
+            grad_qkv[row] = grads.transpose(0, 1).flatten(1).to(qkv.dtype)
+    return grad_qkv

@@ -38,3 +38,15 @@ library.define(
     "cached_attention(Tensor qkv, Tensor(a!) keys, Tensor(b!) values, Tensor slots,"
     " Tensor offsets, Tensor lengths) -> Tensor"
 )
+
+library.define(
+    "branch_attention(Tensor qkv, Tensor offsets, Tensor branch_ids, int num_heads,"
+    " float dropout_p, Tensor? seed) -> (Tensor out, Tensor logsumexp)"
+)
+
+library.define(
+    "branch_attention_backward(Tensor grad_out, Tensor qkv, Tensor out, Tensor logsumexp,"
+    " Tensor offsets, Tensor branch_ids, int num_heads, float dropout_p, Tensor? seed) -> Tensor"
+)
+
+library.define("dropout(Tensor x, float p, Tensor seed) -> Tensor")

@@ -17,6 +17,7 @@
 #endif
 
 #define CONVAI_FAST_INLINE __attribute__((always_inline)) inline
+#define CONVAI_FAST_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace convai_fast {
 
@@ -29,6 +30,8 @@ struct Vectors;
   struct Vectors<width> {                                          \
     typedef float Float __attribute__((vector_size(4 * width)));   \
     typedef int32_t Int __attribute__((vector_size(4 * width)));   \
+    typedef uint32_t Word __attribute__((vector_size(4 * width))); \
+    typedef uint64_t Wide __attribute__((vector_size(4 * width))); \
     typedef int16_t Pair __attribute__((vector_size(4 * width)));  \
     typedef uint16_t Half __attribute__((vector_size(2 * width))); \
     typedef int8_t Bytes __attribute__((vector_size(2 * width)));  \

@@ -21,6 +21,14 @@ inline BFloat16 to_bfloat16(float x) {
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
+inline float to_float(float x) { return x; }
+inline float to_float(BFloat16 x) {
+  const uint32_t bits = uint32_t{x.bits} << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 template <int kWidth>
 CONVAI_FAST_INLINE typename Simd<kWidth>::Float load_weights(const float* source) {
   return Simd<kWidth>::load(source);
@@ -55,12 +63,13 @@ struct Tile {
     for (int v = 0; v < kColumns; ++v) Simd<kWidth>::store(target + v * kWidth, sums[i][v]);
   }
 
-  // sums[i][n] += x[i][k] * weight[k][n] for k in [begin, end). Row i of x begins at i * x_stride,
-  // the 16 weights of k at k * stride, those of the next panel panel_stride further on.
+  // sums[i][n] += x[i][k] * weight[k][n] for k in [begin, end). Row i of x begins at i * x_stride
+  // and goes on by x_step; the 16 weights of k are at k * stride, those of the next panel
+  // panel_stride further on.
   template <typename Weight>
   CONVAI_FAST_INLINE void add_products(const float* x, int64_t x_stride, const Weight* weight,
                                        int64_t stride, int64_t panel_stride, int64_t begin,
-                                       int64_t end) {
+                                       int64_t end, int64_t x_step = 1) {
     for (int64_t k = begin; k < end; ++k) {
       typename Simd<kWidth>::Float w[kColumns];
 #pragma GCC unroll 16
@@ -70,7 +79,7 @@ struct Tile {
       }
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
-        const float factor = x[i * x_stride + k];
+        const float factor = x[i * x_stride + k * x_step];
 #pragma GCC unroll 16
         for (int v = 0; v < kColumns; ++v) sums[i][v] += factor * w[v];
       }
