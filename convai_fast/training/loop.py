@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from convai_fast._native import keep_freed_memory
 from convai_fast.data.batches import Batch, DialogueBatches
 from convai_fast.data.dataset import open_dataset
 from convai_fast.data.store import DialogueStore
@@ -115,6 +116,8 @@ class Trainer:
         self.dtype = resolve_precision(options.precision, self.device)
         if self.device.type == "cpu" and self.dtype == torch.float16:
             raise UserError("--precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.model = model.to(self.device)
         model.transformer.gradient_checkpointing = options.gradient_checkpointing
         self.forward = torch.compile(model, dynamic=True) if options.compile else model

@@ -2,6 +2,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <limits>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "convai_fast/cpu_features.h"
 #include "index.h"
 
@@ -43,10 +48,23 @@ py::tuple index_examples(const Array<int64_t>& utterance_offsets,
   return py::make_tuple(plan, sizes, py::make_tuple(cuts.history, cuts.persona, cuts.reply));
 }
 
+// Training frees and takes the same megabytes again all the time. By default glibc hands large
+// blocks back to the system at once, which then clears every page anew. Returns whether it was
+// asked not to.
+bool keep_freed_memory() {
+#ifdef __GLIBC__
+  return mallopt(M_MMAP_MAX, 0) == 1 &&
+         mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max()) == 1;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 }  // namespace convai_fast
 
 PYBIND11_MODULE(_host, m) {
   m.def("index_examples", &convai_fast::index_examples);
+  m.def("keep_freed_memory", &convai_fast::keep_freed_memory);
   m.def("isa", [] { return convai_fast::isa_name(convai_fast::current_isa()); });
 }
