@@ -14,6 +14,7 @@ loses nothing.
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import shutil
 import socket
@@ -121,6 +122,15 @@ class RunFolder:
             self._point(link, folder)
         self._remove_unused()
 
+    def set_aside(self, record: dict[str, Any]) -> Path:
+        """Write `record`, of a step that ended the run, to bad_batch.json; returns its path.
+
+        Numbers that JSON does not have are written as text: "nan", "inf".
+        """
+        path = self.path / "bad_batch.json"
+        _write_file(path, json.dumps(_finite_or_text(record)) + "\n")
+        return path
+
     def _checkpoint(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step-{step:06d}"
 
@@ -207,6 +217,14 @@ def _new_folder(options: TrainOptions) -> Path:
     except OSError as error:
         raise UserError(f"cannot make the run folder {path}: {error.strerror}") from error
     return path
+
+
+def _finite_or_text(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite_or_text(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite_or_text(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _options_json(options: TrainOptions) -> str:

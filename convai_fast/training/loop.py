@@ -28,6 +28,7 @@ from convai_fast.training.checkpoints import (
     check_output,
     read_training_state,
 )
+from convai_fast.training.guard import FiniteGuard
 from convai_fast.training.losses import Metrics, MetricSums, combined_loss
 from convai_fast.training.options import TrainOptions, resolve_device, resolve_precision
 from convai_fast.training.resume import CHANGEABLE, resolve_resume
@@ -139,6 +140,9 @@ class Trainer:
         self.best_nll = math.inf
         self.epochs_without_gain = 0
         self.log = _StepLog(self.device)
+        self.guard = FiniteGuard(
+            self.device, options.gradient_accumulation_steps, not self.scaler.is_enabled()
+        )
         self._resumed: dict[str, Any] | None = None
         self._saved: dict[str, Any] | None = None
 
@@ -280,14 +284,13 @@ class Trainer:
                 group = min(self.options.gradient_accumulation_steps, remaining)
                 self._train_step(batches, group, stop)
                 progress.update()
-                if self.step % self.options.log_every == 0 or self.step == self.total_steps:
+                is_logged = self.step % self.options.log_every == 0 or self.step == self.total_steps
+                # Elsewhere than on the CPU a look waits for the device, as a record does anyway.
+                if is_logged or self.device.type == "cpu" or self.batch == len(self.batches):
+                    self._stop_if_not_finite()
+                if is_logged:
                     values = self.log.read(self.lr)
                     self.folder.log(self.step, "train", values)
-                    if not math.isfinite(values["loss"]):
-                        raise UserError(
-                            f"the loss at step {self.step:,} is {values['loss']}: start again with "
-                            f"a lower --lr, or with --precision fp32"
-                        )
                     progress.set_postfix_str(
                         f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s",
                         refresh=False,
@@ -308,32 +311,67 @@ class Trainer:
         """
         started = time.perf_counter()
         options, random = self.options, random_state(self.device)
+        losses, num_tokens = [], 0
         with self._weights_cast_once():
             for _ in range(group):
                 if stop:
                     self.optimizer.zero_grad(set_to_none=True)
-                    self.log.drop_step()
                     set_random_state(random, self.device)
                     raise _StoppedError
                 batch = next(batches)
-                num_tokens = count_tokens(batch)
+                num_tokens += count_tokens(batch)
                 with self._autocast():
                     output = self.forward(**self._to_device(batch))
                     loss = combined_loss(output, options.lm_coef, options.mc_coef)
                 self.scaler.scale(loss / group).backward()
-                self.log.add(loss, output.loss, output.mc_loss, num_tokens)
+                losses.append(torch.stack([loss, output.loss, output.mc_loss]).detach())
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(
             self.model.parameters(), options.max_norm or math.inf, foreach=True
-        )
+        ).detach()
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = self.lr
+        losses = torch.stack(losses)
+        must_skip = self.guard.check(self.step + 1, losses, norm)
+        if not self.scaler.is_enabled():  # which has a look of its own at the gradient
+            self.optimizer.found_inf = must_skip
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.batch += group
-        self.log.end_step(norm, time.perf_counter() - started)
+        self.log.end_step(losses, num_tokens, norm, time.perf_counter() - started)
+
+    def _stop_if_not_finite(self) -> None:
+        """Raise UserError if a step since the last look was bad, with its batches set aside."""
+        bad = self.guard.read()
+        if bad is None:
+            return
+        # Steps are looked at before their epoch ends, so that the batches are still those.
+        size = self.options.gradient_accumulation_steps
+        first = (bad.step - 1 - (self.step - -(-self.batch // size))) * size
+        path = self.folder.set_aside(
+            {
+                "step": bad.step,
+                "epoch": self.epoch,
+                "grad_norm": bad.grad_norm,
+                "batches": [self._describe_batch(first + i, bad.losses[i]) for i in bad.culprits],
+            }
+        )
+        raise UserError(
+            f"the {bad}: its batches are in {path}, and nothing of it was saved; start again with "
+            f"a lower --lr, or with --precision fp32"
+        )
+
+    def _describe_batch(self, index: int, losses: list[float]) -> dict[str, Any]:
+        batch = self.batches[index]
+        rows = batch["input_ids"].flatten(0, -2).tolist()
+        return {
+            "batch": index,
+            **dict(zip(("loss", "lm_loss", "mc_loss"), losses, strict=True)),
+            "text": self.tokenizer.batch_decode(rows),
+            **{name: tensor.tolist() for name, tensor in batch.items()},
+        }
 
     @torch.inference_mode()
     def evaluate(self, stop: list | None = None) -> Metrics | None:
@@ -376,6 +414,7 @@ class Trainer:
         """Save a checkpoint as `last`, and as `best` if it is, or if nothing can tell."""
         if self._counters() == self._saved:
             return
+        self._stop_if_not_finite()
         if self.best_nll == math.inf:
             self.best_step = self.step
         values = {
@@ -445,10 +484,7 @@ def lr_factor(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 class _StepLog:
-    """Sums of the steps since the last record, kept on the device until somebody reads them.
-
-    Those of the step in progress are kept apart until it ends.
-    """
+    """Sums of the steps since the last record, kept on the device until somebody reads them."""
 
     def __init__(self, device: torch.device) -> None:
         self.losses = torch.zeros(3, device=device)
@@ -456,25 +492,14 @@ class _StepLog:
         self.batches = 0
         self.tokens, self.seconds = 0, 0.0  # of this process
         self._read_tokens, self._read_seconds = 0, 0.0
-        self.drop_step()
 
-    def drop_step(self) -> None:
-        """Forget the step in progress."""
-        self._step_losses: list[Tensor] = []
-        self._step_tokens = 0
-
-    def add(self, loss: Tensor, lm_loss: Tensor, mc_loss: Tensor, num_tokens: int) -> None:
-        self._step_losses.append(torch.stack([loss, lm_loss, mc_loss]).detach())
-        self._step_tokens += num_tokens
-
-    def end_step(self, grad_norm: Tensor, seconds: float) -> None:
-        for losses in self._step_losses:
-            self.losses += losses
-        self.batches += len(self._step_losses)
-        self.grad_norm = grad_norm.detach()
-        self.tokens += self._step_tokens
+    def end_step(self, losses: Tensor, num_tokens: int, grad_norm: Tensor, seconds: float) -> None:
+        """Count a step; `losses` is float32 [batches, 3]."""
+        self.losses += losses.sum(0)
+        self.batches += len(losses)
+        self.grad_norm = grad_norm
+        self.tokens += num_tokens
         self.seconds += seconds
-        self.drop_step()
 
     def read(self, lr: float) -> dict[str, float]:
         loss, lm_loss, mc_loss = (self.losses / self.batches).tolist()
