@@ -246,6 +246,21 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
     return tensors, path
 
 
+def write_config(
+    folder: Path,
+    config: TransformerConfig,
+    dtype: torch.dtype,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+) -> None:
+    """Write `config.json` of a model stored as `dtype`, with the tokenizer's bos, eos and pad."""
+    content = config.to_transformers()
+    content["dtype"] = str(dtype).removeprefix("torch.")
+    if tokenizer is not None:
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            content[name] = getattr(tokenizer, name)
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
 def write_folder(
     folder: str | Path,
     config: TransformerConfig,
@@ -266,16 +281,11 @@ def write_folder(
     Raises:
         UserError: the tokenizer has more tokens than the model, or the folder cannot be written.
     """
-    content = config.to_transformers()
-    content["dtype"] = str(weights[_EMBEDDING].dtype).removeprefix("torch.")
-    if tokenizer is not None:
-        if len(tokenizer) > config.vocab_size:
-            raise UserError(
-                f"the tokenizer has {len(tokenizer)} tokens but the model only "
-                f"{config.vocab_size}; call resize_token_embeddings({len(tokenizer)}) first."
-            )
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            content[name] = getattr(tokenizer, name)
+    if tokenizer is not None and len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model only "
+            f"{config.vocab_size}; call resize_token_embeddings({len(tokenizer)}) first."
+        )
     tensors = {
         theirs: weights[ours].t().contiguous()
         if theirs.endswith(_CONV1D_WEIGHTS)
@@ -288,7 +298,7 @@ def write_folder(
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
             staging = Path(name)
             save_file(tensors, staging / "model.safetensors", metadata={"format": "pt"})
-            (staging / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+            write_config(staging, config, weights[_EMBEDDING].dtype, tokenizer)
             if tokenizer is not None:
                 tokenizer.save_pretrained(staging)
             for file in sorted(staging.iterdir()):

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convai_fast.model import checkpoint
+from convai_fast.errors import UserError
+from convai_fast.model import adapter, checkpoint
 from convai_fast.model.attention import Branches
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.layers import Dropout, Linear, linear
@@ -185,13 +186,26 @@ class DoubleHeadsModel(nn.Module):
         """The model saved in a folder, or under an id on the Hugging Face hub, in `eval` mode.
 
         Reads transformers' layout, double heads or plain language models (whose multiple-choice
-        head is then newly initialised, with a warning), and executes nothing it reads.
+        head is then newly initialised, with a warning), and executes nothing it reads. A folder
+        with a LoRA adapter that `convai-fast train` wrote gives its base model with the adapter
+        merged.
 
         Raises:
             UserError: there is no such model, or its files are damaged or do not fit together.
         """
         folder = checkpoint.find_folder(path)
         config = checkpoint.read_config(folder)
+        if adapter.is_adapter(folder):
+            model = cls.from_pretrained(adapter.base_model_of(folder))
+            model.resize_token_embeddings(config.vocab_size)
+            if model.config != config:
+                raise UserError(
+                    f"{adapter.base_model_of(folder)} is not the model that the adapter in "
+                    f"{folder} was trained on: correct base_model_name_or_path in its "
+                    f"{adapter.CONFIG_FILE}"
+                )
+            adapter.merge_adapter(folder, config, dict(model.named_parameters()))
+            return model.to(dtype).eval()
         # On the meta device nothing is allocated or drawn that the weights then overwrite.
         with torch.device("meta"):
             model = cls(config).to(dtype)

@@ -21,15 +21,14 @@ import socket
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PreTrainedTokenizerFast
 
 from convai_fast.errors import UserError
-from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.options import TrainOptions
 
 STATE_FILE = "training_state.pt"
@@ -83,8 +82,7 @@ class RunFolder:
 
     def save(
         self,
-        model: DoubleHeadsModel,
-        tokenizer: PreTrainedTokenizerFast,
+        write_model: Callable[[Path], None],
         metrics: dict[str, Any],
         state: dict[str, Any],
         best: bool,
@@ -92,6 +90,7 @@ class RunFolder:
         """Save a checkpoint of step `state["step"]` as `last`, and as `best` too if it is.
 
         Args:
+            write_model: writes model and tokenizer into a folder, which it makes.
             metrics: what metrics.json says.
             state: `Trainer.state_dict()`.
         """
@@ -110,7 +109,7 @@ class RunFolder:
         else:
             scratch = folder.with_name(f".{folder.name}")
             shutil.rmtree(scratch, ignore_errors=True)
-            model.save_pretrained(scratch, tokenizer)
+            write_model(scratch)
             (scratch / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
             state["checksums"] = _checksums(scratch)
             torch.save(state, scratch / STATE_FILE)

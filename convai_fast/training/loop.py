@@ -20,6 +20,7 @@ from convai_fast._native import keep_freed_memory
 from convai_fast.data.batches import Batch, DialogueBatches
 from convai_fast.data.dataset import open_dataset
 from convai_fast.data.store import DialogueStore
+from convai_fast.data.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.checkpoints import (
@@ -29,6 +30,7 @@ from convai_fast.training.checkpoints import (
     read_training_state,
 )
 from convai_fast.training.guard import FiniteGuard
+from convai_fast.training.lora import Lora
 from convai_fast.training.losses import Metrics, MetricSums, combined_loss
 from convai_fast.training.options import TrainOptions, resolve_device, resolve_precision
 from convai_fast.training.resume import CHANGEABLE, resolve_resume
@@ -83,13 +85,14 @@ def train(
         options = resolve_resume(options, given)
     options.check()
     last, state = Path(options.resume) / "last", None
-    if options.resume and last.exists():
+    if not options.resume:
+        check_output(options.output)
+    elif last.exists():
         state = read_training_state(last)
+    torch.manual_seed(options.seed)
+    if state is not None and not options.lora_r:
         model, tokenizer = load_checkpoint(last)
     else:
-        if not options.resume:
-            check_output(options.output)
-        torch.manual_seed(options.seed)
         model, tokenizer = load_model_and_tokenizer(options, report)
     store = open_dataset(options, tokenizer, options.dataset_cache, report)
     trainer = Trainer(options, model, tokenizer, store, report)
@@ -119,6 +122,8 @@ class Trainer:
             raise UserError("--precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
         if self.device.type == "cpu":
             keep_freed_memory()
+        ids = special_ids(tokenizer)
+        self.lora = Lora(model, options, ids) if options.lora_r else None
         self.model = model.to(self.device)
         model.transformer.gradient_checkpointing = options.gradient_checkpointing
         self.forward = torch.compile(model, dynamic=True) if options.compile else model
@@ -214,6 +219,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": random_state(self.device),
+            "adapter": self.lora.state_dict() if self.lora else None,
             "log": self.log.state_dict(),
             **self._counters(),
         }
@@ -230,6 +236,8 @@ class Trainer:
                     f"{self.options.resume} cannot be continued: its checkpoint was made with "
                     f"another {name} than there is now; restore it, or start a new run"
                 )
+        if self.lora:
+            self.lora.load_state_dict(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.log.load_state_dict(state["log"])
@@ -246,7 +254,9 @@ class Trainer:
         store = self.batches.store
         options = dataclasses.asdict(self.options)
         fixed = options.keys() - {*CHANGEABLE, "resume", "output"}
+        base = {"base model": self.lora.base_checksum} if self.lora else {}
         return {
+            **base,
             "model shape (config.json)": self.model.config.to_transformers(),
             "tokenizer": store.meta["tokenizer"],
             "set of dialogues": store.meta["fingerprint"],
@@ -365,11 +375,14 @@ class Trainer:
 
     def _describe_batch(self, index: int, losses: list[float]) -> dict[str, Any]:
         batch = self.batches[index]
-        rows = batch["input_ids"].flatten(0, -2).tolist()
+        if "offsets" in batch:
+            rows = batch["input_ids"].tensor_split(batch["offsets"][1:-1])
+        else:
+            rows = batch["input_ids"].flatten(0, -2)
         return {
             "batch": index,
             **dict(zip(("loss", "lm_loss", "mc_loss"), losses, strict=True)),
-            "text": self.tokenizer.batch_decode(rows),
+            "text": self.tokenizer.batch_decode([row.tolist() for row in rows]),
             **{name: tensor.tolist() for name, tensor in batch.items()},
         }
 
@@ -424,8 +437,11 @@ class Trainer:
             **(metrics.as_dict() if metrics else {}),
         }
         best = self.best_step == self.step
-        self.folder.save(self.model, self.tokenizer, values, self.state_dict(), best)
+        self.folder.save(self._write_model, values, self.state_dict(), best)
         self._saved = self._counters()
+
+    def _write_model(self, folder: Path) -> None:
+        (self.lora or self.model).save_pretrained(folder, self.tokenizer)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -464,8 +480,9 @@ def make_optimizer(
     model: nn.Module, lr: float, weight_decay: float, beta2: float
 ) -> torch.optim.AdamW:
     """Fused AdamW; weight decay on matrices, not on biases and norms."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.dim() >= 2]
+    vectors = [p for p in trained if p.dim() < 2]
     groups = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},

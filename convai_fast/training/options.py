@@ -71,6 +71,15 @@ class TrainOptions(DataOptions):
     """Evaluate on so many examples, spread evenly over the validation split; 0: on all."""
     patience: int = 0
     """Stop when the validation nll has not improved for so many epochs; 0: never."""
+    lora_r: int = 0
+    """Rank of LoRA adapters on all linear layers, trained in place of the weights, beside the
+    multiple-choice head and the special tokens' embeddings (needs peft); 0: train all weights."""
+    lora_alpha: float = 16.0
+    """LoRA's changes count lora_alpha / lora_r."""
+    lora_dropout: float = 0.0
+    """Dropout of what goes into the adapters."""
+    merge_lora: bool = False
+    """Save ordinary weights with the adapters merged, not the adapters alone."""
     device: str = "auto"
     """cuda, cuda:1 or cpu; auto takes cuda where there is one."""
     precision: Precision = "auto"
@@ -120,6 +129,8 @@ class TrainOptions(DataOptions):
             "lm_coef": 0,
             "mc_coef": 0,
             "max_norm": 0,
+            "lora_r": 0,
+            "lora_dropout": 0,
         }
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -127,6 +138,14 @@ class TrainOptions(DataOptions):
                 raise UserError(f"--{name} must be at least {least}, not {value}")
         if not self.adam_beta2 < 1:
             raise UserError(f"--adam_beta2 must be below 1, not {self.adam_beta2}")
+        if not self.lora_dropout < 1:
+            raise UserError(f"--lora_dropout must be below 1, not {self.lora_dropout}")
+        if not self.lora_alpha > 0:
+            raise UserError(f"--lora_alpha must be above 0, not {self.lora_alpha}")
+        if self.merge_lora and not self.lora_r:
+            raise UserError("--merge_lora without --lora_r: there is nothing to merge")
+        if self.lora_r and self.from_scratch:
+            raise UserError("--lora_r adapts trained weights: leave out --from_scratch")
         if self.lm_coef == self.mc_coef == 0:
             raise UserError("--lm_coef and --mc_coef are both 0: there is nothing to learn")
 

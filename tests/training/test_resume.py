@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from interruptions import assert_equal_runs, die_at, in_a_process, records
 
 from convai_fast.cli.main import main
 from convai_fast.errors import UserError
@@ -61,57 +60,9 @@ def killed(undisturbed, tmp_path):
     return run
 
 
-def records(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("tokens_per_second", None)
-    return lines
-
-
-def assert_equal_runs(run, other):
-    assert records(run) == records(other)
-    for link in ("last", "best"):
-        ours, theirs = (load_file(r / link / "model.safetensors") for r in (run, other))
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours), link
-    states = [torch.load(r / "last" / checkpoints.STATE_FILE) for r in (run, other)]
-    ours, theirs = (s["optimizer"]["state"] for s in states)
-    assert all(torch.equal(ours[i][k], theirs[i][k]) for i in ours for k in ours[i])
-    assert {p.name for p in (run / "checkpoints").iterdir()} == {
-        p.name for p in (other / "checkpoints").iterdir()
-    }
-
-
-def in_a_process(options, before=lambda: None):
-    """Train in a fork of this process, which has imported all it needs."""
-
-    def work():
-        before()
-        loop.train(options, lambda _: None)
-
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    return process
-
-
 def resume_command(run, *arguments):
     command = [sys.executable, "-m", "convai_fast", "train", "--resume", str(run), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def die_at(target, name, call):
-    """Have the `call`-th call of a function end this process at once, as `kill -9` would."""
-    function, calls = getattr(target, name), []
-
-    def counted(*args, **kwargs):
-        calls.append(name)
-        if len(calls) == call:
-            if name == "save":  # of a file: half of it
-                Path(args[1]).write_bytes(b"PK\3\4 half a file")
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-
-    setattr(target, name, counted)
 
 
 @pytest.mark.parametrize(

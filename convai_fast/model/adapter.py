@@ -1,0 +1,102 @@
+"""A LoRA adapter as peft stores it, read without peft and merged into its base model.
+
+adapter_config.json         the base model, r, alpha
+adapter_model.safetensors   under transformers' names: `lora_A` and `lora_B` of every linear layer,
+                            the multiple-choice head, and the embedding's rows of special tokens
+config.json                 the shape of the merged model
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from convai_fast.errors import UserError
+from convai_fast.model.checkpoint import transformers_names
+from convai_fast.model.config import TransformerConfig
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+# The layers that have one, by transformers' names.
+TARGET_MODULES = ("c_attn", "c_proj", "c_fc")
+_HEAD = "multiple_choice_head"
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether `folder` holds an adapter instead of a model's own weights."""
+    return (folder / CONFIG_FILE).is_file()
+
+
+def base_model_of(folder: Path) -> str:
+    """The folder or hub id of the model that the adapter in `folder` changes.
+
+    Raises UserError when adapter_config.json does not say.
+    """
+    base = _read_config(folder).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise UserError(f"{folder / CONFIG_FILE} names no base_model_name_or_path: add it")
+    return base
+
+
+def tensor_names(config: TransformerConfig) -> dict[str, list[str]]:
+    """Our name of a parameter that an adapter changes -> the names of its tensors in the file.
+
+    `[lora_A, lora_B]` for a linear layer's weight, `[rows]` for the embedding, and the tensor
+    itself for the multiple-choice head.
+    """
+    names = {}
+    for ours, theirs in transformers_names(config).items():
+        name = f"base_model.model.{theirs}"
+        stem = name.removesuffix(".weight")
+        if stem.endswith(TARGET_MODULES):
+            names[ours] = [f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"]
+        elif ours.startswith(_HEAD):
+            names[ours] = [name]
+        elif ours == "transformer.token_embedding.weight":
+            names[ours] = [f"{stem}.token_adapter.trainable_tokens_delta"]
+    return names
+
+
+@torch.no_grad()
+def merge_adapter(folder: Path, config: TransformerConfig, parameters: dict[str, Tensor]) -> None:
+    """Change `parameters`, by our names, as the adapter in `folder` says.
+
+    A linear layer's weight [out, in] gains `alpha / r · B A`; the head and the rows are replaced.
+
+    Raises UserError when the adapter is damaged or does not fit the model.
+    """
+    settings, path = _read_config(folder), folder / WEIGHTS_FILE
+    try:
+        tensors = load_file(path)
+        rows = next(iter(settings["trainable_token_indices"].values()))
+        scale = settings["lora_alpha"] / settings["r"]
+        for ours, names in tensor_names(config).items():
+            parameter, values = parameters[ours], [tensors.pop(name) for name in names]
+            if len(values) == 2:
+                lora_a, lora_b = values
+                parameter += scale * (lora_b @ lora_a)
+            elif ours.startswith(_HEAD):
+                parameter.copy_(values[0])
+            else:
+                parameter[rows] = values[0]
+    # A missing file, a damaged one, a missing name, another shape.
+    except Exception as error:
+        raise UserError(
+            f"the adapter in {folder} cannot be applied ({type(error).__name__}: {error}): it is "
+            "damaged, or was not written by convai-fast train"
+        ) from error
+    if tensors:
+        raise UserError(f"{path} holds tensors that are unknown here, such as {min(tensors)}")
+
+
+def _read_config(folder: Path) -> dict:
+    path = folder / CONFIG_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return content

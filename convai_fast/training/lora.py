@@ -1,0 +1,143 @@
+"""LoRA: small matrices beside the linear layers are trained, the layers themselves are not.
+
+The multiple-choice head is trained too, in full, and so are the embedding's rows of the five
+special tokens, which no pretrained model knows.
+
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), as peft
+implements it.
+"""
+
+import zlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers import PreTrainedTokenizerFast
+
+from convai_fast.errors import UserError
+from convai_fast.model import adapter, checkpoint
+from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.training.options import TrainOptions
+
+_LAYERS = ("qkv", "out", "up", "down")
+
+
+class _TrainedRows(nn.Module):
+    """An embedding of which some rows are parameters of their own."""
+
+    def __init__(self, weight: Tensor, ids: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("ids", torch.tensor(ids))
+        self.rows = nn.Parameter(weight.detach()[list(ids)].clone())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """`weight` [vocab_size, n_embd] with these rows in place."""
+        return weight.index_copy(0, self.ids, self.rows)
+
+
+class Lora:
+    """The adapter of a model: made, saved, and put back where a run continues."""
+
+    def __init__(
+        self, model: DoubleHeadsModel, options: TrainOptions, token_ids: Sequence[int]
+    ) -> None:
+        """Add the adapter to `model`, whose other parameters no longer ask for a gradient.
+
+        Args:
+            token_ids: whose rows of the embedding are trained.
+
+        Raises UserError without peft.
+        """
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise UserError("--lora_r needs peft: pip install 'convai-fast[lora]'") from error
+        self.model, self.options, self.token_ids = model, options, list(token_ids)
+        settings = {
+            "r": options.lora_r,
+            "lora_alpha": options.lora_alpha,
+            "lora_dropout": options.lora_dropout,
+        }
+        inject_adapter_in_model(LoraConfig(target_modules=list(_LAYERS), **settings), model)
+        model.requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        model.multiple_choice_head.requires_grad_(True)
+        embedding = model.transformer.token_embedding
+        parametrize.register_parametrization(
+            embedding, "weight", _TrainedRows(embedding.weight, self.token_ids)
+        )
+        names = checkpoint.transformers_names(model.config)
+        embedding_module = names["transformer.token_embedding.weight"].split(".")[-2]
+        base = Path(options.model).expanduser()
+        # What peft and transformers read: their layers are stored as [in, out].
+        self._saved_config = LoraConfig(
+            **settings,
+            base_model_name_or_path=str(base.resolve()) if base.is_dir() else options.model,
+            target_modules=list(adapter.TARGET_MODULES),
+            fan_in_fan_out=True,
+            modules_to_save=["multiple_choice_head"],
+            trainable_token_indices={embedding_module: self.token_ids},
+            inference_mode=True,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that is trained, by the parameters' names."""
+        return {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state_dict` returned."""
+        self.model.load_state_dict(state, strict=False)
+
+    @cached_property
+    def base_checksum(self) -> int:
+        """A CRC-32 of all that is not trained: an adapter makes sense with its own base only."""
+        value = 0
+        for parameter in self.model.parameters():
+            if not parameter.requires_grad:
+                value = zlib.crc32(parameter.detach().cpu().contiguous().numpy(), value)
+        return value
+
+    def save_pretrained(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Write what `DoubleHeadsModel.from_pretrained` loads.
+
+        With --merge_lora ordinary weights, else the adapter, which names its base model.
+        """
+        config = self.model.config
+        if self.options.merge_lora:
+            checkpoint.write_folder(folder, config, self._merged_weights(), tokenizer)
+            return
+        tensors = {
+            name: tensor.detach().cpu().contiguous()
+            for ours, names in adapter.tensor_names(config).items()
+            for name, tensor in zip(names, self._adapted(ours), strict=True)
+        }
+        self._saved_config.save_pretrained(str(folder))
+        save_file(tensors, folder / adapter.WEIGHTS_FILE, metadata={"format": "pt"})
+        checkpoint.write_config(folder, config, torch.float32, tokenizer)
+        tokenizer.save_pretrained(folder)
+
+    def _adapted(self, name: str) -> list[Tensor]:
+        """The trained tensors that stand for the parameter `name`, as in `tensor_names`."""
+        module_name, kind = name.rsplit(".", 1)
+        module = self.model.get_submodule(module_name)
+        if hasattr(module, "lora_A"):
+            return [module.lora_A["default"].weight, module.lora_B["default"].weight]
+        if module is self.model.transformer.token_embedding:
+            return [module.parametrizations.weight[0].rows]
+        return [getattr(module, kind)]
+
+    @torch.no_grad()
+    def _merged_weights(self) -> dict[str, Tensor]:
+        weights = {}
+        for name in checkpoint.transformers_names(self.model.config):
+            module_name, kind = name.rsplit(".", 1)
+            module = self.model.get_submodule(module_name)
+            weights[name] = getattr(getattr(module, "base_layer", module), kind)
+            if kind == "weight" and hasattr(module, "lora_A"):
+                weights[name] = weights[name] + module.get_delta_weight("default")
+        return weights

@@ -1,0 +1,155 @@
+"""LoRA: what is trained, what is saved, and that everybody who loads it gets the same model."""
+
+import dataclasses
+import signal
+import sys
+
+import pytest
+import torch
+from interruptions import assert_equal_runs, die_at, in_a_process
+from peft import PeftModel
+from transformers import GPT2DoubleHeadsModel, OpenAIGPTDoubleHeadsModel
+
+from convai_fast.cli.loading import load_fine_tuned
+from convai_fast.cli.main import main
+from convai_fast.data.tokenizer import special_ids
+from convai_fast.errors import UserError
+from convai_fast.model.config import TransformerConfig
+from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.training import checkpoints, loop
+from convai_fast.training.options import TrainOptions
+
+PEERS = {"gpt2": GPT2DoubleHeadsModel, "openai-gpt": OpenAIGPTDoubleHeadsModel}
+
+
+@pytest.fixture(params=PEERS)
+def base(request, tokenizer, tmp_path):
+    """A small model with weights, as a folder."""
+    torch.manual_seed(0)
+    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
+    config = {"model_type": request.param, "vocab_size": len(tokenizer), **shape}
+    model = DoubleHeadsModel(TransformerConfig.from_transformers(config))
+    model.save_pretrained(tmp_path / "base", tokenizer)
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def lora_options(options, base, data_file):
+    return dataclasses.replace(
+        options,
+        model=str(base),
+        dataset_path=str(data_file),
+        lora_r=4,
+        lora_dropout=0.1,
+        lr=1e-2,
+        save_every=2,
+    )
+
+
+def train(options):
+    return loop.train(options, lambda _: None).run
+
+
+def a_batch(tokenizer):
+    ids = torch.randint(len(tokenizer), (2, 3, 20), generator=torch.Generator().manual_seed(1))
+    segments = torch.tensor(list(special_ids(tokenizer))[2:4])[torch.arange(20) // 10]
+    return {
+        "input_ids": ids,
+        "token_type_ids": segments.expand_as(ids),
+        "mc_token_ids": torch.full((2, 3), 19),
+    }
+
+
+def test_adapter_merged_weights_and_peft_are_one_model(lora_options, base, tokenizer, tmp_path):
+    run = train(lora_options)
+    assert {p.name for p in (run / "best").glob("*.safetensors")} == {"adapter_model.safetensors"}
+    ours, _ = load_fine_tuned(str(run / "best"))
+    before = DoubleHeadsModel.from_pretrained(base)
+    batch = a_batch(tokenizer)
+    with torch.no_grad():
+        output, untrained = ours(**batch), before(**batch)
+    assert not torch.allclose(output.logits, untrained.logits, atol=1e-2)
+
+    merged = train(dataclasses.replace(lora_options, merge_lora=True, output=f"{tmp_path}/merged"))
+    kind = PEERS[ours.config.architecture]
+    peers = [kind.from_pretrained(merged / "best").eval()]
+    peers.append(PeftModel.from_pretrained(kind.from_pretrained(base), run / "best").eval())
+    for peer in peers:
+        with torch.no_grad():
+            expected = peer(**batch)
+        torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(output.mc_logits, expected.mc_logits, atol=1e-5, rtol=1e-4)
+
+
+def test_layers_head_and_special_tokens_are_trained_and_nothing_else(lora_options, base, tokenizer):
+    run = train(lora_options)
+    before = DoubleHeadsModel.from_pretrained(base).state_dict()
+    after = DoubleHeadsModel.from_pretrained(run / "last").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    embedding = "transformer.token_embedding.weight"
+    linear = ("qkv.weight", "out.weight", "up.weight", "down.weight")
+    assert changed - {"multiple_choice_head.bias"} == {
+        "multiple_choice_head.weight",
+        embedding,
+        *(name for name in before if name.endswith(linear)),
+    }
+    rows = (before[embedding] != after[embedding]).any(dim=1).nonzero().flatten().tolist()
+    pad = special_ids(tokenizer)[-1]
+    assert set(rows) - {pad} == set(special_ids(tokenizer)) - {pad}
+
+
+@pytest.mark.parametrize("merge_lora", [False, True])
+@pytest.mark.parametrize("base", ["gpt2"], indirect=True)
+def test_a_killed_run_continues_bit_for_bit(lora_options, tmp_path, merge_lora):
+    options = dataclasses.replace(lora_options, merge_lora=merge_lora)
+    undisturbed = train(dataclasses.replace(options, output=f"{tmp_path}/undisturbed"))
+    process = in_a_process(options, lambda: die_at(loop, "combined_loss", 11))
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    run = train(TrainOptions(resume=options.output))
+    assert_equal_runs(run, undisturbed)
+
+
+@pytest.mark.parametrize("base", ["gpt2"], indirect=True)
+def test_another_base_model_is_refused(lora_options, base, tokenizer):
+    run = train(dataclasses.replace(lora_options, max_steps=1))
+    model = DoubleHeadsModel.from_pretrained(base)
+    with torch.no_grad():
+        model.transformer.blocks[0].mlp.up.weight[0, 0] += 1
+    model.save_pretrained(base)
+    with pytest.raises(UserError, match="with another base model"):
+        train(TrainOptions(resume=str(run), max_steps=2))
+    (run / "last" / "adapter_model.safetensors").write_bytes(b"short")
+    with pytest.raises(UserError, match=r"the adapter in .* cannot be applied"):
+        DoubleHeadsModel.from_pretrained(run / "last")
+
+
+@pytest.mark.parametrize("base", ["gpt2"], indirect=True)
+def test_without_peft_there_is_one_sentence(lora_options, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    arguments = ["--model", lora_options.model, "--data", lora_options.dataset_path]
+    arguments += ["--dataset_cache", lora_options.dataset_cache, "--output", str(tmp_path / "run")]
+    assert main(["train", *arguments, "--lora_r", "4"]) == 2
+    assert "--lora_r needs peft: pip install 'convai-fast[lora]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"from_scratch": True}, "--lora_r adapts trained weights"),
+        ({"lora_r": 0, "merge_lora": True}, "nothing to merge"),
+        ({"lora_alpha": 0.0}, "--lora_alpha must be above 0"),
+        ({"lora_dropout": 1.0}, "--lora_dropout must be below 1"),
+    ],
+)
+def test_options_that_make_no_sense(change, says):
+    with pytest.raises(UserError, match=says):
+        TrainOptions(**{"lora_r": 4, **change}).check()
+
+
+def test_the_state_of_a_run_with_an_adapter_is_small(tokenizer, lora_options):
+    run = train(dataclasses.replace(lora_options, max_steps=1))
+    state = torch.load(run / "last" / checkpoints.STATE_FILE)
+    assert not any("base_layer" in name for name in state["adapter"])
+    assert len(state["optimizer"]["state"]) == len(state["adapter"])
