@@ -4,14 +4,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from convai_fast.data.batches import Batch, DialogueBatches, Layout
 from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
 from convai_fast.data.dialogue import Dialogue
 from convai_fast.data.readers import load_dialogues
+from convai_fast.data.store import DialogueStore
 from convai_fast.data.tokenizer import load_tokenizer
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
@@ -62,6 +65,25 @@ SAMPLE_FILTERS = {
     "top-k 50, top-p 0.9": {"top_k": 50, "top_p": 0.9},
     "min-p 0.05": {"min_p": 0.05},
 }
+
+
+@dataclass(frozen=True)
+class CandidatesShape:
+    """Examples to train on or to rank: `batch` of them, with `num_candidates` candidates each."""
+
+    batch: int
+    num_candidates: int
+    max_history: int = 2
+
+    def __str__(self) -> str:
+        return f"{self.batch} x {self.num_candidates} candidates"
+
+
+TRAIN_SHAPES = {
+    "2-candidates": CandidatesShape(8, 2),
+    "4-candidates": CandidatesShape(8, 4),
+}
+RANK_SHAPE = CandidatesShape(4, 20)
 
 
 @dataclass(frozen=True)
@@ -132,6 +154,27 @@ def generate_requests(
         Request(persona=persona, history=history, params=params)
         for persona, history in turns[: shape.num_prompts]
     ]
+
+
+def batch_of_turn(batches: DialogueBatches, turn: int) -> Batch:
+    """Random examples, as a shuffled epoch brings them: the same for every way and layout."""
+    rng = np.random.default_rng(turn)
+    return batches.collate(rng.choice(batches.num_examples, batches.batch_size, replace=False))
+
+
+def open_batches(
+    store_folder: str, split: str, shape: CandidatesShape, layout: Layout
+) -> DialogueBatches:
+    """The examples of a store in the shape that is measured."""
+    return DialogueBatches(
+        DialogueStore(store_folder),
+        split,
+        batch_size=shape.batch,
+        num_candidates=shape.num_candidates,
+        max_history=shape.max_history,
+        max_length=512,
+        layout=layout,
+    )
 
 
 @cache

@@ -1,0 +1,83 @@
+"""Ways to do the same work, each in a process of its own and called in turn.
+
+A process of its own has its own memory, so that its peak can be told, and its own settings of the
+allocator, so that what one way does to them is no help to the other.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from benchmarks.timing import ratios
+
+Work = Callable[[int], Any]  # called with the number of the round
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One call of a worker: how long it took, what it returned, and its process's peak memory."""
+
+    seconds: float
+    result: Any
+    peak_mb: float
+
+
+def pairwise(turns: dict[str, list[Turn]], ours: str, other: str) -> tuple[float, float, float]:
+    """Median, smallest and largest of other's seconds / ours, pair by pair."""
+    seconds = {name: [turn.seconds for turn in done] for name, done in turns.items()}
+    return ratios(seconds, ours, other)
+
+
+class Worker:
+    """Runs `make(*arguments)`, which gives the work, in another process."""
+
+    def __init__(self, make: Callable[..., Work], *arguments: Any) -> None:
+        context = get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        threads = torch.get_num_threads()
+        self._process = context.Process(
+            target=_serve, args=(theirs, threads, make, arguments), daemon=True
+        )
+        self._process.start()
+
+    def run(self, turn: int) -> Turn:
+        """Do the work of round `turn` and wait for it."""
+        self._connection.send(turn)
+        return self._connection.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve(connection: Connection, threads: int, make: Callable[..., Work], arguments: Any) -> None:
+    torch.set_num_threads(threads)
+    work = make(*arguments)
+    while True:
+        turn = connection.recv()
+        started = time.perf_counter()
+        result = work(turn)
+        seconds = time.perf_counter() - started
+        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        connection.send(Turn(seconds, result, peak_kb / 1e3))
+
+
+def take_turns(workers: dict[str, Worker], rounds: int, warm_up: int = 1) -> dict[str, list[Turn]]:
+    """All workers in turn (A B C A B C …), `rounds` times after `warm_up` rounds that do not count.
+
+    Every worker does the work of round 0, 1, 2, …
+    """
+    turns: dict[str, list[Turn]] = {name: [] for name in workers}
+    for i in range(warm_up + rounds):
+        for name, worker in workers.items():
+            turns[name].append(worker.run(i))
+    for worker in workers.values():
+        worker.close()
+    return {name: done[warm_up:] for name, done in turns.items()}
