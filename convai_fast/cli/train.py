@@ -4,6 +4,7 @@ import dataclasses
 import signal
 from collections.abc import Sequence
 
+from convai_fast.training.distributed import Ranks
 from convai_fast.training.loop import train
 from convai_fast.training.options import TrainOptions
 
@@ -15,11 +16,12 @@ _ALIASES = {"data": "dataset_path", "model_checkpoint": "model"}
 def run(options: TrainOptions, arguments: Sequence[str]) -> None:
     """Train, and say how to talk to the result."""
     result = train(options, given=_named(arguments))
-    if result.steps:
+    is_main = Ranks.from_environment().is_main
+    if result.steps and is_main:
         print(f"{result.steps:,} steps at {result.tokens_per_second:,.0f} tokens/s")
     if result.stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
-    if result.stopped_by is None:
+    if result.stopped_by is None and is_main:
         print(f"talk to it: convai-fast interact --model {result.run / 'best'}")
 
 

@@ -1,7 +1,7 @@
 """Batches of examples, in an order that depends on (seed, epoch) alone."""
 
 from collections.abc import Iterator
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from convai_fast import ops
 from convai_fast.data.index import ExampleIndex, index_examples
 from convai_fast.data.store import DialogueStore
+from convai_fast.ops.reference import IGNORED
 
 # Examples are sorted by length within pools of this many batches: enough to leave little padding,
 # few enough that batches of one length do not follow one another.
@@ -41,17 +42,33 @@ class Batch(TypedDict):
     mc_labels: Tensor
 
 
+class Share(NamedTuple):
+    """How much a rank's means of a batch count in the mean over ranks, 1 being an equal part.
+
+    With d ranks, `tokens` is d times the rank's labelled tokens over all ranks', and `examples` d
+    times its examples over theirs: the ranks' mean of share times mean is the mean over the whole
+    batch.
+    """
+
+    tokens: float
+    examples: float
+
+
 class DialogueBatches:
     """Iterates over one split of a store in batches of examples of similar length.
 
-    With `shuffle`, the order is drawn anew for each epoch from (seed, epoch). Over `world_size`
-    ranks, each takes every world_size-th batch; no example is seen by two ranks. After
+    With `shuffle`, the order is drawn anew for each epoch from (seed, epoch). After
     `set_epoch(epoch, start)` the next iteration begins at batch `start`, which is how a run
     continues where it was stopped.
 
+    Over `world_size` ranks, a batch is what one rank with `batch_size * world_size` would have, and
+    each rank takes every world_size-th example of it; `shares` says what its part counts. Where
+    nothing is left for a rank, it gets an example without labels, so that all have equally many
+    batches.
+
     Args:
         store, split: where the examples are.
-        batch_size: examples a batch.
+        batch_size: examples a batch and rank.
         num_candidates: candidates an example, the last ones; 0 for all.
         max_history: exchanges of history: an example keeps `2 * max_history + 1` turns.
         max_length: positions of the model; what is cut to fit is counted in `cuts`.
@@ -106,28 +123,39 @@ class DialogueBatches:
         return len(self.rows)
 
     def __len__(self) -> int:
-        """Batches an epoch on this rank."""
-        return len(range(self.rank, -(-len(self.rows) // self.batch_size), self.world_size))
+        """Batches an epoch, the same on every rank."""
+        return -(-len(self.rows) // (self.batch_size * self.world_size))
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Draw the order of `epoch`, and begin the next iteration at batch `start`."""
-        rows = self.rows
+        rows, size = self.rows, self.batch_size * self.world_size
         generator = np.random.default_rng((self.seed, epoch))
         if self.shuffle:
             rows = generator.permutation(rows)
-            pool = self.batch_size * _BATCHES_PER_POOL
+            pool = size * _BATCHES_PER_POOL
         else:
             pool = max(1, len(rows))
         lengths = self.index.shared_lengths
         pools = [rows[i : i + pool] for i in range(0, len(rows), pool)]
         rows = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pools] or [rows])
-        batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        batches = [rows[i : i + size] for i in range(0, len(rows), size)]
         if self.shuffle:
             batches = [batches[i] for i in generator.permutation(len(batches))]
-        self._batches = batches[self.rank :: self.world_size]
+        self._batches = [batch[self.rank :: self.world_size] for batch in batches]
         self._start = start
 
-        self._epoch = _Gathered(self.index, self._batches)
+        pairs = list(zip(self._batches, batches, strict=True))
+        self.shares = [self._share(part, batch) for part, batch in pairs]
+        self._epoch = _Gathered(
+            self.index, [part if len(part) else batch[:1] for part, batch in pairs]
+        )
+
+    def _share(self, part: np.ndarray, batch: np.ndarray) -> Share:
+        if self.world_size == 1:
+            return Share(1.0, 1.0)
+        num_labels = self.index.num_labels
+        tokens = float(num_labels[part].sum() / num_labels[batch].sum())
+        return Share(tokens * self.world_size, len(part) / len(batch) * self.world_size)
 
     def __iter__(self) -> Iterator[Batch]:
         start, self._start = self._start, 0
@@ -136,7 +164,11 @@ class DialogueBatches:
 
     def __getitem__(self, i: int) -> Batch:
         """Batch `i` of this epoch."""
-        return self._collate(self._epoch, i)
+        batch = self._collate(self._epoch, i)
+        if len(self._batches[i]) == 0:
+            batch["labels"].fill_(IGNORED)
+            batch["mc_labels"] = torch.full_like(batch["mc_labels"], IGNORED)
+        return batch
 
     def collate(self, rows: np.ndarray) -> Batch:
         """The batch of these rows of the plan."""

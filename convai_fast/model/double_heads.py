@@ -1,6 +1,7 @@
 """The dialogue model: a transformer with a language-model and a multiple-choice head."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -217,16 +218,21 @@ class DoubleHeadsModel(nn.Module):
         return model.eval()
 
     def save_pretrained(
-        self, folder: str | Path, tokenizer: "PreTrainedTokenizerBase | None" = None
+        self,
+        folder: str | Path,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write `model.safetensors`, `config.json` and the tokenizer's files, each atomically.
+
+        `weights` stand for the model's own state dict, where that is sharded over processes.
 
         transformers' own double-heads classes and `AutoTokenizer` load the folder.
 
         Raises:
             UserError: the tokenizer has more tokens than the model, or the folder is not writable.
         """
-        checkpoint.write_folder(folder, self.config, self.state_dict(), tokenizer)
+        checkpoint.write_folder(folder, self.config, weights or self.state_dict(), tokenizer)
 
 
 def _targets(labels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

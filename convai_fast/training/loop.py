@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast._native import keep_freed_memory
-from convai_fast.data.batches import Batch, DialogueBatches
+from convai_fast.data.batches import Batch, DialogueBatches, Share
 from convai_fast.data.dataset import open_dataset
 from convai_fast.data.store import DialogueStore
 from convai_fast.data.tokenizer import special_ids
@@ -29,10 +29,11 @@ from convai_fast.training.checkpoints import (
     check_output,
     read_training_state,
 )
+from convai_fast.training.distributed import Ranks, join_ranks
 from convai_fast.training.guard import FiniteGuard
 from convai_fast.training.lora import Lora
 from convai_fast.training.losses import Metrics, MetricSums, combined_loss
-from convai_fast.training.options import TrainOptions, resolve_device, resolve_precision
+from convai_fast.training.options import TrainOptions, resolve_precision
 from convai_fast.training.resume import CHANGEABLE, resolve_resume
 from convai_fast.training.start import load_checkpoint, load_model_and_tokenizer
 
@@ -81,8 +82,33 @@ def train(
 
     Raises UserError for options, data, a model or a run folder that cannot be used.
     """
-    if options.resume:
-        options = resolve_resume(options, given)
+    with join_ranks() as ranks:
+        report = report if ranks.is_main else lambda _: None
+        if options.resume:
+            options = ranks.from_main(lambda: resolve_resume(options, given))
+        with ranks.together():
+            model, tokenizer, state = _start(options, report)
+        if ranks.world_size > 1:
+            # Weights are drawn alike on all ranks; dropout, from here on, is not.
+            torch.manual_seed(options.seed + ranks.rank)
+        folder = ranks.from_main(
+            lambda: open_dataset(options, tokenizer, options.dataset_cache, report).folder
+        )
+        with ranks.together():
+            store = DialogueStore(folder)
+        trainer = Trainer(options, model, tokenizer, store, report, ranks)
+        if state is not None:
+            trainer.load_state_dict(state)
+        result = trainer.run()
+        if result.stopped_by is not None:
+            report(f"continue with: convai-fast train --resume {result.run}")
+        return result
+
+
+def _start(
+    options: TrainOptions, report: Callable[[str], None]
+) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast, dict[str, Any] | None]:
+    """The model, its tokenizer, and the state of the run that is continued, if any."""
     options.check()
     last, state = Path(options.resume) / "last", None
     if not options.resume:
@@ -91,21 +117,12 @@ def train(
         state = read_training_state(last)
     torch.manual_seed(options.seed)
     if state is not None and not options.lora_r:
-        model, tokenizer = load_checkpoint(last)
-    else:
-        model, tokenizer = load_model_and_tokenizer(options, report)
-    store = open_dataset(options, tokenizer, options.dataset_cache, report)
-    trainer = Trainer(options, model, tokenizer, store, report)
-    if state is not None:
-        trainer.load_state_dict(state)
-    result = trainer.run()
-    if result.stopped_by is not None:
-        report(f"continue with: convai-fast train --resume {result.run}")
-    return result
+        return *load_checkpoint(last), state
+    return *load_model_and_tokenizer(options, report), state
 
 
 class Trainer:
-    """One run on one device: what `train` does once model and data are there."""
+    """One run, or one rank of it: what `train` does once model and data are there."""
 
     def __init__(
         self,
@@ -114,19 +131,26 @@ class Trainer:
         tokenizer: PreTrainedTokenizerFast,
         store: DialogueStore,
         report: Callable[[str], None] = print,
+        ranks: Ranks = Ranks(),  # noqa: B008
     ) -> None:
         self.options, self.tokenizer, self.report = options, tokenizer, report
-        self.device = resolve_device(options.device)
+        self.ranks = ranks
+        with ranks.together():
+            self.device = ranks.device(options.device)
         self.dtype = resolve_precision(options.precision, self.device)
         if self.device.type == "cpu" and self.dtype == torch.float16:
             raise UserError("--precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
+        if options.fsdp and self.dtype == torch.float16:
+            raise UserError("--fsdp and --precision fp16 do not go together: use bf16 or fp32")
         if self.device.type == "cpu":
             keep_freed_memory()
         ids = special_ids(tokenizer)
         self.lora = Lora(model, options, ids) if options.lora_r else None
         self.model = model.to(self.device)
         model.transformer.gradient_checkpointing = options.gradient_checkpointing
-        self.forward = torch.compile(model, dynamic=True) if options.compile else model
+        self.wrapped = self.forward = ranks.wrap(model, self.device, options.fsdp)
+        if options.compile:
+            self.forward = torch.compile(self.wrapped, dynamic=True)
         self.batches = self._batches(store, "train")
         self.valid_batches = self._batches(store, "valid")
         if len(self.batches) == 0:
@@ -165,16 +189,20 @@ class Trainer:
             max_examples=0 if training else options.valid_examples,
             shuffle=training,
             seed=options.seed,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
             pin_memory=self.device.type == "cuda",
         )
 
     def run(self) -> TrainResult:
         """Train, evaluate and save, from where the loaded state stands; returns how it ended."""
         options = self.options
-        self.folder = RunFolder(options, self._resumed)
+        # Rank 0 writes to the run folder; the others know where it is.
+        self.folder: RunFolder | None = None
+        self.path = self.ranks.from_main(self._open_folder)
         self._describe()
         before = after = stopped_by = None
-        with stop_on_signal() as stop:
+        with stop_on_signal(self.ranks) as stop:
             try:
                 if options.eval_before_start and not self.evaluated_before:
                     before = self.evaluate(stop)
@@ -184,19 +212,25 @@ class Trainer:
                     after = self.evaluate(stop)
                     self._end_epoch(after)
             except _StoppedError:
-                stopped_by = stop[0]
+                stopped_by = stop.signal
                 self._save()
-                self.report(f"stopped at step {self.step:,}; saved as {self.folder.path / 'last'}")
+                self.report(f"stopped at step {self.step:,}; saved as {self.path / 'last'}")
             finally:
-                self.folder.close()
+                if self.folder:
+                    self.folder.close()
+        tokens = self.ranks.sum(torch.tensor(self.log.tokens)).item()
         return TrainResult(
-            run=self.folder.path,
+            run=self.path,
             before=before,
             after=after,
             stopped_by=stopped_by,
             steps=self.step,
-            tokens_per_second=self.log.tokens / max(self.log.seconds, 1e-9),
+            tokens_per_second=tokens / max(self.log.seconds, 1e-9),
         )
+
+    def _open_folder(self) -> Path:
+        self.folder = RunFolder(self.options, self._resumed)
+        return self.folder.path
 
     @property
     def is_finished(self) -> bool:
@@ -211,16 +245,16 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """All but the weights that a run needs to continue bit for bit, at an optimizer step.
 
-        Tensors, numbers and texts only, so that it is read without executing anything.
+        Tensors, numbers and texts only, so that it is read without executing anything. Collective.
         """
+        own = {"random": random_state(self.device), "log": self.log.state_dict()}
         return {
             "format": STATE_FORMAT,
             "identity": self._identity(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._whole(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
-            "random": random_state(self.device),
+            "ranks": self.ranks.gather(own),
             "adapter": self.lora.state_dict() if self.lora else None,
-            "log": self.log.state_dict(),
             **self._counters(),
         }
 
@@ -228,7 +262,7 @@ class Trainer:
         """Continue where `state`, of `state_dict`, stands; the weights are loaded already.
 
         Raises UserError, before anything is changed, when it is the state of another model, other
-        dialogues, or a run with other options.
+        dialogues, or a run with other options or another number of processes. Collective.
         """
         for name, value in self._identity().items():
             if state["identity"].get(name) != value:
@@ -238,12 +272,17 @@ class Trainer:
                 )
         if self.lora:
             self.lora.load_state_dict(state["adapter"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer, own = state["optimizer"], state["ranks"][self.ranks.rank]
+        if self.options.fsdp:
+            from convai_fast.training.sharding import shard_optimizer_state
+
+            optimizer = shard_optimizer_state(optimizer, self.optimizer)
+        self.optimizer.load_state_dict(optimizer)
         self.scaler.load_state_dict(state["scaler"])
-        self.log.load_state_dict(state["log"])
+        self.log.load_state_dict(own["log"])
         for name in _COUNTERS:
             setattr(self, name, state[name])
-        set_random_state(state["random"], self.device)
+        set_random_state(own["random"], self.device)
         self._resumed, self._saved = state, self._counters()
 
     def _counters(self) -> dict[str, Any]:
@@ -260,15 +299,17 @@ class Trainer:
             "model shape (config.json)": self.model.config.to_transformers(),
             "tokenizer": store.meta["tokenizer"],
             "set of dialogues": store.meta["fingerprint"],
+            "number of processes": self.ranks.world_size,
             **{f"--{name}": options[name] for name in sorted(fixed)},
         }
 
     def _describe(self) -> None:
-        options, cuts = self.options, self.batches.cuts
+        options, cuts, ranks = self.options, self.batches.cuts, self.ranks.world_size
         self.report(
             f"training: {self.batches.num_examples:,} examples of {options.num_candidates} "
             f"candidates, {self.total_steps:,} optimizer steps of up to "
-            f"{options.train_batch_size} x {options.gradient_accumulation_steps} examples, "
+            f"{options.train_batch_size} x {options.gradient_accumulation_steps} examples"
+            f"{f' x {ranks} processes' if ranks > 1 else ''}, "
             f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
         )
         if any(cuts):
@@ -276,17 +317,17 @@ class Trainer:
                 f"cut to {self.model.config.n_positions} positions: history in {cuts.history:,}, "
                 f"persona in {cuts.persona:,}, reply in {cuts.reply:,} examples"
             )
-        self.report(f"run folder: {self.folder.path}")
+        self.report(f"run folder: {self.path}")
         if self.is_finished:
             self.report(f"this run is finished, with {self.step:,} steps: nothing left to do")
         elif self._resumed:
             self.report(f"continuing after step {self.step:,}, in epoch {self.epoch + 1}")
 
-    def _train_epoch(self, stop: list) -> None:
+    def _train_epoch(self, stop: "_Stop") -> None:
         """The rest of an epoch; one that is done already takes no step."""
         self.model.train()
         self.batches.set_epoch(self.epoch, start=self.batch)
-        batches = iter(self.batches)
+        batches = zip(self.batches, self.batches.shares[self.batch :], strict=True)
         with self._progress(f"epoch {self.epoch + 1}") as progress:
             while self.batch < len(self.batches) and self.step < self.total_steps:
                 # The last group of an epoch may be smaller; its mean is still a mean.
@@ -299,8 +340,9 @@ class Trainer:
                 if is_logged or self.device.type == "cpu" or self.batch == len(self.batches):
                     self._stop_if_not_finite()
                 if is_logged:
-                    values = self.log.read(self.lr)
-                    self.folder.log(self.step, "train", values)
+                    values = self.log.read(self.lr, self.ranks)
+                    if self.folder:
+                        self.folder.log(self.step, "train", values)
                     progress.set_postfix_str(
                         f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s",
                         refresh=False,
@@ -314,7 +356,9 @@ class Trainer:
         factor = lr_factor(self.step, self.options.warmup_steps, self.total_steps)
         return self.options.lr * factor
 
-    def _train_step(self, batches: Iterator[Batch], group: int, stop: list) -> None:
+    def _train_step(
+        self, batches: Iterator[tuple[Batch, Share]], group: int, stop: "_Stop"
+    ) -> None:
         """One optimizer step over `group` batches; nothing in it waits for the device.
 
         When a signal arrives it is as if the step had never begun.
@@ -323,25 +367,30 @@ class Trainer:
         options, random = self.options, random_state(self.device)
         losses, num_tokens = [], 0
         with self._weights_cast_once():
-            for _ in range(group):
-                if stop:
+            for i in range(group):
+                if stop.poll():
                     self.optimizer.zero_grad(set_to_none=True)
                     set_random_state(random, self.device)
                     raise _StoppedError
-                batch = next(batches)
-                num_tokens += count_tokens(batch)
+                batch, share = next(batches)
+                num_tokens += count_tokens(batch) if share.examples else 0
+                # Ranks exchange gradients once a step, when those of its last batch are added.
+                self.ranks.exchange_gradients(self.wrapped, i == group - 1)
                 with self._autocast():
                     output = self.forward(**self._to_device(batch))
-                    loss = combined_loss(output, options.lm_coef, options.mc_coef)
+                lm_loss, mc_loss = output.loss * share.tokens, output.mc_loss * share.examples
+                loss = combined_loss(lm_loss, mc_loss, options.lm_coef, options.mc_coef)
                 self.scaler.scale(loss / group).backward()
-                losses.append(torch.stack([loss, output.loss, output.mc_loss]).detach())
+                losses.append(torch.stack([loss, lm_loss, mc_loss]).detach())
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(
             self.model.parameters(), options.max_norm or math.inf, foreach=True
         ).detach()
+        if options.fsdp:
+            norm = norm.full_tensor()
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = self.lr
-        losses = torch.stack(losses)
+        losses = self.ranks.sum(torch.stack(losses)) / self.ranks.world_size
         must_skip = self.guard.check(self.step + 1, losses, norm)
         if not self.scaler.is_enabled():  # which has a look of its own at the gradient
             self.optimizer.found_inf = must_skip
@@ -360,14 +409,14 @@ class Trainer:
         # Steps are looked at before their epoch ends, so that the batches are still those.
         size = self.options.gradient_accumulation_steps
         first = (bad.step - 1 - (self.step - -(-self.batch // size))) * size
-        path = self.folder.set_aside(
-            {
-                "step": bad.step,
-                "epoch": self.epoch,
-                "grad_norm": bad.grad_norm,
-                "batches": [self._describe_batch(first + i, bad.losses[i]) for i in bad.culprits],
-            }
-        )
+        own = [self._describe_batch(first + i, bad.losses[i]) for i in bad.culprits]
+        record = {
+            "step": bad.step,
+            "epoch": self.epoch,
+            "grad_norm": bad.grad_norm,
+            "batches": [part for parts in self.ranks.gather(own) for part in parts],
+        }
+        path = self.ranks.from_main(lambda: self.folder.set_aside(record))
         raise UserError(
             f"the {bad}: its batches are in {path}, and nothing of it was saved; start again with "
             f"a lower --lr, or with --precision fp32"
@@ -386,26 +435,27 @@ class Trainer:
             **{name: tensor.tolist() for name, tensor in batch.items()},
         }
 
-    @torch.inference_mode()
-    def evaluate(self, stop: list | None = None) -> Metrics | None:
+    @torch.no_grad()  # not inference_mode, whose tensors FSDP cannot train with afterwards
+    def evaluate(self, stop: "_Stop | None" = None) -> Metrics | None:
         """Figures over the validation split; None when it is empty."""
         if len(self.valid_batches) == 0:
             return None
         self.model.eval()
         sums = MetricSums(self.device)
         progress = tqdm(
-            self.valid_batches, "evaluating", leave=False, unit="batch", **_tqdm_settings()
+            self.valid_batches, "evaluating", leave=False, unit="batch", **self._tqdm_settings()
         )
         with self._weights_cast_once():
             for batch in progress:
-                if stop:
+                if stop is not None and stop.poll():
                     progress.close()
                     raise _StoppedError
                 with self._autocast():
                     output = self.model(**self._to_device(batch), return_logits=False)
                 sums.add(output, batch["labels"], batch["mc_labels"])
-        metrics = sums.compute()
-        self.folder.log(self.step, "valid", metrics.as_dict())
+        metrics = sums.compute(self.ranks)
+        if self.folder:
+            self.folder.log(self.step, "valid", metrics.as_dict())
         self.report(f"step {self.step:,}: {metrics}")
         return metrics
 
@@ -437,17 +487,33 @@ class Trainer:
             **(metrics.as_dict() if metrics else {}),
         }
         best = self.best_step == self.step
-        self.folder.save(self._write_model, values, self.state_dict(), best)
+        weights, state = self._whole(self.model.state_dict()), self.state_dict()
+
+        def write_model(folder: Path) -> None:
+            if self.lora:
+                self.lora.save_pretrained(folder, self.tokenizer)
+            else:
+                self.model.save_pretrained(folder, self.tokenizer, weights)
+
+        self.ranks.from_main(lambda: self.folder.save(write_model, values, state, best))
         self._saved = self._counters()
 
-    def _write_model(self, folder: Path) -> None:
-        (self.lora or self.model).save_pretrained(folder, self.tokenizer)
+    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
+        """`state` as one rank without shards has it. Collective."""
+        if not self.options.fsdp:
+            return state
+        from convai_fast.training.sharding import whole
+
+        return whole(state)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def _weights_cast_once(self) -> torch.autocast:
+    def _weights_cast_once(self) -> AbstractContextManager:
         # Autocast forgets the weights that it has cast when the outermost block ends: this is one.
+        # With shards it must forget them sooner, or each rank would keep the whole model.
+        if self.options.fsdp:
+            return nullcontext()
         return torch.autocast(self.device.type, enabled=False)
 
     def _to_device(self, batch: Batch) -> dict[str, Tensor]:
@@ -465,8 +531,16 @@ class Trainer:
             total=self.total_steps,
             initial=self.step,
             unit="step",
-            **_tqdm_settings(),
+            **self._tqdm_settings(),
         )
+
+    def _tqdm_settings(self) -> dict:
+        # In a log file a line every half minute is enough.
+        return {
+            "mininterval": 0.5 if sys.stderr.isatty() else 30,
+            "dynamic_ncols": True,
+            "disable": not self.ranks.is_main,
+        }
 
 
 def count_tokens(batch: Batch) -> int:
@@ -518,7 +592,9 @@ class _StepLog:
         self.tokens += num_tokens
         self.seconds += seconds
 
-    def read(self, lr: float) -> dict[str, float]:
+    def read(self, lr: float, ranks: Ranks) -> dict[str, float]:
+        """Figures since the last call. Collective; waits for the device."""
+        tokens = ranks.sum(torch.tensor(self.tokens - self._read_tokens)).item()
         loss, lm_loss, mc_loss = (self.losses / self.batches).tolist()
         seconds = max(self.seconds - self._read_seconds, 1e-9)
         values = {
@@ -527,7 +603,7 @@ class _StepLog:
             "mc_loss": mc_loss,
             "grad_norm": self.grad_norm.item(),
             "lr": lr,
-            "tokens_per_second": (self.tokens - self._read_tokens) / seconds,
+            "tokens_per_second": tokens / seconds,
         }
         self.losses.zero_()
         self.batches = 0
@@ -535,7 +611,7 @@ class _StepLog:
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": self.losses, "batches": self.batches}
+        return {"losses": self.losses.cpu(), "batches": self.batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses.copy_(state["losses"])
@@ -561,29 +637,42 @@ class _StoppedError(Exception):
     """A signal asked the run to end."""
 
 
-@contextmanager
-def stop_on_signal() -> Iterator[list[signal.Signals]]:
-    """Collects SIGINT and SIGTERM in the list it yields, so that the run can save before it ends.
+class _Stop:
+    """The signal that asked the run to end: known to all ranks at the same batch."""
 
-    A second Ctrl-C interrupts at once.
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.received = 0  # by this rank
+        self.signal: signal.Signals | None = None
+
+    def poll(self) -> bool:
+        """Tell the other ranks of a signal, and hear of theirs. Collective."""
+        number = self.ranks.largest(self.received)
+        self.signal = signal.Signals(number) if number else None
+        return self.signal is not None
+
+
+@contextmanager
+def stop_on_signal(ranks: Ranks) -> Iterator[_Stop]:
+    """Notes SIGINT and SIGTERM in what it yields, so that the run can save before it ends.
+
+    A second Ctrl-C interrupts at once; not with several ranks, to which a launcher may pass a
+    signal on more than once.
     """
-    received: list[signal.Signals] = []
+    stop = _Stop(ranks)
 
     def receive(number: int, frame: object) -> None:
-        if received:
+        if stop.received and ranks.world_size == 1:
             raise KeyboardInterrupt
-        received.append(signal.Signals(number))
-        print("\nsaving, then stopping (again to stop at once) …", file=sys.stderr)
+        if not stop.received and ranks.is_main:
+            again = " (again to stop at once)" if ranks.world_size == 1 else ""
+            print(f"\nsaving, then stopping{again} …", file=sys.stderr)
+        stop.received = number
 
     watched = (signal.SIGINT, signal.SIGTERM)
     previous = {number: signal.signal(number, receive) for number in watched}
     try:
-        yield received
+        yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _tqdm_settings() -> dict:
-    # In a log file a line every half minute is enough.
-    return {"mininterval": 0.5 if sys.stderr.isatty() else 30, "dynamic_ncols": True}

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from convai_fast.model.double_heads import DoubleHeadsOutput
 from convai_fast.ops.reference import IGNORED
+from convai_fast.training.distributed import Ranks
 
 
-def combined_loss(output: DoubleHeadsOutput, lm_coef: float, mc_coef: float) -> Tensor:
-    """`lm_coef * loss + mc_coef * mc_loss`, a float32 scalar (TransferTransfo, section 3)."""
-    return lm_coef * output.loss + mc_coef * output.mc_loss
+def combined_loss(lm_loss: Tensor, mc_loss: Tensor, lm_coef: float, mc_coef: float) -> Tensor:
+    """`lm_coef * lm_loss + mc_coef * mc_loss`, a scalar (TransferTransfo, section 3)."""
+    return lm_coef * lm_loss + mc_coef * mc_loss
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,20 @@ class MetricSums:
     def add(self, output: DoubleHeadsOutput, labels: Tensor, mc_labels: Tensor) -> None:
         """Count one batch; `labels` and `mc_labels` as in `DoubleHeadsModel.forward`."""
         num_tokens = (labels[..., 1:] != IGNORED).sum()
-        num_examples = mc_labels.numel()
+        num_examples = (mc_labels != IGNORED).sum()
         hits = (output.mc_logits.argmax(-1) == mc_labels.to(output.mc_logits.device)).sum()
         terms = (
             output.loss.double() * num_tokens,
             num_tokens,
             output.mc_loss.double() * num_examples,
             hits,
-            torch.tensor(num_examples),
+            num_examples,
         )
         self.sums += torch.stack([term.to(self.sums) for term in terms])
 
-    def compute(self) -> Metrics:
-        """The figures so far; NaN where nothing was counted."""
-        nll, tokens, mc_loss, hits, examples = self.sums.tolist()
+    def compute(self, ranks: Ranks) -> Metrics:
+        """The figures so far, over all ranks; NaN where nothing was counted. Collective."""
+        nll, tokens, mc_loss, hits, examples = ranks.sum(self.sums).tolist()
         per_token, per_example = tokens or math.nan, examples or math.nan
         return Metrics(
             nll=nll / per_token,

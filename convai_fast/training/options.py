@@ -92,6 +92,9 @@ class TrainOptions(DataOptions):
     """Keep less for the backward pass and compute it again: less memory, a third more time."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    fsdp: bool = False
+    """Shard weights, gradients and optimizer state over the processes that torchrun started
+    (FSDP2); by default each has all of them (DDP)."""
     seed: int = 42
     """Seed of weights, dropout and the order of examples."""
     output: str = ""
@@ -146,6 +149,10 @@ class TrainOptions(DataOptions):
             raise UserError("--merge_lora without --lora_r: there is nothing to merge")
         if self.lora_r and self.from_scratch:
             raise UserError("--lora_r adapts trained weights: leave out --from_scratch")
+        if self.fsdp and self.lora_r:
+            raise UserError(
+                "--fsdp and --lora_r do not go together: what LoRA trains is small on every device"
+            )
         if self.lm_coef == self.mc_coef == 0:
             raise UserError("--lm_coef and --mc_coef are both 0: there is nothing to learn")
 

@@ -203,11 +203,37 @@ def test_it_resumes_at_a_saved_position(store):
     assert all(torch.equal(a, b) for a, b in zip(rest, whole[5:], strict=True))
 
 
-def test_ranks_share_an_epoch_without_overlap(store):
+def test_ranks_deal_out_the_batches_of_one_rank(store):
+    one = make_batches(store, shuffle=True, batch_size=12)
     ranks = [make_batches(store, shuffle=True, rank=rank, world_size=3) for rank in range(3)]
-    seen = [row for batches in ranks for rows in rows_of(batches) for row in rows]
-    assert sorted(seen) == list(range(ranks[0].num_examples))
-    assert [len(batches) for batches in ranks] == [len(rows_of(batches)) for batches in ranks]
+    for epoch in range(2):
+        for batches in (one, *ranks):
+            batches.set_epoch(epoch)
+        assert {len(batches) for batches in ranks} == {len(one)}
+        for i, rows in enumerate(rows_of(one)):
+            assert [rows_of(batches)[i] for batches in ranks] == [rows[r::3] for r in range(3)]
+
+
+def test_shares_are_what_a_rank_adds_to_the_whole_batch(store):
+    # Replies cut by a short max_length count only what is left of them.
+    ranks = [
+        make_batches(store, "valid", rank=rank, world_size=3, batch_size=2, max_length=10)
+        for rank in range(3)
+    ]
+    assert any(ranks[0].cuts)
+    for i in range(len(ranks[0])):
+        tokens = [int((batches[i]["labels"] != -100).sum()) for batches in ranks]
+        examples = [int((batches[i]["mc_labels"] != -100).sum()) for batches in ranks]
+        for batches, n, m in zip(ranks, tokens, examples, strict=True):
+            expected = (3 * n / sum(tokens), 3 * m / sum(examples))
+            assert batches.shares[i] == pytest.approx(expected)
+
+
+def test_a_rank_without_an_example_gets_one_without_labels(store):
+    last = make_batches(store, "valid", max_examples=5, batch_size=2, rank=1, world_size=2)[1]
+    assert last["input_ids"].shape[0] == 1
+    assert last["labels"].eq(-100).all()
+    assert last["mc_labels"].eq(-100).all()
 
 
 def test_batches_hold_examples_of_similar_length(store):

@@ -19,6 +19,7 @@ from convai_fast.errors import UserError
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.checkpoints import RunFolder
+from convai_fast.training.distributed import Ranks
 from convai_fast.training.loop import Trainer, lr_factor, make_optimizer, train
 from convai_fast.training.losses import MetricSums
 
@@ -115,7 +116,7 @@ def test_evaluation_weighs_tokens_and_counts_hits_exactly(options, tokenizer, st
 
 
 def test_an_evaluation_of_nothing_is_not_a_number():
-    metrics = MetricSums(torch.device("cpu")).compute()
+    metrics = MetricSums(torch.device("cpu")).compute(Ranks())
     assert math.isnan(metrics.nll)
     assert math.isnan(metrics.hits_at_1)
 

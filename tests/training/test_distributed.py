@@ -1,0 +1,216 @@
+"""Several ranks: the same run as on one, to rounding, and one end for all of them."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from ranks import arguments_of, exit_codes, start_ranks
+from safetensors.torch import load_file
+
+from convai_fast.cli.main import main
+from convai_fast.data.builtin import builtin_dialogues
+from convai_fast.training.checkpoints import STATE_FILE
+from convai_fast.training.options import TrainOptions
+
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop", "summary_first_dropout")
+
+
+@pytest.fixture(scope="module")
+def files(tokenizer, tmp_path_factory):
+    """Dialogues, and the shape of a tiny model without dropout."""
+    folder = tmp_path_factory.mktemp("ranks")
+    dialogues = builtin_dialogues(num_train=8, num_valid=3)
+    dialogues["train"][0].utterances.pop()  # an odd number of examples
+    (folder / "dialogues.json").write_text(
+        json.dumps({s: [dataclasses.asdict(d) for d in ds] for s, ds in dialogues.items()})
+    )
+    tokenizer.save_pretrained(folder / "shape")
+    shape = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
+    (folder / "shape" / "config.json").write_text(json.dumps(shape | dict.fromkeys(DROPOUTS, 0.0)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dropout_files(files):
+    """The same shape, with dropout."""
+    folder = files / "dropout"
+    shutil.copytree(files / "shape", folder / "shape")
+    config = json.loads((folder / "shape" / "config.json").read_text())
+    config |= dict.fromkeys(DROPOUTS, 0.1)
+    (folder / "shape" / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def options(files, tmp_path):
+    return TrainOptions(
+        dataset_path=str(files / "dialogues.json"),
+        model=str(files / "shape"),
+        from_scratch=True,
+        output=str(tmp_path / "run"),
+        dataset_cache=str(tmp_path / "cache"),
+        precision="fp32",
+        device="cpu",
+        train_batch_size=4,
+        valid_batch_size=4,
+        gradient_accumulation_steps=4,
+        n_epochs=2,
+        lr=1e-3,
+        log_every=1,
+    )
+
+
+def weights_of(run):
+    return load_file(run / "last" / "model.safetensors")
+
+
+def records_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for(condition, timeout_s=60):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def assert_same_run(run, expected):
+    # The run of twice the batch on one rank: the same batches, the same means over them.
+    for ours, theirs in zip(records_of(run), records_of(expected), strict=True):
+        assert ours.pop("split") == theirs.pop("split")
+        for record in (ours, theirs):
+            record.pop("tokens_per_second", None)
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    peer = weights_of(expected)
+    for name, weight in weights_of(run).items():
+        if name == "multiple_choice_head.summary.bias":
+            continue  # it shifts all candidates alike: its gradient is rounding noise
+        assert (weight - peer[name]).norm() <= 1e-3 * peer[name].norm(), name
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_two_ranks_train_and_evaluate_as_one_with_twice_the_batch(options, tmp_path, fsdp):
+    # 41 examples in batches of 8, 4 batches a step: the last batch of an epoch and that of the
+    # evaluation leave one rank without an example.
+    options.fsdp, options.eval_before_start = fsdp, True
+    processes = start_ranks([arguments_of(options)] * 2, tmp_path)
+    one = dataclasses.replace(
+        options,
+        fsdp=False,
+        train_batch_size=8,
+        valid_batch_size=8,
+        output=str(tmp_path / "one"),
+    )
+    assert main(["train", *arguments_of(one)]) == 0
+    assert exit_codes(processes) == [0, 0]
+    assert_same_run(tmp_path / "run", tmp_path / "one")
+    assert "4 x 4 examples x 2 processes" in (tmp_path / "out-0").read_text()
+    assert (tmp_path / "out-1").read_text() == (tmp_path / "err-1").read_text() == ""
+    # Each draws its own dropout.
+    assert (tmp_path / "random-0").read_text() != (tmp_path / "random-1").read_text()
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_ranks_that_were_killed_continue_to_the_weights_of_an_undisturbed_run(
+    options, dropout_files, tmp_path, capsys, fsdp
+):
+    # Dropout, so that each rank must continue its own random numbers.
+    options.model, options.fsdp = str(dropout_files / "shape"), fsdp
+    options.n_epochs = options.gradient_accumulation_steps = 1  # six steps
+    options.save_every, options.log_every = 2, 4
+    undisturbed = dataclasses.replace(options, output=str(tmp_path / "undisturbed"))
+    assert exit_codes(start_ranks([arguments_of(undisturbed)] * 2, tmp_path)) == [0, 0]
+
+    # The one that lives on does not wait for the other.
+    processes = start_ranks([arguments_of(options)] * 2, tmp_path, kill_after_save=1)
+    assert exit_codes(processes) == [-signal.SIGKILL, 1]
+    assert torch.load(tmp_path / "run" / "last" / STATE_FILE)["step"] == 2
+
+    resume = ["--resume", str(tmp_path / "run")]
+    assert main(["train", *resume]) == 2
+    assert capsys.readouterr().err.count("number of processes" if not fsdp else "torchrun") == 1
+    assert exit_codes(start_ranks([resume] * 2, tmp_path)) == [0, 0]
+    assert "continuing after step" in (tmp_path / "out-0").read_text()
+    weights, expected = weights_of(tmp_path / "run"), weights_of(tmp_path / "undisturbed")
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    for ours, theirs in zip(
+        records_of(tmp_path / "run"), records_of(tmp_path / "undisturbed"), strict=True
+    ):
+        assert {**ours, "tokens_per_second": 0} == {**theirs, "tokens_per_second": 0}
+
+
+def test_a_mistake_that_one_rank_meets_is_told_once_and_ends_all(options, tmp_path):
+    mistaken = dataclasses.replace(options, model="./absent")
+    assert exit_codes(start_ranks([arguments_of(options), arguments_of(mistaken)], tmp_path)) == [
+        2,
+        2,
+    ]
+    told = (tmp_path / "err-0").read_text()
+    assert told.startswith("convai-fast train: ")
+    assert "absent" in told
+    assert told.count("\n") == 1
+    assert (tmp_path / "err-1").read_text() == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_rank_0_alone_cannot_do_ends_all(options, tmp_path):
+    (tmp_path / "file").touch()
+    options.output = str(tmp_path / "file" / "run")
+    assert exit_codes(start_ranks([arguments_of(options)] * 2, tmp_path)) == [2, 2]
+    assert "cannot make the run folder" in (tmp_path / "err-0").read_text()
+    assert (tmp_path / "err-1").read_text() == ""
+
+
+def test_a_loss_that_is_no_number_ends_all_with_the_whole_batch_set_aside(options, tmp_path):
+    options.lr = 1e30
+    assert exit_codes(start_ranks([arguments_of(options)] * 2, tmp_path)) == [2, 2]
+    assert "is nan" in (tmp_path / "err-0").read_text()
+    bad = json.loads((tmp_path / "run" / "bad_batch.json").read_text())
+    parts = [part for part in bad["batches"] if part["batch"] == bad["batches"][0]["batch"]]
+    assert len(parts) == 2
+    assert parts[0]["input_ids"] != parts[1]["input_ids"]
+
+
+def test_sharding_over_one_process_is_refused(options, capsys):
+    options.fsdp = True
+    assert main(["train", *arguments_of(options)]) == 2
+    assert "start them with torchrun" in capsys.readouterr().err
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(options, tmp_path):
+    options.n_epochs = 100_000
+    processes = start_ranks([arguments_of(options)] * 2, tmp_path)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text())
+    os.kill(processes[1].pid, signal.SIGTERM)
+    assert exit_codes(processes) == [0, 0]
+    assert "stopped at step" in (tmp_path / "out-0").read_text()
+    assert weights_of(tmp_path / "run")
+
+
+def test_torchrun_starts_ranks_and_passes_a_signal_on(options, tmp_path):
+    options.n_epochs = 100_000
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    launcher = subprocess.Popen(
+        [sys.executable, *torchrun, "-m", "convai_fast", "train", *arguments_of(options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    try:
+        wait_for(lambda: metrics.exists() and metrics.read_text())
+    finally:
+        launcher.send_signal(signal.SIGTERM)
+        output, errors = launcher.communicate(timeout=60)
+    assert output.count("saved as") == 1, errors
+    assert weights_of(tmp_path / "run")
