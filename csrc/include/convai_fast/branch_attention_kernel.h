@@ -17,7 +17,7 @@
 
 namespace convai_fast {
 
-constexpr int64_t kQueries = 32;  // that are computed at once
+constexpr int64_t kQueries = 16;  // that are computed at once
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
@@ -83,8 +83,7 @@ struct Block {
     constexpr float kHidden = -std::numeric_limits<float>::infinity();
     const int64_t own = parts[num_parts - 1].column;
     std::fill(scores + prefix_count, scores + own, kHidden);
-    std::fill(scores + own + first + i + 1, scores + std::max(columns, own + first + i + 1),
-              kHidden);
+    std::fill(scores + own + first + i + 1, scores + columns, kHidden);
   }
 
  private:
@@ -154,10 +153,24 @@ CONVAI_FAST_INLINE void pack(const BranchRow& row, const Scalar* source, int64_t
 
 // [tokens, dim] to panels [tokens / 16, dim, 16].
 CONVAI_FAST_INLINE void transpose(const float* packed, int64_t tokens, int64_t dim, float* panels) {
-  for (int64_t i = 0; i < tokens; ++i) {
-    float* column = panels + i / kPanel * dim * kPanel + i % kPanel;
-    for (int64_t d = 0; d < dim; ++d) column[d * kPanel] = packed[i * dim + d];
+  for (int64_t first = 0; first < tokens; first += kPanel) {
+    const float* source = packed + first * dim;
+    for (int64_t d = 0; d < dim; ++d, panels += kPanel) {
+      for (int64_t i = 0; i < kPanel; ++i) panels[i] = source[i * dim + d];
+    }
   }
+}
+
+template <int kWidth, typename Scalar>
+CONVAI_FAST_INLINE float dot(const float* x, const Scalar* y, int64_t count) {
+  typename Simd<kWidth>::Float sums{};
+  int64_t n = 0;
+  for (; n + kWidth <= count; n += kWidth) {
+    sums += Simd<kWidth>::load(x + n) * load_weights<kWidth>(y + n);
+  }
+  float sum = Simd<kWidth>::sum(sums);
+  for (; n < count; ++n) sum += x[n] * to_float(y[n]);
+  return sum;
 }
 
 template <int kWidth>
@@ -361,8 +374,7 @@ CONVAI_FAST_INLINE void backward_body(const BranchAttentionArguments<Scalar>& a,
         const int64_t token = segment.first + first + i;
         logsumexp[i] = a.logsumexp[head * a.tokens + token];
         const Scalar* out = a.out + token * width + head * a.head_dim;
-        const float* grad = grad_out + (block.packed() + i) * dim;
-        for (int64_t d = 0; d < a.head_dim; ++d) deltas[i] += grad[d] * to_float(out[d]);
+        deltas[i] = dot<kWidth>(grad_out + (block.packed() + i) * dim, out, a.head_dim);
       }
       const auto finish = [&](int64_t i, int64_t column, Int keep) CONVAI_FAST_INLINE_LAMBDA {
         float* weight = weights + i * row.columns + column;

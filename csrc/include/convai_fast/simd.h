@@ -77,16 +77,26 @@ struct Simd : Vectors<kWidth> {
 
   static CONVAI_FAST_INLINE Float max(Float a, Float b) { return a > b ? a : b; }
 
+  // By halves: the fewest steps one after another.
   static CONVAI_FAST_INLINE float sum(Float x) {
-    float total = 0;
-    for (int i = 0; i < kWidth; ++i) total += x[i];
-    return total;
+    if constexpr (kWidth > 4) {
+      typename Vectors<kWidth / 2>::Float halves[2];
+      std::memcpy(halves, &x, sizeof(x));
+      return Simd<kWidth / 2>::sum(halves[0] + halves[1]);
+    } else {
+      return (x[0] + x[2]) + (x[1] + x[3]);
+    }
   }
 
   static CONVAI_FAST_INLINE float max(Float x) {
-    float largest = x[0];
-    for (int i = 1; i < kWidth; ++i) largest = x[i] > largest ? x[i] : largest;
-    return largest;
+    if constexpr (kWidth > 4) {
+      typename Vectors<kWidth / 2>::Float halves[2];
+      std::memcpy(halves, &x, sizeof(x));
+      return Simd<kWidth / 2>::max(Simd<kWidth / 2>::max(halves[0], halves[1]));
+    } else {
+      const float even = x[0] > x[2] ? x[0] : x[2], odd = x[1] > x[3] ? x[1] : x[3];
+      return even > odd ? even : odd;
+    }
   }
 
   // e^x for x <= 0, to about 2 units in the last place; 1 at 0, and 0 below e^-87.3, where results
