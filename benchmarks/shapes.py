@@ -46,6 +46,23 @@ COLLATE_SHAPES = [
 
 
 @dataclass(frozen=True)
+class BranchShape:
+    """Rows of a prefix and branches, all alike, in 12 heads of 64."""
+
+    rows: int
+    prefix: int
+    branches: int
+    branch: int = 14
+
+    def __str__(self) -> str:
+        return f"{self.rows}x({self.prefix}+{self.branches}x{self.branch})"
+
+
+# A training step with 2 candidates, and ranking 20.
+BRANCH_SHAPES = [BranchShape(8, 100, 2), BranchShape(4, 110, 20)]
+
+
+@dataclass(frozen=True)
 class SampleShape:
     """A batch of logits to draw from: `rows` x `vocab_size`, of `kind` random or bigram."""
 
