@@ -93,7 +93,24 @@ class RunFolder:
             write_model: writes model and tokenizer into a folder, which it makes.
             metrics: what metrics.json says.
             state: `Trainer.state_dict()`.
+
+        Raises UserError when it cannot be written, as on a full disk; those before it stay.
         """
+        try:
+            folder = self._write_checkpoint(write_model, metrics, state)
+            for link in ["last", "best"] if best else ["last"]:
+                self._point(link, folder)
+        # torch.save turns the operating system's errors into its own.
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"step {state['step']:,} cannot be saved in {self.path} ({error}): make room, then "
+                f"continue from the checkpoint before it with --resume"
+            ) from error
+        self._remove_unused()
+
+    def _write_checkpoint(
+        self, write_model: Callable[[Path], None], metrics: dict[str, Any], state: dict[str, Any]
+    ) -> Path:
         os.fsync(self._metrics.fileno())
         state = {**state, "metrics_bytes": os.fstat(self._metrics.fileno()).st_size}
         folder = self._checkpoint(state["step"])
@@ -117,9 +134,7 @@ class RunFolder:
                 _flush(path)
             os.rename(scratch, folder)
             _flush(folder.parent)
-        for link in ["last", "best"] if best else ["last"]:
-            self._point(link, folder)
-        self._remove_unused()
+        return folder
 
     def set_aside(self, record: dict[str, Any]) -> Path:
         """Write `record`, of a step that ended the run, to bad_batch.json; returns its path.

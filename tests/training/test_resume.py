@@ -145,6 +145,25 @@ def test_a_signal_within_a_step_or_an_evaluation_saves_and_says_how_to_go_on(
     assert_equal_runs(run, undisturbed)
 
 
+def test_a_full_disk_is_one_sentence_and_loses_nothing_before_it(
+    run_options, undisturbed, tmp_path, monkeypatch
+):
+    fsync, run = os.fsync, tmp_path / "run"
+
+    def full(descriptor):
+        if (run / "checkpoints" / ".step-000006").exists():
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left") as raised:
+        patch.setattr(checkpoints.os, "fsync", full)
+        loop.train(dataclasses.replace(run_options, output=str(run)), lambda _: None)
+    assert "step 6 cannot be saved" in str(raised.value)
+    assert json.loads((run / "last" / "metrics.json").read_text())["step"] == 4
+    loop.train(TrainOptions(resume=str(run)), lambda _: None)
+    assert_equal_runs(run, undisturbed)
+
+
 def test_a_finished_run_says_so_and_changes_nothing(killed, undisturbed, capsys):
     assert main(["train", "--resume", str(killed)]) == 0
     assert "this run is finished, with 14 steps" in capsys.readouterr().out
