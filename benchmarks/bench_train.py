@@ -6,24 +6,15 @@ Both take the same random examples of real dialogues, padded per batch for the p
 step with the same clipping and the same optimizer.
 """
 
-import statistics
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
-import transformers
-from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import shapes
-from benchmarks.timing import ratios, record
-from benchmarks.workers import Work, Worker, take_turns
+from benchmarks.workers import Work
 from convai_fast.data.batches import DialogueBatches, Layout
 from convai_fast.data.store import DialogueStore, build_store
-from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.training.flops import flops_of, matrix_rate
-from convai_fast.training.loop import Trainer, make_optimizer
+from convai_fast.training.loop import Trainer
 from convai_fast.training.options import Precision, TrainOptions
 
 ROUNDS = 5

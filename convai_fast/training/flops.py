@@ -14,7 +14,7 @@ def training_flops(model: DoubleHeadsModel, num_tokens: int, num_labels: int) ->
     6 a labelled token and parameter of the language-model head; attention is left out. In the
     shared-prefix layout `num_tokens` counts what the candidates of an example share once.
 
-    Source: Kaplan et al., "Scaling Laws for Neural Language Models" (arXiv 2001.08361), section 2.1.
+    Source: Kaplan et al., "Scaling Laws for Neural Language Models" (arXiv 2001.08361, 2.1).
     """
     body = sum(p.numel() for p in model.transformer.blocks.parameters() if p.dim() == 2)
     head = model.transformer.token_embedding.weight.numel()

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,15 @@ from convai_fast.training.checkpoints import (
 )
 from convai_fast.training.distributed import Ranks, join_ranks
 from convai_fast.training.guard import FiniteGuard
+from convai_fast.training.interruption import (
+    Stop,
+    StoppedError,
+    random_state,
+    set_random_state,
+    stop_on_signal,
+)
 from convai_fast.training.lora import Lora
-from convai_fast.training.losses import Metrics, MetricSums, combined_loss
+from convai_fast.training.losses import Metrics, MetricSums, StepLog, combined_loss
 from convai_fast.training.options import TrainOptions, resolve_precision
 from convai_fast.training.resume import CHANGEABLE, resolve_resume
 from convai_fast.training.start import load_checkpoint, load_model_and_tokenizer
@@ -168,7 +175,7 @@ class Trainer:
         self.evaluated_step, self.best_step = -1, -1
         self.best_nll = math.inf
         self.epochs_without_gain = 0
-        self.log = _StepLog(self.device)
+        self.log = StepLog(self.device)
         self.guard = FiniteGuard(
             self.device, options.gradient_accumulation_steps, not self.scaler.is_enabled()
         )
@@ -211,7 +218,7 @@ class Trainer:
                     self._train_epoch(stop)
                     after = self.evaluate(stop)
                     self._end_epoch(after)
-            except _StoppedError:
+            except StoppedError:
                 stopped_by = stop.signal
                 self._save()
                 self.report(f"stopped at step {self.step:,}; saved as {self.path / 'last'}")
@@ -323,7 +330,7 @@ class Trainer:
         elif self._resumed:
             self.report(f"continuing after step {self.step:,}, in epoch {self.epoch + 1}")
 
-    def _train_epoch(self, stop: "_Stop") -> None:
+    def _train_epoch(self, stop: "Stop") -> None:
         """The rest of an epoch; one that is done already takes no step."""
         self.model.train()
         self.batches.set_epoch(self.epoch, start=self.batch)
@@ -356,9 +363,7 @@ class Trainer:
         factor = lr_factor(self.step, self.options.warmup_steps, self.total_steps)
         return self.options.lr * factor
 
-    def _train_step(
-        self, batches: Iterator[tuple[Batch, Share]], group: int, stop: "_Stop"
-    ) -> None:
+    def _train_step(self, batches: Iterator[tuple[Batch, Share]], group: int, stop: "Stop") -> None:
         """One optimizer step over `group` batches; nothing in it waits for the device.
 
         When a signal arrives it is as if the step had never begun.
@@ -371,7 +376,7 @@ class Trainer:
                 if stop.poll():
                     self.optimizer.zero_grad(set_to_none=True)
                     set_random_state(random, self.device)
-                    raise _StoppedError
+                    raise StoppedError
                 batch, share = next(batches)
                 num_tokens += count_tokens(batch) if share.examples else 0
                 # Ranks exchange gradients once a step, when those of its last batch are added.
@@ -436,7 +441,7 @@ class Trainer:
         }
 
     @torch.no_grad()  # not inference_mode, whose tensors FSDP cannot train with afterwards
-    def evaluate(self, stop: "_Stop | None" = None) -> Metrics | None:
+    def evaluate(self, stop: "Stop | None" = None) -> Metrics | None:
         """Figures over the validation split; None when it is empty."""
         if len(self.valid_batches) == 0:
             return None
@@ -449,7 +454,7 @@ class Trainer:
             for batch in progress:
                 if stop is not None and stop.poll():
                     progress.close()
-                    raise _StoppedError
+                    raise StoppedError
                 with self._autocast():
                     output = self.model(**self._to_device(batch), return_logits=False)
                 sums.add(output, batch["labels"], batch["mc_labels"])
@@ -572,107 +577,3 @@ def lr_factor(step: int, warmup_steps: int, total_steps: int) -> float:
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
-
-
-class _StepLog:
-    """Sums of the steps since the last record, kept on the device until somebody reads them."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.losses = torch.zeros(3, device=device)
-        self.grad_norm = torch.zeros((), device=device)
-        self.batches = 0
-        self.tokens, self.seconds = 0, 0.0  # of this process
-        self._read_tokens, self._read_seconds = 0, 0.0
-
-    def end_step(self, losses: Tensor, num_tokens: int, grad_norm: Tensor, seconds: float) -> None:
-        """Count a step; `losses` is float32 [batches, 3]."""
-        self.losses += losses.sum(0)
-        self.batches += len(losses)
-        self.grad_norm = grad_norm
-        self.tokens += num_tokens
-        self.seconds += seconds
-
-    def read(self, lr: float, ranks: Ranks) -> dict[str, float]:
-        """Figures since the last call. Collective; waits for the device."""
-        tokens = ranks.sum(torch.tensor(self.tokens - self._read_tokens)).item()
-        loss, lm_loss, mc_loss = (self.losses / self.batches).tolist()
-        seconds = max(self.seconds - self._read_seconds, 1e-9)
-        values = {
-            "loss": loss,
-            "lm_loss": lm_loss,
-            "mc_loss": mc_loss,
-            "grad_norm": self.grad_norm.item(),
-            "lr": lr,
-            "tokens_per_second": tokens / seconds,
-        }
-        self.losses.zero_()
-        self.batches = 0
-        self._read_tokens, self._read_seconds = self.tokens, self.seconds
-        return values
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"losses": self.losses.cpu(), "batches": self.batches}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.losses.copy_(state["losses"])
-        self.batches = state["batches"]
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of every generator that dropout on `device` draws from; needs no device wait."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Put back what `random_state` returned; the CPU's alone if it comes from another device."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
-class _StoppedError(Exception):
-    """A signal asked the run to end."""
-
-
-class _Stop:
-    """The signal that asked the run to end: known to all ranks at the same batch."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
-        self.received = 0  # by this rank
-        self.signal: signal.Signals | None = None
-
-    def poll(self) -> bool:
-        """Tell the other ranks of a signal, and hear of theirs. Collective."""
-        number = self.ranks.largest(self.received)
-        self.signal = signal.Signals(number) if number else None
-        return self.signal is not None
-
-
-@contextmanager
-def stop_on_signal(ranks: Ranks) -> Iterator[_Stop]:
-    """Notes SIGINT and SIGTERM in what it yields, so that the run can save before it ends.
-
-    A second Ctrl-C interrupts at once; not with several ranks, to which a launcher may pass a
-    signal on more than once.
-    """
-    stop = _Stop(ranks)
-
-    def receive(number: int, frame: object) -> None:
-        if stop.received and ranks.world_size == 1:
-            raise KeyboardInterrupt
-        if not stop.received and ranks.is_main:
-            again = " (again to stop at once)" if ranks.world_size == 1 else ""
-            print(f"\nsaving, then stopping{again} …", file=sys.stderr)
-        stop.received = number
-
-    watched = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, receive) for number in watched}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

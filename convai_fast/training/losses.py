@@ -1,7 +1,8 @@
-"""What a batch costs, and what an evaluation adds up."""
+"""What a batch costs, and what training and an evaluation add up."""
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,3 +88,49 @@ class MetricSums:
             num_tokens=int(tokens),
             num_examples=int(examples),
         )
+
+
+class StepLog:
+    """Sums of the steps since the last record, kept on the device until somebody reads them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.losses = torch.zeros(3, device=device)
+        self.grad_norm = torch.zeros((), device=device)
+        self.batches = 0
+        self.tokens, self.seconds = 0, 0.0  # of this process
+        self._read_tokens, self._read_seconds = 0, 0.0
+
+    def end_step(self, losses: Tensor, num_tokens: int, grad_norm: Tensor, seconds: float) -> None:
+        """Count a step; `losses` is float32 [batches, 3]."""
+        self.losses += losses.sum(0)
+        self.batches += len(losses)
+        self.grad_norm = grad_norm
+        self.tokens += num_tokens
+        self.seconds += seconds
+
+    def read(self, lr: float, ranks: Ranks) -> dict[str, float]:
+        """Figures since the last call. Collective; waits for the device."""
+        tokens = ranks.sum(torch.tensor(self.tokens - self._read_tokens)).item()
+        loss, lm_loss, mc_loss = (self.losses / self.batches).tolist()
+        seconds = max(self.seconds - self._read_seconds, 1e-9)
+        values = {
+            "loss": loss,
+            "lm_loss": lm_loss,
+            "mc_loss": mc_loss,
+            "grad_norm": self.grad_norm.item(),
+            "lr": lr,
+            "tokens_per_second": tokens / seconds,
+        }
+        self.losses.zero_()
+        self.batches = 0
+        self._read_tokens, self._read_seconds = self.tokens, self.seconds
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums since the last record; times are those of a process, and begin anew."""
+        return {"losses": self.losses.cpu(), "batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        self.losses.copy_(state["losses"])
+        self.batches = state["batches"]

@@ -43,6 +43,7 @@ def lora_options(options, base, data_file):
         lora_r=4,
         lora_dropout=0.1,
         lr=1e-2,
+        n_epochs=1,
         save_every=2,
     )
 
@@ -81,6 +82,7 @@ def test_adapter_merged_weights_and_peft_are_one_model(lora_options, base, token
         torch.testing.assert_close(output.mc_logits, expected.mc_logits, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("base", ["gpt2"], indirect=True)
 def test_layers_head_and_special_tokens_are_trained_and_nothing_else(lora_options, base, tokenizer):
     run = train(lora_options)
     model = DoubleHeadsModel.from_pretrained(base)
@@ -104,7 +106,7 @@ def test_layers_head_and_special_tokens_are_trained_and_nothing_else(lora_option
 def test_a_killed_run_continues_bit_for_bit(lora_options, tmp_path, merge_lora):
     options = dataclasses.replace(lora_options, merge_lora=merge_lora)
     undisturbed = train(dataclasses.replace(options, output=f"{tmp_path}/undisturbed"))
-    process = in_a_process(options, lambda: die_at(loop, "combined_loss", 11))
+    process = in_a_process(options, lambda: die_at(loop, "combined_loss", 8))
     process.join()
     assert process.exitcode == -signal.SIGKILL
     run = train(TrainOptions(resume=options.output))

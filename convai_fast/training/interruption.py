@@ -1,0 +1,71 @@
+"""Signals that end a run, and the random state with which it goes on."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from convai_fast.training.distributed import Ranks
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of every generator that dropout on `device` draws from; needs no device wait."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Put back what `random_state` returned; the CPU's alone if it comes from another device."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+class StoppedError(Exception):
+    """A signal asked the run to end."""
+
+
+class Stop:
+    """The signal that asked the run to end: known to all ranks at the same batch."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.received = 0  # by this rank
+        self.signal: signal.Signals | None = None
+
+    def poll(self) -> bool:
+        """Tell the other ranks of a signal, and hear of theirs. Collective."""
+        number = self.ranks.largest(self.received)
+        self.signal = signal.Signals(number) if number else None
+        return self.signal is not None
+
+
+@contextmanager
+def stop_on_signal(ranks: Ranks) -> Iterator[Stop]:
+    """Notes SIGINT and SIGTERM in what it yields, so that the run can save before it ends.
+
+    A second Ctrl-C interrupts at once; not with several ranks, to which a launcher may pass a
+    signal on more than once.
+    """
+    stop = Stop(ranks)
+
+    def receive(number: int, frame: object) -> None:
+        if stop.received and ranks.world_size == 1:
+            raise KeyboardInterrupt
+        if not stop.received and ranks.is_main:
+            again = " (again to stop at once)" if ranks.world_size == 1 else ""
+            print(f"\nsaving, then stopping{again} …", file=sys.stderr)
+        stop.received = number
+
+    watched = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, receive) for number in watched}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
