@@ -17,7 +17,7 @@ def run(options: TrainOptions, arguments: Sequence[str]) -> None:
     """Train, and say how to talk to the result."""
     result = train(options, given=_named(arguments))
     is_main = Ranks.from_environment().is_main
-    if result.steps and is_main:
+    if result.tokens_per_second and is_main:
         print(f"{result.steps:,} steps at {result.tokens_per_second:,.0f} tokens/s")
     if result.stopped_by == signal.SIGINT:
         raise KeyboardInterrupt

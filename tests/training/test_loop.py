@@ -350,6 +350,7 @@ def test_ctrl_c_and_sigterm_save_before_they_stop(
     output, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "saved as" in output
+    assert f"continue with: convai-fast train --resume {tmp_path / 'run'}" in output
     GPT2DoubleHeadsModel.from_pretrained(tmp_path / "run" / "last")
 
 
