@@ -1,67 +1,159 @@
 """A training step beside transformers' double-heads class with autocast and fused AdamW.
 
-python -m pytest benchmarks/bench_train.py --benchmark-only -k "2-candidates"
+python -m pytest benchmarks/bench_train.py --benchmark-only -k "2-candidates and bf16"
 
-Both take the same random examples of real dialogues, padded per batch for the peer, and end each
-step with the same clipping and the same optimizer.
+Both take the same random examples of real dialogues, which are padded per batch for the peer, and
+end each step with the same clipping and the same optimizer. Dropout is on, as in training.
 """
 
-import numpy as np
+import statistics
+
 import pytest
 import torch
+import transformers
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import shapes
-from benchmarks.workers import Work
-from convai_fast.data.batches import DialogueBatches, Layout
-from convai_fast.data.store import DialogueStore, build_store
-from convai_fast.training.loop import Trainer
-from convai_fast.training.options import Precision, TrainOptions
+from benchmarks.timing import record
+from benchmarks.workers import Turn, Work, Worker, pairwise, take_turns
+from convai_fast.data.batches import Share
+from convai_fast.data.store import DialogueStore
+from convai_fast.training.flops import matrix_rate, training_flops
+from convai_fast.training.interruption import Stop
+from convai_fast.training.loop import Trainer, make_optimizer
+from convai_fast.training.options import TrainOptions
 
-ROUNDS = 5
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+ROUNDS = 3
+LR = 6.25e-5
 
-
-@pytest.fixture(scope="module")
-def store_folder(tmp_path_factory) -> str:
-    _, dialogues, tokenizer = shapes.dialogues_and_tokenizer()
-    folder = tmp_path_factory.mktemp("bench") / "store"
-    build_store(dialogues, tokenizer, folder)
-    return str(folder)
-
-
-def rows_of_round(batches: DialogueBatches, batch: int, turn: int) -> np.ndarray:
-    """Random examples, as a shuffled epoch brings them; the same for everyone."""
-    return np.random.default_rng(turn).choice(batches.num_examples, batch, replace=False)
-
-
-def random_batches(store: DialogueStore, shape: shapes.TrainShape, layout: Layout):
-    return DialogueBatches(
-        store,
-        "train",
-        batch_size=shape.batch,
-        num_candidates=shape.num_candidates,
-        max_history=shape.max_history,
-        max_length=512,
-        layout=layout,
-    )
+# Where the time of a step goes: a group of operators, and what their names begin with.
+GROUPS = {
+    "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "_Float32Product"),
+    "attention": ("convai_fast::branch_attention", "aten::_scaled_dot"),
+    "dropout": ("convai_fast::dropout", "aten::bernoulli_", "aten::native_dropout"),
+    "activation": ("aten::gelu",),
+    "LayerNorm": ("aten::native_layer_norm",),
+    "cross-entropy": ("aten::_log_softmax", "aten::nll_loss"),
+    "embedding": ("aten::embedding", "aten::index_select"),
+    "AdamW": ("aten::_fused_adamw_",),
+    "norm and clipping": ("aten::linalg_vector_norm", "aten::_foreach"),
+    "casts and copies": ("aten::copy_", "aten::fill_", "aten::cat", "aten::stack"),
+}
 
 
-def make_ours(folder: str, shape: shapes.TrainShape, precision: Precision, layout: Layout) -> Work:
-    """A step of `Trainer`; returns tokens, labelled tokens and the loss."""
-    model, tokenizer = shapes.model_and_tokenizer("openai-gpt")
-    options = TrainOptions(
-        num_candidates=shape.num_candidates,
-        train_batch_size=shape.batch,
-        gradient_accumulation_steps=1,
-        precision=precision,
-        layout=layout,
-        device="cpu",
-    )
-    trainer = Trainer(options, model.train(), tokenizer, DialogueStore(folder), lambda _: None)
+class OurStep:
+    """A step of `Trainer`; a call returns tokens, labels, loss, and where the time went."""
+
+    def __init__(
+        self, store_folder: str, shape: shapes.CandidatesShape, precision: str, profiled_turn: int
+    ) -> None:
+        model, tokenizer = shapes.model_and_tokenizer("openai-gpt")
+        options = TrainOptions(
+            num_candidates=shape.num_candidates,
+            train_batch_size=shape.batch,
+            gradient_accumulation_steps=1,
+            precision=precision,
+            lr=LR,
+            device="cpu",
+        )
+        store = DialogueStore(store_folder)
+        self.trainer = Trainer(options, model, tokenizer, store, lambda _: None)
+        self.trainer.model.train()
+        self.profiled_turn = profiled_turn
+
+    def __call__(self, turn: int) -> tuple[int, int, float, dict[str, float]]:
+        trainer, parts = self.trainer, {}
+        batch = shapes.batch_of_turn(trainer.batches, turn)
+        batches = iter([(batch, Share(1.0, 1.0))])
+        if turn == self.profiled_turn:
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                trainer._train_step(batches, 1, Stop(trainer.ranks))
+            parts = seconds_of_parts(profiler)
+        else:
+            trainer._train_step(batches, 1, Stop(trainer.ranks))
+        loss = trainer.log.read(LR, trainer.ranks)["loss"]
+        return len(batch["input_ids"]), int((batch["labels"] >= 0).sum()), loss, parts
+
+
+def make_transformers(
+    store_folder: str, shape: shapes.CandidatesShape, precision: str, folder: str
+) -> Work:
+    """The plain loop that the class's documentation suggests."""
+    model = transformers.OpenAIGPTDoubleHeadsModel.from_pretrained(folder).train()
+    optimizer = make_optimizer(model, LR, weight_decay=0.01, beta2=0.999)
+    batches = shapes.open_batches(store_folder, "train", shape, "padded")
 
     def step(turn: int):
-        batch = trainer.batches.collate(rows_of_round(trainer.batches, shape.batch, turn))
-        loss = trainer.train_on([batch])
-        return len(batch["input_ids"]), int((batch["labels"] >= 0).sum()), float(loss)
+        batch = shapes.batch_of_turn(batches, turn)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            output = model(**batch)
+            loss = output.loss + output.mc_loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return batch["input_ids"].numel(), int((batch["labels"] >= 0).sum()), loss.item(), {}
 
     return step
+
+
+def seconds_of_parts(profiler: profile) -> dict[str, float]:
+    """Seconds in each of `GROUPS`, and in all the rest."""
+    seconds = dict.fromkeys([*GROUPS, "the rest"], 0.0)
+    for event in profiler.key_averages():
+        groups = (group for group, names in GROUPS.items() if event.key.startswith(names))
+        group = next(groups, "the rest")
+        seconds[group] += event.self_cpu_time_total / 1e6
+    return seconds
+
+
+@pytest.mark.parametrize("shape", shapes.TRAIN_SHAPES.values(), ids=list(shapes.TRAIN_SHAPES))
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_train_step(benchmark, store_folder, precision, shape, say, tmp_path):
+    model, tokenizer = shapes.model_and_tokenizer("openai-gpt")
+    model.save_pretrained(tmp_path / "model", tokenizer)
+    arguments = (store_folder, shape, precision)
+    workers = {
+        "convai_fast": Worker(OurStep, *arguments, ROUNDS),  # the last turn, for its parts alone
+        "transformers": Worker(make_transformers, *arguments, str(tmp_path / "model")),
+    }
+    turns = benchmark.pedantic(lambda: take_turns(workers, ROUNDS), rounds=1)
+    profiled = turns["convai_fast"].pop()
+    turns["transformers"].pop()
+    for ours, theirs in zip(*turns.values(), strict=True):
+        assert ours.result[1] == theirs.result[1]  # the same labels
+        assert abs(ours.result[2] - theirs.result[2]) < 0.05 * theirs.result[2]
+
+    median, least, most = pairwise(turns, "convai_fast", "transformers")
+    rate = matrix_rate(torch.device("cpu"), torch.float32)
+    flops = [training_flops(model, *turn.result[:2]) for turn in turns["convai_fast"]]
+    used = [f / t.seconds / rate for f, t in zip(flops, turns["convai_fast"], strict=True)]
+    peak_ratio = turns["transformers"][-1].peak_mb / profiled.peak_mb
+    name, _, _ = shapes.dialogues_and_tokenizer()
+    say(f"\n{shape}, {precision}, {name}")
+    for way, done in turns.items():
+        say(f"  {way:12} {describe(done)}")
+    say(
+        f"  {median:.1f} x transformers ({least:.1f}-{most:.1f}), 1/{peak_ratio:.1f} of its memory; "
+        f"{statistics.median(used):.0%} of {rate / 1e9:,.0f} GFLOP/s in float32"
+    )
+    total = sum(profiled.result[3].values())
+    parts = sorted(profiled.result[3].items(), key=lambda item: -item[1])
+    say("  " + ", ".join(f"{part} {seconds / total:.0%}" for part, seconds in parts))
+    figures = {
+        "seconds": round(statistics.median(t.seconds for t in turns["convai_fast"]), 3),
+        "transformers_seconds": round(statistics.median(t.seconds for t in turns["transformers"])),
+        "ratio": round(median, 2),
+        "spread": f"{least:.1f}-{most:.1f}",
+        "memory_ratio": round(peak_ratio, 2),
+        "of_matrix_rate": round(statistics.median(used), 3),
+        **{part: round(seconds, 4) for part, seconds in parts},
+    }
+    record("train", f"{shape}, {precision}", figures)
+
+
+def describe(turns: list[Turn]) -> str:
+    seconds = statistics.median(turn.seconds for turn in turns)
+    tokens = statistics.median(turn.result[0] for turn in turns)
+    return f"{seconds:6.2f} s, {tokens:,.0f} tokens, {turns[-1].peak_mb:,.0f} MB"

@@ -74,6 +74,7 @@ def _batches(store: DialogueStore, split: str, options: PrepareOptions) -> Dialo
         num_candidates=options.num_candidates,
         max_history=options.max_history,
         max_length=options.max_length,
+        layout="padded",
     )
 
 
