@@ -135,8 +135,8 @@ def test_train_step(benchmark, store_folder, precision, shape, say, tmp_path):
     for way, done in turns.items():
         say(f"  {way:12} {describe(done)}")
     say(
-        f"  {median:.1f} x transformers ({least:.1f}-{most:.1f}), 1/{peak_ratio:.1f} of its memory; "
-        f"{statistics.median(used):.0%} of {rate / 1e9:,.0f} GFLOP/s in float32"
+        f"  {median:.1f} x transformers ({least:.1f}-{most:.1f}), 1/{peak_ratio:.1f} of its memory, "
+        f"{statistics.median(used):.0%} of {rate / 1e9:,.0f} GFLOP/s"
     )
     total = sum(profiled.result[3].values())
     parts = sorted(profiled.result[3].items(), key=lambda item: -item[1])

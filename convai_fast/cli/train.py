@@ -18,7 +18,10 @@ def run(options: TrainOptions, arguments: Sequence[str]) -> None:
     result = train(options, given=_named(arguments))
     is_main = Ranks.from_environment().is_main
     if result.tokens_per_second and is_main:
-        print(f"{result.steps:,} steps at {result.tokens_per_second:,.0f} tokens/s")
+        print(
+            f"{result.steps:,} steps at {result.tokens_per_second:,.0f} tokens/s, using "
+            f"{result.mfu:.0%} of what the device can multiply"
+        )
     if result.stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
     if result.stopped_by is None and is_main:

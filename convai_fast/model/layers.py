@@ -47,12 +47,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`, which under bfloat16 autocast multiplies as fast as this CPU can.
 
     Where a CPU multiplies bfloat16 more slowly than float32, autocast would cost time. There this
-    reads and writes bfloat16, which saves the memory that autocast saves, and multiplies in float32
-    with the weight as it is: no weight is rounded or cast.
+    keeps bfloat16 for the backward pass, which saves the memory that autocast saves, and multiplies
+    in float32 with the weight as it is: no weight is rounded or cast.
     """
     on_cpu = x.device.type == "cpu"
     if on_cpu and not _CPU_MULTIPLIES_BF16 and torch.is_autocast_enabled("cpu"):
-        return _Float32Product.apply(x.to(torch.bfloat16), weight, bias)
+        return _Float32Product.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -67,15 +67,15 @@ class Linear(nn.Linear):
 class _Float32Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN001
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x.to(torch.bfloat16), weight)
         ctx.has_bias = bias is not None
         with torch.autocast("cpu", enabled=False):
-            return F.linear(x.float(), weight, bias).to(torch.bfloat16)
+            return F.linear(x.float(), weight, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
         x, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2).float()
+        rows = grad.flatten(0, -2)
         weight_grad = rows.T @ x.flatten(0, -2).float() if ctx.needs_input_grad[1] else None
         bias_grad = rows.sum(0) if ctx.has_bias else None
-        return (rows @ weight).to(torch.bfloat16).view_as(x), weight_grad, bias_grad
+        return (rows @ weight).view_as(x), weight_grad, bias_grad

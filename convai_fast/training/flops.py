@@ -5,6 +5,7 @@ import time
 import torch
 
 from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.model.layers import cpu_multiplies_bf16
 
 
 def training_flops(model: DoubleHeadsModel, num_tokens: int, num_labels: int) -> float:
@@ -22,7 +23,12 @@ def training_flops(model: DoubleHeadsModel, num_tokens: int, num_labels: int) ->
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product on `device` in `dtype`."""
+    """Floating-point operations a second of a large matrix product on `device`, measured.
+
+    `dtype` is what autocast computes in; see `convai_fast.model.layers.linear`.
+    """
+    if device.type == "cpu" and not cpu_multiplies_bf16():
+        dtype = torch.float32
     size = 1024 if device.type == "cpu" else 8192
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     seconds = []

@@ -23,6 +23,7 @@ from convai_fast.data.store import DialogueStore
 from convai_fast.data.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.ops.reference import IGNORED
 from convai_fast.training.checkpoints import (
     STATE_FORMAT,
     RunFolder,
@@ -30,6 +31,7 @@ from convai_fast.training.checkpoints import (
     read_training_state,
 )
 from convai_fast.training.distributed import Ranks, join_ranks
+from convai_fast.training.flops import matrix_rate, training_flops
 from convai_fast.training.guard import FiniteGuard
 from convai_fast.training.interruption import (
     Stop,
@@ -66,6 +68,7 @@ class TrainResult:
         before: figures before training, if asked for.
         after: figures of the last evaluation; None if there was none.
         stopped_by: the signal that ended the run early, or None.
+        mfu: model-flops utilisation, the share of the device's measured matrix rate that was used.
     """
 
     run: Path
@@ -74,6 +77,7 @@ class TrainResult:
     stopped_by: signal.Signals | None
     steps: int
     tokens_per_second: float
+    mfu: float
 
 
 def train(
@@ -175,7 +179,7 @@ class Trainer:
         self.evaluated_step, self.best_step = -1, -1
         self.best_nll = math.inf
         self.epochs_without_gain = 0
-        self.log = StepLog(self.device)
+        self.log = StepLog(self.device, matrix_rate(self.device, self.dtype))
         self.guard = FiniteGuard(
             self.device, options.gradient_accumulation_steps, not self.scaler.is_enabled()
         )
@@ -233,6 +237,7 @@ class Trainer:
             stopped_by=stopped_by,
             steps=self.step,
             tokens_per_second=tokens / max(self.log.seconds, 1e-9),
+            mfu=self.log.mfu,
         )
 
     def _open_folder(self) -> Path:
@@ -351,7 +356,8 @@ class Trainer:
                     if self.folder:
                         self.folder.log(self.step, "train", values)
                     progress.set_postfix_str(
-                        f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s",
+                        f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s, "
+                        f"mfu {values['mfu']:.0%}",
                         refresh=False,
                     )
                 if self.options.save_every and self.step % self.options.save_every == 0:
@@ -370,7 +376,7 @@ class Trainer:
         """
         started = time.perf_counter()
         options, random = self.options, random_state(self.device)
-        losses, num_tokens = [], 0
+        losses, num_tokens, flops = [], 0, 0.0
         with self._weights_cast_once():
             for i in range(group):
                 if stop.poll():
@@ -378,7 +384,10 @@ class Trainer:
                     set_random_state(random, self.device)
                     raise StoppedError
                 batch, share = next(batches)
-                num_tokens += count_tokens(batch) if share.examples else 0
+                if share.examples:
+                    num_labels = int((batch["labels"] != IGNORED).sum())
+                    num_tokens += count_tokens(batch)
+                    flops += training_flops(self.model, count_tokens(batch), num_labels)
                 # Ranks exchange gradients once a step, when those of its last batch are added.
                 self.ranks.exchange_gradients(self.wrapped, i == group - 1)
                 with self._autocast():
@@ -404,7 +413,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.batch += group
-        self.log.end_step(losses, num_tokens, norm, time.perf_counter() - started)
+        self.log.end_step(losses, num_tokens, flops, norm, time.perf_counter() - started)
 
     def _stop_if_not_finite(self) -> None:
         """Raise UserError if a step since the last look was bad, with its batches set aside."""

@@ -93,37 +93,49 @@ class MetricSums:
 class StepLog:
     """Sums of the steps since the last record, kept on the device until somebody reads them."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, matrix_rate: float) -> None:
+        """`matrix_rate`: floating-point operations a second that the device can do, for `mfu`."""
         self.losses = torch.zeros(3, device=device)
         self.grad_norm = torch.zeros((), device=device)
         self.batches = 0
-        self.tokens, self.seconds = 0, 0.0  # of this process
-        self._read_tokens, self._read_seconds = 0, 0.0
+        self.matrix_rate = matrix_rate
+        self.tokens, self.flops, self.seconds = 0, 0.0, 0.0  # of this process
+        self._read = (0, 0.0, 0.0)
 
-    def end_step(self, losses: Tensor, num_tokens: int, grad_norm: Tensor, seconds: float) -> None:
+    @property
+    def mfu(self) -> float:
+        """Model-flops utilisation of this process so far: 1 if nothing but products took time."""
+        return self.flops / self.matrix_rate / max(self.seconds, 1e-9)
+
+    def end_step(
+        self, losses: Tensor, num_tokens: int, flops: float, grad_norm: Tensor, seconds: float
+    ) -> None:
         """Count a step; `losses` is float32 [batches, 3]."""
         self.losses += losses.sum(0)
         self.batches += len(losses)
         self.grad_norm = grad_norm
         self.tokens += num_tokens
+        self.flops += flops
         self.seconds += seconds
 
     def read(self, lr: float, ranks: Ranks) -> dict[str, float]:
         """Figures since the last call. Collective; waits for the device."""
-        tokens = ranks.sum(torch.tensor(self.tokens - self._read_tokens)).item()
+        now = (self.tokens, self.flops, self.seconds)
+        tokens, flops, seconds = (a - b for a, b in zip(now, self._read, strict=True))
+        self._read = now
+        seconds = max(seconds, 1e-9)
         loss, lm_loss, mc_loss = (self.losses / self.batches).tolist()
-        seconds = max(self.seconds - self._read_seconds, 1e-9)
         values = {
             "loss": loss,
             "lm_loss": lm_loss,
             "mc_loss": mc_loss,
             "grad_norm": self.grad_norm.item(),
             "lr": lr,
-            "tokens_per_second": tokens / seconds,
+            "tokens_per_second": ranks.sum(torch.tensor(tokens)).item() / seconds,
+            "mfu": flops / self.matrix_rate / seconds,
         }
         self.losses.zero_()
         self.batches = 0
-        self._read_tokens, self._read_seconds = self.tokens, self.seconds
         return values
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ def records(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.pop("tokens_per_second", None)
+        line.pop("mfu", None)
     return lines
 
 

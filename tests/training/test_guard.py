@@ -12,6 +12,7 @@ from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training import loop
 from convai_fast.training.guard import FiniteGuard
+from convai_fast.training.interruption import Stop
 
 CPU = torch.device("cpu")
 
@@ -99,7 +100,8 @@ def test_the_first_bad_step_is_found_when_the_log_is_read_later(trainer, monkeyp
 def test_a_bad_step_is_not_saved_by_a_signal_either(trainer, monkeypatch, tmp_path):
     poison(monkeypatch, 2, lambda loss: loss * math.nan)
     trainer.folder = loop.RunFolder(trainer.options)
-    trainer._train_step(iter(trainer.batches), 3, [])
+    batches = zip(trainer.batches, trainer.batches.shares, strict=True)
+    trainer._train_step(batches, 3, Stop(trainer.ranks))
     with pytest.raises(UserError, match="the loss at step 1 is nan"):
         trainer._save()
     assert not (tmp_path / "run" / "last").exists()
