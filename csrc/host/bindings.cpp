@@ -2,9 +2,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <limits>
+#include <cstdlib>
 #ifdef __GLIBC__
 #include <malloc.h>
+#include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "convai_fast/cpu_features.h"
@@ -49,12 +51,21 @@ py::tuple index_examples(const Array<int64_t>& utterance_offsets,
 }
 
 // Training frees and takes the same megabytes again all the time. By default glibc hands large
-// blocks back to the system at once, which then clears every page anew. Returns whether it was
-// asked not to.
+// blocks back to the system at once, which then clears every page anew. Here it keeps them, in a
+// heap that grows at once, so that all of it can be asked to lie in huge pages; memory that nobody
+// has written to is not used. Returns whether glibc could be asked.
 bool keep_freed_memory() {
 #ifdef __GLIBC__
-  return mallopt(M_MMAP_MAX, 0) == 1 &&
-         mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max()) == 1;
+  constexpr uintptr_t kHugePage = 2 << 20;
+  if (mallopt(M_MMAP_MAX, 0) != 1 || mallopt(M_TRIM_THRESHOLD, -1) != 1) return false;
+  const size_t size = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE) / 2;
+  if (void* heap = std::malloc(size)) {
+    const auto first = (reinterpret_cast<uintptr_t>(heap) + kHugePage - 1) / kHugePage * kHugePage;
+    const auto last = reinterpret_cast<uintptr_t>(heap) + size;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+    std::free(heap);
+  }
+  return true;
 #else
   return false;
 #endif
