@@ -64,7 +64,7 @@ def test_rank(benchmark, store_folder, precision, say, tmp_path):
     model.save_pretrained(tmp_path / "model", tokenizer)
     peer = (store_folder, dtype)
     workers = {
-        "convai_fast": Worker(make_ours, store_folder, dtype),
+        "convai_fast": Worker(make_ours, store_folder, dtype, repeats=3),
         "transformers": Worker(make_transformers, *peer, False, str(tmp_path / "model")),
         "its body and head": Worker(make_transformers, *peer, True, str(tmp_path / "model")),
     }

@@ -5,6 +5,7 @@ allocator, so that what one way does to them is no help to the other.
 """
 
 import resource
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,12 +38,17 @@ def pairwise(turns: dict[str, list[Turn]], ours: str, other: str) -> tuple[float
 class Worker:
     """Runs `make(*arguments)`, which gives the work, in another process."""
 
-    def __init__(self, make: Callable[..., Work], *arguments: Any) -> None:
+    def __init__(self, make: Callable[..., Work], *arguments: Any, repeats: int = 1) -> None:
+        """With `repeats`, a turn does its work so often, and its time is the median of them.
+
+        A process that has been idle for a minute finds its memory cold: one that needs a tenth of
+        the other's time is measured as it is in use, when it is not idle nine tenths of the time.
+        """
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
         threads = torch.get_num_threads()
         self._process = context.Process(
-            target=_serve, args=(theirs, threads, make, arguments), daemon=True
+            target=_serve, args=(theirs, threads, repeats, make, arguments), daemon=True
         )
         self._process.start()
 
@@ -57,16 +63,24 @@ class Worker:
         self._process.join()
 
 
-def _serve(connection: Connection, threads: int, make: Callable[..., Work], arguments: Any) -> None:
+def _serve(
+    connection: Connection,
+    threads: int,
+    repeats: int,
+    make: Callable[..., Work],
+    arguments: tuple,
+) -> None:
     torch.set_num_threads(threads)
     work = make(*arguments)
     while True:
         turn = connection.recv()
-        started = time.perf_counter()
-        result = work(turn)
-        seconds = time.perf_counter() - started
+        times = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            result = work(turn)
+            times.append(time.perf_counter() - started)
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        connection.send(Turn(seconds, result, peak_kb / 1e3))
+        connection.send(Turn(statistics.median(times), result, peak_kb / 1e3))
 
 
 def take_turns(workers: dict[str, Worker], rounds: int, warm_up: int = 1) -> dict[str, list[Turn]]:

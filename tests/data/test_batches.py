@@ -1,6 +1,7 @@
 """Batches: exact contents, the order of epochs, ranks, and what is cut when it is too long."""
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -348,6 +349,27 @@ def test_the_compiled_index_equals_its_reference(data):
     assert np.array_equal(compiled[0], expected[0])
     assert np.array_equal(compiled[1], expected[1])
     assert tuple(compiled[2]) == expected[2]
+
+
+@pytest.mark.parametrize("num_candidates", [1, 3, 0])
+def test_both_layouts_hold_the_same_batches_of_the_same_candidates(store, num_candidates):
+    settings = {"shuffle": True, "num_candidates": num_candidates, "max_length": 80}
+    padded, shared = (make_batches(store, layout=name, **settings) for name in ("padded", "shared"))
+    for in_padded, in_shared in zip(list(padded)[:6], list(shared)[:6], strict=True):
+        assert torch.equal(in_padded["mc_labels"], in_shared["mc_labels"])
+        bounds = in_shared["offsets"].tolist()
+        for row, (begin, end) in enumerate(pairwise(bounds)):
+            branch = in_shared["branch_ids"][begin:end]
+            for j, last in enumerate(in_padded["mc_token_ids"][row].tolist()):
+                own = (branch == 0) | (branch == j + 1)
+                for name in ("input_ids", "token_type_ids", "labels"):
+                    sequence = in_shared[name][begin:end][own]
+                    assert torch.equal(sequence, in_padded[name][row, j, : last + 1]), name
+                positions = in_shared["position_ids"][begin:end][own]
+                assert torch.equal(positions, torch.arange(last + 1))
+                at = in_shared["mc_token_ids"][row, j]
+                assert in_shared["branch_ids"][at] == j + 1
+                assert in_shared["input_ids"][at] == store.special_ids.eos
 
 
 def test_an_empty_split_has_no_batches(tokenizer, tmp_path):

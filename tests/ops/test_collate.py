@@ -15,6 +15,7 @@ from convai_fast.ops import reference
 
 SPECIAL = (1, 2, 3, 4, 0)  # bos eos speaker1 speaker2 pad
 NAMES = ("input_ids", "token_type_ids", "labels", "mc_token_ids")
+SHARED_NAMES = (*NAMES[:2], "position_ids", "branch_ids", *NAMES[2:])
 
 needs_kernel = pytest.mark.skipif(_native.host is None, reason="nothing is compiled here")
 
@@ -72,8 +73,34 @@ def stores(draw, max_token=50_262):
     return utterances, rows
 
 
+def in_shared_layout(arguments, max_length):
+    """The arguments of `collate_shared` for the same rows, each given the room that it needs."""
+    arguments = dict(arguments)
+    del arguments["seq_len"]
+    bounds = arguments["utterance_offsets"].tolist()
+    lengths = [bounds[i + 1] - bounds[i] for i in range(len(bounds) - 1)]
+
+    def lengths_of(name, first, count):
+        return [lengths[i] for i in arguments[name][first : first + count].tolist()]
+
+    sizes = []
+    for first, count, rotation, kept, *ranges in arguments["plan"].tolist():
+        persona = lengths_of("persona_ids", first, count)
+        persona = (persona[count - rotation :] + persona[: count - rotation])[:kept]
+        prefix = 1 + sum(persona) + sum(1 + n for n in lengths_of("history_ids", *ranges[:2]))
+        replies = lengths_of("candidate_ids", *ranges[2:])
+        sizes.append(prefix + sum(2 + min(n, max_length - prefix - 2) for n in replies))
+    offsets = torch.tensor([0, *np.cumsum(sizes, dtype=np.int64).tolist()])
+    return arguments | {
+        "offsets": offsets,
+        "num_tokens": int(offsets[-1]),
+        "max_length": max_length,
+    }
+
+
 def assert_equal(actual, expected):
-    for name, a, b in zip(NAMES, actual, expected, strict=True):
+    names = NAMES if len(actual) == len(NAMES) else SHARED_NAMES
+    for name, a, b in zip(names, actual, expected, strict=True):
         assert a.dtype == torch.int64, name
         assert torch.equal(a, b), name
 
@@ -115,6 +142,59 @@ def test_replies_that_do_not_fit_are_cut_alike(store, missing):
         assert "does not fit" in str(error)
     else:
         assert_equal(ops.collate(**arguments), expected)
+
+
+def test_a_worked_example_shares_its_prefix():
+    utterances = [[10], [11, 12], [20], [21], [30, 31], [40]]
+    rows = [([0, 1], 0, 2, [2, 3], [5, 4]), ([], 0, 0, [], [0])]
+    arguments = in_shared_layout(make_arguments(utterances, rows, 0), 12)
+    ids, segments, positions, branches, labels, mc_token_ids = ops.collate_shared(**arguments)
+    bos, eos, s1, s2, _ = SPECIAL
+    prefix = [bos, 10, 11, 12, s1, 20, s2, 21]
+    assert ids.tolist() == [*prefix, s1, 40, eos, s1, 30, 31, eos, bos, s1, 10, eos]
+    assert segments.tolist() == [s1] * 6 + [s2] * 2 + [s1] * 11
+    assert positions.tolist() == [*range(8), 8, 9, 10, 8, 9, 10, 11, 0, 1, 2, 3]
+    assert branches.tolist() == [0] * 8 + [1] * 3 + [2] * 4 + [0, 1, 1, 1]
+    assert labels.tolist() == [-100] * 12 + [30, 31, eos] + [-100, -100, 10, eos]
+    assert mc_token_ids.tolist() == [[10, 14], [18, -1]]
+
+
+@needs_kernel
+@settings(max_examples=400, deadline=None)
+@given(stores(), st.sampled_from([torch.uint16, torch.int32]), st.integers(-8, 3))
+def test_the_shared_kernel_equals_the_reference(store, dtype, slack):
+    utterances, rows = store
+    max_length = max(0, needed_length(utterances, rows) + slack)
+    arguments = in_shared_layout(make_arguments(utterances, rows, 0, dtype), max_length)
+    try:
+        expected = reference.collate_shared(**arguments)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=r"does not fit|must rise"):
+            ops.collate_shared(**arguments)
+        assert "does not fit" in str(error)
+    else:
+        assert_equal(ops.collate_shared(**arguments), expected)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("offsets", "num_tokens", "says"),
+    [
+        ([0, 7], 7, "row 0 does not fit"),
+        ([0, 5], 5, "row 0 does not fit"),
+        ([0, 6], 9, "must rise from 0 to num_tokens"),
+        ([1, 6], 6, "must rise from 0 to num_tokens"),
+        ([0, 6, 6], 6, "one more than the rows"),
+    ],
+)
+def test_offsets_that_do_not_fit_the_examples_are_refused(offsets, num_tokens, says):
+    arguments = in_shared_layout(make_arguments([[5], [6]], [([0], 0, 1, [], [1])], 0), 20)
+    assert arguments["num_tokens"] == 5
+    arguments |= {"offsets": torch.tensor(offsets), "num_tokens": num_tokens}
+    if offsets == [0, 5]:
+        arguments["max_length"] = 3  # the reply is cut, and the row is shorter
+    with pytest.raises(ValueError, match=says):
+        ops.collate_shared(**arguments)
 
 
 @pytest.mark.parametrize("vocab_size", [17, 1019, 40_483, 50_262, 65_536])
@@ -174,6 +254,8 @@ def test_opcheck_passes():
     arguments = make_arguments([[5, 6], [7]], [([0], 0, 1, [1], [0, 1])], 9)
     arguments["special_ids"] = list(SPECIAL)
     torch.library.opcheck(torch.ops.convai_fast.collate.default, tuple(arguments.values()))
+    arguments = in_shared_layout(arguments, 9)
+    torch.library.opcheck(torch.ops.convai_fast.collate_shared.default, tuple(arguments.values()))
 
 
 def test_it_compiles_into_a_graph():
@@ -224,3 +306,8 @@ def test_cuda_equals_the_reference(store, dtype, slack):
     for name in arguments.keys() - set(on_host):
         arguments[name] = arguments[name].cuda()
     assert_equal([output.cpu() for output in ops.collate(**arguments)], expected)
+    shared = in_shared_layout(make_arguments(utterances, rows, 0, dtype), arguments["seq_len"])
+    expected = reference.collate_shared(**shared)
+    for name in arguments.keys() - set(on_host):
+        shared[name] = shared[name].cuda()
+    assert_equal([output.cpu() for output in ops.collate_shared(**shared)], expected)

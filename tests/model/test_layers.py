@@ -1,0 +1,66 @@
+"""Layers that the CPU computes in its own way: under bfloat16 autocast, and dropout."""
+
+import pytest
+import torch
+from torch import nn
+
+from convai_fast.model import layers
+
+
+@pytest.fixture(params=[False, True])
+def multiplies_bf16(request, monkeypatch):
+    monkeypatch.setattr(layers, "_CPU_MULTIPLIES_BF16", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_under_autocast_is_closer_to_float32_than_bf16_rounding(multiplies_bf16, bias):
+    torch.manual_seed(0)
+    layer = layers.Linear(48, 80, bias=bias)
+    x = torch.randn(2, 5, 48, requires_grad=True)
+    wanted = torch.randn(2, 5, 80)
+
+    def run(autocast):
+        layer.zero_grad()
+        x.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = layer(x)
+        (y.float() * wanted).sum().backward()
+        return [y.float(), x.grad, *(p.grad for p in layer.parameters())]
+
+    for exact, actual in zip(run(False), run(True), strict=True):
+        assert actual.dtype == torch.float32
+        assert (actual - exact).norm() <= 0.01 * exact.norm()
+
+
+def test_a_cpu_without_bf16_products_keeps_bf16_for_the_backward_pass(monkeypatch):
+    monkeypatch.setattr(layers, "_CPU_MULTIPLIES_BF16", False)
+    layer, saved = layers.Linear(8, 8), []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)
+    with torch.autocast("cpu", torch.bfloat16), hooks:
+        layer(torch.randn(3, 8, requires_grad=True))
+    assert {t.dtype for t in saved if t is not layer.weight and t.shape == (3, 8)} == {
+        torch.bfloat16
+    }
+    # The weight itself, not a copy in another dtype.
+    assert any(t.data_ptr() == layer.weight.data_ptr() for t in saved)
+
+
+def test_a_frozen_weight_gets_no_gradient(monkeypatch):
+    monkeypatch.setattr(layers, "_CPU_MULTIPLIES_BF16", False)
+    layer, x = layers.Linear(8, 8).requires_grad_(False), torch.randn(3, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).sum().backward()
+    assert layer.weight.grad is None
+    assert x.grad.abs().sum() > 0
+
+
+def test_dropout_repeats_with_the_seed_of_torch_and_is_off_in_eval_mode():
+    layer, x = layers.Dropout(0.3), torch.ones(50, 40)
+    torch.manual_seed(1)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(1)
+    assert torch.equal(layer(x), first)
+    assert not torch.equal(first, second)
+    assert layer.eval()(x) is x
+    assert isinstance(layer, nn.Dropout)
