@@ -42,6 +42,13 @@ class Batch(TypedDict):
     mc_labels: Tensor
 
 
+def count_tokens(batch: Batch) -> int:
+    """Tokens that the model reads in a batch, without padding."""
+    if "offsets" in batch:
+        return len(batch["input_ids"])
+    return int((batch["mc_token_ids"] + 1).sum())
+
+
 class Share(NamedTuple):
     """How much a rank's means of a batch count in the mean over ranks, 1 being an equal part.
 

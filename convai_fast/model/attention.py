@@ -3,10 +3,9 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from convai_fast import ops
-from convai_fast.model.layers import draw_seed
+from convai_fast.model.layers import draw_seed, has_kernel, to_device
 
 
 def causal_attention(qkv: Tensor, num_heads: int, dropout_p: float) -> Tensor:
@@ -34,42 +33,56 @@ class Branches:
     """
 
     def __init__(self, offsets: Tensor, branch_ids: Tensor) -> None:
-        self.offsets, self.branch_ids = offsets, branch_ids
-        if branch_ids.device.type != "cpu":
-            self._prepare_padding()
+        # FSDP hands over all tensors on its device: this waits for it then.
+        self.offsets, self.branch_ids = offsets.cpu(), branch_ids
+        self._padding: _Padding | None = None
 
     def attend(self, qkv: Tensor, num_heads: int, dropout_p: float) -> Tensor:
         """[num_tokens, 3 * width], as for `causal_attention`, to [num_tokens, width]."""
-        if qkv.device.type == "cpu":
+        if has_kernel(qkv):
             seed = draw_seed() if dropout_p else None
             return ops.branch_attention(
                 qkv, self.offsets, self.branch_ids, num_heads, dropout_p, seed
             )
-        padded = qkv[self._token_of_place]  # [batch, seq, 3 * width]
+        if self._padding is None:
+            self._padding = _Padding(self.offsets, self.branch_ids)
+        padding = self._padding
         query, key, value = (
-            part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in padded.chunk(3, dim=-1)
+            part.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+            for part in padding.pad(qkv).chunk(3, dim=-1)
         )
         x = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=self._mask, dropout_p=dropout_p
+            query, key, value, attn_mask=padding.mask, dropout_p=dropout_p
         )
-        return x.transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, self._place_of_token)
+        return padding.unpad(x.transpose(1, 2).flatten(2))
 
-    def _prepare_padding(self) -> None:
-        """The mask and the places of the tokens in padded rows, once for all layers.
 
-        All sizes come from `offsets`, which is on the CPU: nothing here waits for the device.
-        """
-        device = self.branch_ids.device
-        tokens = torch.arange(int(self.offsets[-1]))
-        rows = tokens.tensor_split(self.offsets[1:-1])
-        token_of_place = pad_sequence(rows, batch_first=True)  # padding repeats token 0
-        seq_len = token_of_place.shape[1]
-        lengths = self.offsets.diff()
-        starts = torch.arange(len(rows)) * seq_len - self.offsets[:-1]
-        place_of_token = tokens + starts.repeat_interleave(lengths, output_size=len(tokens))
-        self._token_of_place = token_of_place.to(device, non_blocking=True)
-        self._place_of_token = place_of_token.to(device, non_blocking=True)
-        branch = self.branch_ids[self._token_of_place]  # [batch, seq]
-        visible = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
-        # Padding stands on the right, where no token looks; what it sees itself is its own row.
-        self._mask = visible.tril_()[:, None]
+class _Padding:
+    """Rows padded to the longest, and the mask of what their tokens see; once for all layers.
+
+    All sizes come from `offsets`, which is on the CPU: nothing here waits for the device.
+    """
+
+    def __init__(self, offsets: Tensor, branch_ids: Tensor) -> None:
+        lengths = offsets.diff()
+        batch, seq_len = len(lengths), int(lengths.max()) if len(lengths) else 0
+        self.shape = (batch, seq_len)
+        shift = torch.arange(batch) * seq_len - offsets[:-1]
+        num_tokens = len(branch_ids)
+        place = torch.arange(num_tokens) + shift.repeat_interleave(lengths, output_size=num_tokens)
+        self.place = to_device(place, branch_ids.device)  # of each token among the padded ones
+        padded = branch_ids.new_full((batch * seq_len,), -1).index_copy(0, self.place, branch_ids)
+        branch = padded.view(batch, seq_len)
+        # Padding stands on the right, where no token of a row looks.
+        visible = (branch[:, None, :] <= 0) | (branch[:, None, :] == branch[:, :, None])
+        self.mask = visible.tril_()[:, None]  # [batch, 1, seq_len, seq_len]
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[num_tokens, width] to [batch, seq_len, width]."""
+        batch, seq_len = self.shape
+        padded = x.new_zeros(batch * seq_len, x.shape[1]).index_copy(0, self.place, x)
+        return padded.view(batch, seq_len, x.shape[1])
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """[batch, seq_len, width] to [num_tokens, width]."""
+        return x.flatten(0, 1).index_select(0, self.place)

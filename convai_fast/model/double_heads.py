@@ -14,7 +14,7 @@ from convai_fast.errors import UserError
 from convai_fast.model import adapter, checkpoint
 from convai_fast.model.attention import Branches
 from convai_fast.model.config import TransformerConfig
-from convai_fast.model.layers import Dropout, Linear, linear
+from convai_fast.model.layers import Dropout, Linear, linear, to_device
 from convai_fast.model.transformer import Transformer, init_weights
 from convai_fast.ops.reference import IGNORED
 
@@ -243,8 +243,9 @@ def _targets(labels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """
     targets = F.pad(labels[..., 1:], (0, 1), value=IGNORED).flatten()
     labelled = (targets != IGNORED).nonzero().squeeze(1)
-    targets = targets[labelled].to(device, non_blocking=True)
-    return targets, labelled.to(device, non_blocking=True)
+    if labels.device != device:
+        return to_device(targets[labelled], device), to_device(labelled, device)
+    return targets[labelled], labelled
 
 
 def _at_positions(hidden: Tensor, positions: Tensor | None) -> Tensor:

@@ -92,8 +92,8 @@ class Ranks:
 
             shard(model, device, self.world_size)
             return model
-        device_ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
+        # With device_ids it would move to the device what the model reads on the CPU.
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def exchange_gradients(self, wrapped: nn.Module, enabled: bool) -> None:
         """Whether the next backward pass ends with the mean over ranks, or only accumulates."""

@@ -3,23 +3,33 @@
 import time
 
 import torch
+from torch import nn
 
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.layers import cpu_multiplies_bf16
 
 
-def training_flops(model: DoubleHeadsModel, num_tokens: int, num_labels: int) -> float:
+class FlopsCounter:
     """Floating-point operations of the matrix products that a training step cannot do without.
 
-    6 a token and parameter of the linear layers, 2 for the forward and 4 for the backward pass, and
-    6 a labelled token and parameter of the language-model head; attention is left out. In the
-    shared-prefix layout `num_tokens` counts what the candidates of an example share once.
+    6 a token and parameter of the linear layers, 2 for the forward and 4 for the backward pass (2
+    where the layer is not trained), and likewise for a labelled token and the language-model head;
+    attention is left out. In the shared-prefix layout what candidates share counts once.
 
     Source: Kaplan et al., "Scaling Laws for Neural Language Models" (arXiv 2001.08361, 2.1).
     """
-    body = sum(p.numel() for p in model.transformer.blocks.parameters() if p.dim() == 2)
-    head = model.transformer.token_embedding.weight.numel()
-    return 6.0 * (body * num_tokens + head * num_labels)
+
+    def __init__(self, model: DoubleHeadsModel) -> None:
+        def flops(parameter: nn.Parameter) -> float:
+            return (6.0 if parameter.requires_grad else 4.0) * parameter.numel()
+
+        blocks = model.transformer.blocks.parameters()
+        self.per_token = sum(flops(parameter) for parameter in blocks if parameter.dim() == 2)
+        self.per_label = flops(model.transformer.token_embedding.weight)
+
+    def count(self, num_tokens: int, num_labels: int) -> float:
+        """Of a step over `num_tokens` tokens, `num_labels` of which are labelled."""
+        return self.per_token * num_tokens + self.per_label * num_labels
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

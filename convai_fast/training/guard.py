@@ -2,9 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from convai_fast.data.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -75,3 +79,19 @@ class FiniteGuard:
             return None
         losses = self._losses[: int(self._num_batches)].tolist()
         return BadStep(step, losses, self._grad_norm.item())
+
+
+def describe_batch(
+    index: int, batch: Batch, losses: list[float], tokenizer: PreTrainedTokenizerFast
+) -> dict[str, Any]:
+    """Batch `index` of its epoch and its losses (see `BadStep`), as ids and as text, for a file."""
+    if "offsets" in batch:
+        rows = batch["input_ids"].tensor_split(batch["offsets"][1:-1])
+    else:
+        rows = batch["input_ids"].flatten(0, -2)
+    return {
+        "batch": index,
+        **dict(zip(("loss", "lm_loss", "mc_loss"), losses, strict=True)),
+        "text": tokenizer.batch_decode([row.tolist() for row in rows]),
+        **{name: tensor.tolist() for name, tensor in batch.items()},
+    }

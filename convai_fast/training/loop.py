@@ -17,12 +17,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast._native import keep_freed_memory
-from convai_fast.data.batches import Batch, DialogueBatches, Share
+from convai_fast.data.batches import Batch, DialogueBatches, Share, count_tokens
 from convai_fast.data.dataset import open_dataset
 from convai_fast.data.store import DialogueStore
 from convai_fast.data.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.model.layers import to_device
 from convai_fast.ops.reference import IGNORED
 from convai_fast.training.checkpoints import (
     STATE_FORMAT,
@@ -31,8 +32,8 @@ from convai_fast.training.checkpoints import (
     read_training_state,
 )
 from convai_fast.training.distributed import Ranks, join_ranks
-from convai_fast.training.flops import matrix_rate, training_flops
-from convai_fast.training.guard import FiniteGuard
+from convai_fast.training.flops import FlopsCounter, matrix_rate
+from convai_fast.training.guard import FiniteGuard, describe_batch
 from convai_fast.training.interruption import (
     Stop,
     StoppedError,
@@ -42,6 +43,7 @@ from convai_fast.training.interruption import (
 )
 from convai_fast.training.lora import Lora
 from convai_fast.training.losses import Metrics, MetricSums, StepLog, combined_loss
+from convai_fast.training.optimizer import lr_factor, make_optimizer
 from convai_fast.training.options import TrainOptions, resolve_precision
 from convai_fast.training.resume import CHANGEABLE, resolve_resume
 from convai_fast.training.start import load_checkpoint, load_model_and_tokenizer
@@ -179,6 +181,7 @@ class Trainer:
         self.evaluated_step, self.best_step = -1, -1
         self.best_nll = math.inf
         self.epochs_without_gain = 0
+        self.flops = FlopsCounter(model)
         self.log = StepLog(self.device, matrix_rate(self.device, self.dtype))
         self.guard = FiniteGuard(
             self.device, options.gradient_accumulation_steps, not self.scaler.is_enabled()
@@ -345,12 +348,14 @@ class Trainer:
                 # The last group of an epoch may be smaller; its mean is still a mean.
                 remaining = len(self.batches) - self.batch
                 group = min(self.options.gradient_accumulation_steps, remaining)
+                started = time.perf_counter()
                 self._train_step(batches, group, stop)
                 progress.update()
                 is_logged = self.step % self.options.log_every == 0 or self.step == self.total_steps
                 # Elsewhere than on the CPU a look waits for the device, as a record does anyway.
                 if is_logged or self.device.type == "cpu" or self.batch == len(self.batches):
                     self._stop_if_not_finite()
+                self.log.seconds += time.perf_counter() - started
                 if is_logged:
                     values = self.log.read(self.lr, self.ranks)
                     if self.folder:
@@ -374,7 +379,6 @@ class Trainer:
 
         When a signal arrives it is as if the step had never begun.
         """
-        started = time.perf_counter()
         options, random = self.options, random_state(self.device)
         losses, num_tokens, flops = [], 0, 0.0
         with self._weights_cast_once():
@@ -387,7 +391,7 @@ class Trainer:
                 if share.examples:
                     num_labels = int((batch["labels"] != IGNORED).sum())
                     num_tokens += count_tokens(batch)
-                    flops += training_flops(self.model, count_tokens(batch), num_labels)
+                    flops += self.flops.count(count_tokens(batch), num_labels)
                 # Ranks exchange gradients once a step, when those of its last batch are added.
                 self.ranks.exchange_gradients(self.wrapped, i == group - 1)
                 with self._autocast():
@@ -413,7 +417,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.batch += group
-        self.log.end_step(losses, num_tokens, flops, norm, time.perf_counter() - started)
+        self.log.end_step(losses, num_tokens, flops, norm)
 
     def _stop_if_not_finite(self) -> None:
         """Raise UserError if a step since the last look was bad, with its batches set aside."""
@@ -423,7 +427,10 @@ class Trainer:
         # Steps are looked at before their epoch ends, so that the batches are still those.
         size = self.options.gradient_accumulation_steps
         first = (bad.step - 1 - (self.step - -(-self.batch // size))) * size
-        own = [self._describe_batch(first + i, bad.losses[i]) for i in bad.culprits]
+        own = [
+            describe_batch(first + i, self.batches[first + i], bad.losses[i], self.tokenizer)
+            for i in bad.culprits
+        ]
         record = {
             "step": bad.step,
             "epoch": self.epoch,
@@ -435,19 +442,6 @@ class Trainer:
             f"the {bad}: its batches are in {path}, and nothing of it was saved; start again with "
             f"a lower --lr, or with --precision fp32"
         )
-
-    def _describe_batch(self, index: int, losses: list[float]) -> dict[str, Any]:
-        batch = self.batches[index]
-        if "offsets" in batch:
-            rows = batch["input_ids"].tensor_split(batch["offsets"][1:-1])
-        else:
-            rows = batch["input_ids"].flatten(0, -2)
-        return {
-            "batch": index,
-            **dict(zip(("loss", "lm_loss", "mc_loss"), losses, strict=True)),
-            "text": self.tokenizer.batch_decode([row.tolist() for row in rows]),
-            **{name: tensor.tolist() for name, tensor in batch.items()},
-        }
 
     @torch.no_grad()  # not inference_mode, whose tensors FSDP cannot train with afterwards
     def evaluate(self, stop: "Stop | None" = None) -> Metrics | None:
@@ -533,9 +527,7 @@ class Trainer:
     def _to_device(self, batch: Batch) -> dict[str, Tensor]:
         # What the model must count stays on the CPU, where it need not wait for the device.
         return {
-            name: tensor
-            if name in ("labels", "offsets")
-            else tensor.to(self.device, non_blocking=True)
+            name: tensor if name in ("labels", "offsets") else to_device(tensor, self.device)
             for name, tensor in batch.items()
         }
 
@@ -555,34 +547,3 @@ class Trainer:
             "dynamic_ncols": True,
             "disable": not self.ranks.is_main,
         }
-
-
-def count_tokens(batch: Batch) -> int:
-    """Tokens that the model reads in a batch, without padding."""
-    if "offsets" in batch:
-        return len(batch["input_ids"])
-    return int((batch["mc_token_ids"] + 1).sum())
-
-
-def make_optimizer(
-    model: nn.Module, lr: float, weight_decay: float, beta2: float
-) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices, not on biases and norms."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.dim() >= 2]
-    vectors = [p for p in trained if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
-
-
-def lr_factor(step: int, warmup_steps: int, total_steps: int) -> float:
-    """The share of the peak learning rate at optimizer step `step`, counted from 0.
-
-    Rises linearly over `warmup_steps`, then falls linearly to 0 at `total_steps`.
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))

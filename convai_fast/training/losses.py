@@ -107,16 +107,14 @@ class StepLog:
         """Model-flops utilisation of this process so far: 1 if nothing but products took time."""
         return self.flops / self.matrix_rate / max(self.seconds, 1e-9)
 
-    def end_step(
-        self, losses: Tensor, num_tokens: int, flops: float, grad_norm: Tensor, seconds: float
-    ) -> None:
-        """Count a step; `losses` is float32 [batches, 3]."""
+    def end_step(self, losses: Tensor, num_tokens: int, flops: float, grad_norm: Tensor) -> None:
+        """Count a step; `losses` is float32 [batches, 3]. Its `seconds` are for the caller to add,
+        who knows when the device has caught up."""
         self.losses += losses.sum(0)
         self.batches += len(losses)
         self.grad_norm = grad_norm
         self.tokens += num_tokens
         self.flops += flops
-        self.seconds += seconds
 
     def read(self, lr: float, ranks: Ranks) -> dict[str, float]:
         """Figures since the last call. Collective; waits for the device."""

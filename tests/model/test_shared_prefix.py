@@ -6,11 +6,13 @@ import pytest
 import torch
 from parity import assert_gradients, make_peer, relative_error
 
+from convai_fast import ops
 from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.dialogue import Dialogue, Utterance
 from convai_fast.data.readers import load_dialogues
 from convai_fast.data.store import build_store
 from convai_fast.data.tokenizer import load_tokenizer
+from convai_fast.model import attention
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +127,56 @@ def test_gradient_checkpointing_changes_no_gradient_not_even_with_dropout(
         (output.loss + output.mc_loss).backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_without_a_kernel_rows_are_padded_to_the_same_result(
+    architecture, store, tokenizer, to_ours, monkeypatch
+):
+    # Which is what a GPU and an install without a compiler do.
+    model = to_ours(make_peer(architecture, vocab_size=len(tokenizer), n_positions=256))
+    batch = make_batches(store, "shared").collate(make_batches(store, "shared").rows[:6])
+    results = []
+    for kernel in (attention.has_kernel, lambda x: False):
+        monkeypatch.setattr(attention, "has_kernel", kernel)
+        model.zero_grad()
+        output = model(**batch)
+        (output.loss + output.mc_loss).backward()
+        results.append([output.mc_logits, *(p.grad.clone() for p in model.parameters())])
+    for padded, direct in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(padded, direct, rtol=1e-4, atol=1e-6)
+
+
+def test_padding_holds_rows_without_a_prefix_and_rows_without_a_token():
+    torch.manual_seed(0)
+    offsets = torch.tensor([0, 3, 3, 9])
+    branch_ids = torch.tensor([1, 1, 2, 0, 0, 1, 1, 2, 2])
+    qkv = torch.randn(9, 3 * 32)
+    expected = ops.branch_attention(qkv, offsets, branch_ids, 2, 0.0, None)
+    padding = attention._Padding(offsets, branch_ids)
+    assert torch.equal(padding.unpad(padding.pad(qkv)), qkv)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "has_kernel", lambda x: False)
+        actual = attention.Branches(offsets, branch_ids).attend(qkv, 2, 0.0)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_a_compiled_bf16_step_has_the_gradients_of_the_plain_one_dropout_included(
+    store, tokenizer, to_ours
+):
+    model = to_ours(make_peer("gpt2", vocab_size=len(tokenizer), n_positions=256)).train()
+    batches = make_batches(store, "shared", num_candidates=3)
+    batch, gradients = batches.collate(batches.rows[:6]), []
+    for forward in (model, torch.compile(model, backend="aot_eager", dynamic=True)):
+        model.zero_grad()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = forward(**batch)
+        (output.loss + output.mc_loss).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    plain, compiled = gradients
+    for name, gradient in plain.items():
+        if name != "multiple_choice_head.bias":  # which is rounding noise
+            assert relative_error(compiled[name], gradient) < 1e-4, name
 
 
 def test_an_empty_batch_has_losses_of_zero_and_gradients(architecture, store, tokenizer, to_ours):

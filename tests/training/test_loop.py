@@ -20,8 +20,9 @@ from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.checkpoints import RunFolder
 from convai_fast.training.distributed import Ranks
-from convai_fast.training.loop import Trainer, lr_factor, make_optimizer, train
+from convai_fast.training.loop import Trainer, train
 from convai_fast.training.losses import MetricSums
+from convai_fast.training.optimizer import lr_factor, make_optimizer
 
 NO_DROPOUT = dict.fromkeys(
     ("embd_pdrop", "attn_pdrop", "resid_pdrop", "summary_first_dropout"), 0.0
