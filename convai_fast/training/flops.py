@@ -42,7 +42,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     size = 1024 if device.type == "cpu" else 8192
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     seconds = []
-    for _ in range(5):
+    for _ in range(20):
         started = time.perf_counter()
         product = a @ b
         product[0, 0].item()  # waits for a GPU
