@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2DoubleHeadsModel
 
+from benchmarks.plain_loop import train_plainly
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.store import build_store
 from convai_fast.errors import UserError
@@ -22,7 +23,7 @@ from convai_fast.training.checkpoints import RunFolder
 from convai_fast.training.distributed import Ranks
 from convai_fast.training.loop import Trainer, train
 from convai_fast.training.losses import MetricSums
-from convai_fast.training.optimizer import lr_factor, make_optimizer
+from convai_fast.training.optimizer import lr_factor
 
 NO_DROPOUT = dict.fromkeys(
     ("embd_pdrop", "attn_pdrop", "resid_pdrop", "summary_first_dropout"), 0.0
@@ -51,28 +52,10 @@ def test_two_epochs_equal_a_straightforward_loop_over_transformers(
     trainer = make_trainer(options, tokenizer, store, **NO_DROPOUT)
     trainer.model.save_pretrained(tmp_path / "start", tokenizer)
     peer = GPT2DoubleHeadsModel.from_pretrained(tmp_path / "start", attn_implementation="eager")
-    peer.train()
     trainer.run()
 
     trainer.batches.layout = "padded"  # which is what transformers takes
-    optimizer = make_optimizer(peer, options.lr, options.weight_decay, options.adam_beta2)
-    step, total_steps = 0, trainer.total_steps
-    for epoch in range(options.n_epochs):
-        trainer.batches.set_epoch(epoch)
-        batches = list(trainer.batches)
-        size = options.gradient_accumulation_steps
-        for group in (batches[i : i + size] for i in range(0, len(batches), size)):
-            for batch in group:
-                output = peer(**batch)
-                ((output.loss + output.mc_loss) / len(group)).backward()
-            torch.nn.utils.clip_grad_norm_(peer.parameters(), options.max_norm)
-            optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = (
-                options.lr * (total_steps - step) / total_steps
-            )
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-    assert step == total_steps
+    train_plainly(peer, trainer.batches, options, trainer.total_steps)
 
     ours = GPT2DoubleHeadsModel.from_pretrained(f"{options.output}/last")
     for (name, a), b in zip(ours.named_parameters(), peer.parameters(), strict=True):
