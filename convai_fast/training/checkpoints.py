@@ -45,6 +45,36 @@ def check_output(output: str) -> None:
         )
 
 
+def last_checkpoint(run: Path) -> Path | None:
+    """The checkpoint that `last` names, or where copying lost that link, the newest of `run`.
+
+    None where nothing was saved yet. Every folder named `step-…` is complete: see the top of this
+    file.
+
+    Raises UserError when a link was copied as a folder, or when what `last` names is not there.
+    """
+    numbers = ((p.name.removeprefix("step-"), p) for p in (run / "checkpoints").glob("step-*"))
+    newest = max(((int(n), p) for n, p in numbers if n.isdecimal()), default=(0, None))[1]
+    last = run / "last"
+    for link in (last, run / "best"):
+        if link.is_dir() and not link.is_symlink():
+            way_out = "move it away"
+            if newest is None:
+                way_out = f"make it {run / 'checkpoints' / 'step-…'}, with the step in metrics.json"
+            raise UserError(
+                f"{link} is a folder, but was a link to a checkpoint before it was copied: "
+                f"{way_out}, and --resume restores the link"
+            )
+    if last.is_dir():
+        return last
+    if newest is None and last.is_symlink():
+        raise UserError(
+            f"{last} names a checkpoint that is not there: get {last.readlink()} back, or start a "
+            f"new run"
+        )
+    return newest
+
+
 class RunFolder:
     """Where a run leaves its traces. See the top of this file."""
 
@@ -65,9 +95,12 @@ class RunFolder:
         if options.resume:
             _write_file(self.path / "options.json", _options_json(options))
             self._metrics.truncate(state["metrics_bytes"])
-            # A kill may have come between the two links of one checkpoint.
-            if state.get("best_step") is not None:
-                self._point("best", self._checkpoint(state["best_step"]))
+            # A kill may have come before both links named the checkpoint, or a copy lost them.
+            for link, step in (("last", state["step"]), ("best", state.get("best_step"))):
+                if step is not None and self._checkpoint(step).is_dir():
+                    self._point(link, self._checkpoint(step))
+                elif not (self.path / link).exists():
+                    (self.path / link).unlink(missing_ok=True)
             self._remove_unused()
         (self.path / "checkpoints").mkdir(exist_ok=True)
         self._writer = SummaryWriter(str(self.path), purge_step=state["step"] + 1)

@@ -29,6 +29,7 @@ from convai_fast.training.checkpoints import (
     STATE_FORMAT,
     RunFolder,
     check_output,
+    last_checkpoint,
     read_training_state,
 )
 from convai_fast.training.distributed import Ranks, join_ranks
@@ -123,10 +124,12 @@ def _start(
 ) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast, dict[str, Any] | None]:
     """The model, its tokenizer, and the state of the run that is continued, if any."""
     options.check()
-    last, state = Path(options.resume) / "last", None
+    last = state = None
     if not options.resume:
         check_output(options.output)
-    elif last.exists():
+    else:
+        last = last_checkpoint(Path(options.resume))
+    if last is not None:
         state = read_training_state(last)
     torch.manual_seed(options.seed)
     if state is not None and not options.lora_r:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from convai_fast.errors import UserError
-from convai_fast.training.checkpoints import is_busy
+from convai_fast.training.checkpoints import is_busy, last_checkpoint
 from convai_fast.training.options import TrainOptions
 
 # What may be given anew: how long to train, how often to save and to report, where things are.
@@ -59,8 +59,10 @@ def _age(path: Path) -> float:
 
 def _is_finished(run: Path) -> bool:
     try:
-        return json.loads((run / "last" / "metrics.json").read_text())["finished"]
-    except (OSError, ValueError, KeyError):
+        last = last_checkpoint(run)
+        return last is not None and json.loads((last / "metrics.json").read_text())["finished"]
+    # What is wrong is said when the run is to be continued.
+    except (UserError, OSError, ValueError, KeyError):
         return False
 
 

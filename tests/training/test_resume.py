@@ -74,6 +74,7 @@ def resume_command(run, *arguments):
         (checkpoints.torch, "save", 4),  # of the checkpoint after an epoch
         (checkpoints.torch, "save", 9),  # of the same step once more, when it is evaluated
         (checkpoints.os, "rename", 3),
+        (checkpoints.RunFolder, "_point", 1),  # before there is any link
         (checkpoints.RunFolder, "_point", 2),  # between `last` and `best`
         (checkpoints.RunFolder, "_point", 10),
         (checkpoints.os, "replace", 19),
@@ -162,6 +163,55 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing_before_it(
     assert json.loads((run / "last" / "metrics.json").read_text())["step"] == 4
     loop.train(TrainOptions(resume=str(run)), lambda _: None)
     assert_equal_runs(run, undisturbed)
+
+
+def tree(run):
+    return {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("left", [None, "dangling"])
+def test_a_run_that_lost_its_links_continues_from_its_newest_checkpoint(
+    killed, undisturbed, left, capsys
+):
+    for link in ("last", "best"):
+        (killed / link).unlink()
+        if left:
+            (killed / link).symlink_to("/absent/step-000014")
+    assert main(["train", "--resume", str(killed)]) == 0
+    assert "this run is finished, with 14 steps" in capsys.readouterr().out
+    assert_equal_runs(killed, undisturbed)
+
+
+def test_a_link_that_was_copied_as_a_folder_is_one_sentence(killed, undisturbed):
+    checkpoint, last = (killed / "last").resolve(), killed / "last"
+    last.unlink()
+    shutil.copytree(checkpoint, last)
+    before = tree(killed)
+    with pytest.raises(UserError, match=r"last is a folder, but was a link .*: move it away"):
+        loop.train(TrainOptions(resume=str(killed)), lambda _: None)
+    assert tree(killed) == before
+    shutil.rmtree(killed / "checkpoints")
+    with pytest.raises(UserError, match=r"make it .*checkpoints/step-…, with the step in"):
+        loop.train(TrainOptions(resume=str(killed)), lambda _: None)
+    assert last.is_dir()
+
+
+def test_records_stay_where_the_checkpoint_was_not_copied(killed):
+    shutil.rmtree(killed / "checkpoints")
+    before = tree(killed)
+    with pytest.raises(UserError, match=r"last names a checkpoint that is not there: get check"):
+        loop.train(TrainOptions(resume=str(killed)), lambda _: None)
+    assert tree(killed) == before
+
+
+def test_a_best_checkpoint_that_was_deleted_leaves_no_link(killed):
+    best, path = killed / "best", killed / "last" / checkpoints.STATE_FILE
+    torch.save({**torch.load(path), "best_step": 7}, path)
+    best.unlink()
+    best.symlink_to("checkpoints/step-000007")
+    loop.train(TrainOptions(resume=str(killed)), lambda _: None)
+    assert not best.is_symlink()
+    assert (killed / "last").is_dir()
 
 
 def test_a_finished_run_says_so_and_changes_nothing(killed, undisturbed, capsys):
