@@ -1,5 +1,6 @@
 """Signals that end a run, and the random state with which it goes on."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -49,16 +50,19 @@ class Stop:
 def stop_on_signal(ranks: Ranks) -> Iterator[Stop]:
     """Notes SIGINT and SIGTERM in what it yields, so that the run can save before it ends.
 
-    A second Ctrl-C interrupts at once; not with several ranks, to which a launcher may pass a
-    signal on more than once.
+    A second signal interrupts at once if it is Ctrl-C and no launcher started this process: a
+    launcher or a scheduler may send the same signal more than once.
     """
     stop = Stop(ranks)
+    is_launched = "RANK" in os.environ
 
     def receive(number: int, frame: object) -> None:
-        if stop.received and ranks.world_size == 1:
-            raise KeyboardInterrupt
-        if not stop.received and ranks.is_main:
-            again = " (again to stop at once)" if ranks.world_size == 1 else ""
+        if stop.received:
+            if number == signal.SIGINT and not is_launched:
+                raise KeyboardInterrupt
+            return
+        if ranks.is_main:
+            again = "" if is_launched else " (one more Ctrl-C stops at once)"
             print(f"\nsaving, then stopping{again} …", file=sys.stderr)
         stop.received = number
 
