@@ -12,6 +12,7 @@ loses nothing.
 """
 
 import dataclasses
+import errno
 import fcntl
 import json
 import math
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 
 from convai_fast.errors import UserError
@@ -133,11 +135,16 @@ class RunFolder:
             folder = self._write_checkpoint(write_model, metrics, state)
             for link in ["last", "best"] if best else ["last"]:
                 self._point(link, folder)
-        # torch.save turns the operating system's errors into its own.
-        except (OSError, RuntimeError) as error:
+        # torch, safetensors and tokenizers turn the operating system's errors into their own.
+        except Exception as error:
+            cause = _cause(error)
+            full = any(os.strerror(n) in str(cause) for n in (errno.ENOSPC, errno.EDQUOT))
+            if not full and not isinstance(cause, (OSError, SafetensorError, UserError)):
+                raise
             raise UserError(
-                f"step {state['step']:,} cannot be saved in {self.path} ({error}): make room, then "
-                f"continue from the checkpoint before it with --resume"
+                f"step {state['step']:,} cannot be saved in {self.path} ({cause}): "
+                f"{'make room, then ' if full else ''}continue from the checkpoint before it with "
+                f"--resume"
             ) from error
         self._remove_unused()
 
@@ -152,8 +159,7 @@ class RunFolder:
             # the two files does no harm, since it is the state that says what is still to do.
             state["checksums"] = _checksums(folder)
             _write_file(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-            torch.save(state, folder / f".{STATE_FILE}")
-            _flush(folder / f".{STATE_FILE}")
+            _write_state(folder / f".{STATE_FILE}", state)
             os.replace(folder / f".{STATE_FILE}", folder / STATE_FILE)
             _flush(folder)
         else:
@@ -162,7 +168,7 @@ class RunFolder:
             write_model(scratch)
             (scratch / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
             state["checksums"] = _checksums(scratch)
-            torch.save(state, scratch / STATE_FILE)
+            _write_state(scratch / STATE_FILE, state)
             for path in [*scratch.iterdir(), scratch]:
                 _flush(path)
             os.rename(scratch, folder)
@@ -220,8 +226,9 @@ def read_training_state(folder: Path) -> dict[str, Any]:
         raise UserError(f"there is no {path}, without which a run cannot continue: {way_out}")
     try:
         # torch does not look at the checksums that its archives hold.
-        if zipfile.ZipFile(path).testzip() is not None:
-            raise ValueError("a checksum is wrong")
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise ValueError("a checksum is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file can raise nearly anything.
     except Exception as error:
@@ -297,6 +304,21 @@ def _write_file(path: Path, text: str) -> None:
     _flush(scratch)
     os.replace(scratch, path)
     _flush(path.parent)
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    # Given a path instead of a file, torch keeps the operating system's reason to itself.
+    with open(path, "wb") as file:
+        torch.save(state, file)
+    _flush(path)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The operating system's error that `error` came of; `error` itself if it came of none."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return cause or error
 
 
 def _flush(path: Path) -> None:

@@ -498,7 +498,8 @@ class Trainer:
             **(metrics.as_dict() if metrics else {}),
         }
         best = self.best_step == self.step
-        weights, state = self._whole(self.model.state_dict()), self.state_dict()
+        weights = None if self.lora else self._whole(self.model.state_dict())
+        state = self.state_dict()
 
         def write_model(folder: Path) -> None:
             if self.lora:

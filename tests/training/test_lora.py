@@ -1,6 +1,8 @@
 """LoRA: what is trained, what is saved, and that everybody who loads it gets the same model."""
 
 import dataclasses
+import resource
+import shutil
 import signal
 import sys
 
@@ -111,6 +113,21 @@ def test_a_killed_run_continues_bit_for_bit(lora_options, tmp_path, merge_lora):
     assert process.exitcode == -signal.SIGKILL
     run = train(TrainOptions(resume=options.output))
     assert_equal_runs(run, undisturbed)
+
+
+@pytest.mark.parametrize("base", ["gpt2"], indirect=True)
+def test_an_adapter_that_cannot_be_written_is_one_sentence(lora_options):
+    train(dataclasses.replace(lora_options, max_steps=1))  # leaves the cache of dialogues
+    shutil.rmtree(lora_options.output)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"step 2 cannot be saved .*File too large") as raised:
+            train(lora_options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "make room" not in str(raised.value)
+    assert str(raised.value).endswith("from the checkpoint before it with --resume")
 
 
 @pytest.mark.parametrize("base", ["gpt2"], indirect=True)

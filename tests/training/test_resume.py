@@ -160,6 +160,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing_before_it(
         patch.setattr(checkpoints.os, "fsync", full)
         loop.train(dataclasses.replace(run_options, output=str(run)), lambda _: None)
     assert "step 6 cannot be saved" in str(raised.value)
+    assert "make room" in str(raised.value)
     assert json.loads((run / "last" / "metrics.json").read_text())["step"] == 4
     loop.train(TrainOptions(resume=str(run)), lambda _: None)
     assert_equal_runs(run, undisturbed)
