@@ -68,6 +68,12 @@ def merge_adapter(folder: Path, config: TransformerConfig, parameters: dict[str,
     Raises UserError when the adapter is damaged or does not fit the model.
     """
     settings, path = _read_config(folder), folder / WEIGHTS_FILE
+    for key in ("use_rslora", "rank_pattern", "alpha_pattern"):
+        if settings.get(key):
+            raise UserError(
+                f"{folder / CONFIG_FILE} sets {key}, which is unknown here: merge that adapter "
+                f"with peft, and load the merged model"
+            )
     try:
         tensors = load_file(path)
         rows = next(iter(settings["trainable_token_indices"].values()))

@@ -1,6 +1,7 @@
 """LoRA: what is trained, what is saved, and that everybody who loads it gets the same model."""
 
 import dataclasses
+import json
 import resource
 import shutil
 import signal
@@ -128,6 +129,21 @@ def test_an_adapter_that_cannot_be_written_is_one_sentence(lora_options):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "make room" not in str(raised.value)
     assert str(raised.value).endswith("from the checkpoint before it with --resume")
+
+
+@pytest.mark.parametrize("base", ["gpt2"], indirect=True)
+def test_an_adapter_of_another_scale_is_refused(lora_options):
+    run = train(dataclasses.replace(lora_options, max_steps=1))
+    path = run / "last" / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    for change in (
+        {"use_rslora": True},
+        {"rank_pattern": {"c_fc": 2}},
+        {"alpha_pattern": {"x": 2}},
+    ):
+        path.write_text(json.dumps(settings | change))
+        with pytest.raises(UserError, match=f"sets {next(iter(change))}, which is unknown"):
+            DoubleHeadsModel.from_pretrained(run / "last")
 
 
 @pytest.mark.parametrize("base", ["gpt2"], indirect=True)
