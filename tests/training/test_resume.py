@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -109,11 +108,8 @@ def test_killed_again_and_again_at_random_moments(run_options, undisturbed, tmp_
 
 def test_the_command_line_continues_a_killed_run(run_options, undisturbed, tmp_path):
     run = tmp_path / "run"
-    process = in_a_process(dataclasses.replace(run_options, output=str(run)))
-    deadline = time.monotonic() + 60
-    while not (run / "checkpoints" / ".step-000004").exists() and time.monotonic() < deadline:
-        pass
-    process.kill()
+    options = dataclasses.replace(run_options, output=str(run))
+    process = in_a_process(options, lambda: die_at(checkpoints.torch, "save", 2))
     process.join()
     assert process.exitcode == -signal.SIGKILL
     result = resume_command(run)
