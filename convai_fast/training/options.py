@@ -58,7 +58,7 @@ class TrainOptions(DataOptions):
     mc_coef: float = 1.0
     """Weight of the multiple-choice loss."""
     max_norm: float = 1.0
-    """Clip the gradient to this norm, once an optimizer step."""
+    """Clip the gradient to this norm, once an optimizer step; 0: do not clip."""
     n_epochs: int = 3
     """Passes over the training split."""
     max_steps: int = 0
@@ -172,6 +172,9 @@ def resolve_device(name: str) -> torch.device:
 def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
     """The dtype that autocast computes in; "auto" is bf16 where the device multiplies it fast."""
     if name == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_multiplies_bf16()
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = cpu_multiplies_bf16()
         return torch.bfloat16 if fast else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
