@@ -73,7 +73,7 @@ def branch_attention(
     """Attention of each token to those before it in its row's prefix and in its own branch.
 
     Row r is tokens `offsets[r]` to `offsets[r + 1]`: a prefix, which may be empty, and any number
-    of branches one after another, as in `collate_shared` but without padding. Token i attends to
+    of branches one after another, as `collate_shared` lays them out. Token i attends to
     token k of its row if `k <= i` and `branch_ids[k]` is 0 or `branch_ids[i]`; scores are scaled
     by 1 / sqrt(head_dim). What is computed for a token depends on the tokens it sees alone, on a
     CPU with the compiled operator bit for bit, and its dropout on its place in the batch besides.

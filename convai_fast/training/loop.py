@@ -138,7 +138,10 @@ def _start(
 
 
 class Trainer:
-    """One run, or one rank of it: what `train` does once model and data are there."""
+    """One run, or one rank of it: what `train` does once model and data are there.
+
+    On a CPU the process keeps, from then on, the memory that it frees (`keep_freed_memory`).
+    """
 
     def __init__(
         self,
