@@ -89,7 +89,8 @@ class RunFolder:
         Raises UserError when `--output` is a folder that already holds a run or anything else, or
         when another process trains in the folder.
         """
-        state = state or {"step": 0, "metrics_bytes": 0}
+        state = state or {"step": 0, "metrics_bytes": 0, "checksums": {}}
+        self._checksums = state["checksums"]  # of the newest checkpoint
         self.path = Path(options.resume) if options.resume else _new_folder(options)
         self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         if not _lock(self._metrics.fileno()):
@@ -157,7 +158,8 @@ class RunFolder:
         if folder.exists():
             # Saved before it was evaluated: the weights are those of the same step. A kill between
             # the two files does no harm, since it is the state that says what is still to do.
-            state["checksums"] = _checksums(folder)
+            # Their checksums too: those of now would bless a file that was damaged in between.
+            state["checksums"] = self._checksums
             _write_file(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
             _write_state(folder / f".{STATE_FILE}", state)
             os.replace(folder / f".{STATE_FILE}", folder / STATE_FILE)
@@ -167,7 +169,7 @@ class RunFolder:
             shutil.rmtree(scratch, ignore_errors=True)
             write_model(scratch)
             (scratch / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-            state["checksums"] = _checksums(scratch)
+            state["checksums"] = self._checksums = _checksums(scratch)
             _write_state(scratch / STATE_FILE, state)
             for path in [*scratch.iterdir(), scratch]:
                 _flush(path)

@@ -306,6 +306,22 @@ def test_what_cannot_continue_is_one_sentence_and_stays_as_it_is(killed, damage,
     assert before == {p: p.read_bytes() for p in sorted(killed.rglob("*")) if p.is_file()}
 
 
+def test_weights_damaged_before_their_step_was_evaluated_are_not_blessed(
+    run_options, tmp_path, monkeypatch
+):
+    run, compute = tmp_path / "run", loop.MetricSums.compute
+
+    def damage_and_compute(*args):
+        flip(run / "last" / "model.safetensors")
+        return compute(*args)
+
+    monkeypatch.setattr(loop.MetricSums, "compute", damage_and_compute)
+    options = {"output": str(run), "max_steps": 2, "eval_before_start": False}
+    loop.train(dataclasses.replace(run_options, **options), lambda _: None)
+    with pytest.raises(UserError, match="is not the file that was saved"):
+        loop.train(TrainOptions(resume=str(run), max_steps=4), lambda _: None)
+
+
 def test_other_dialogues_are_refused(killed, data_file, tmp_path):
     data = json.loads(data_file.read_text())
     data["train"][0]["utterances"][0]["candidates"][-1] = "something else"
