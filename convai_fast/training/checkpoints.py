@@ -19,6 +19,7 @@ import math
 import os
 import shutil
 import socket
+import tempfile
 import time
 import zipfile
 import zlib
@@ -257,19 +258,24 @@ def read_training_state(folder: Path) -> dict[str, Any]:
 
 
 def _new_folder(options: TrainOptions) -> Path:
-    """The folder of a new run, which appears together with its options.json."""
+    """The folder of a new run, which if it is new appears together with its options.json."""
     name = Path(options.model).name or "model"
     stamp = time.strftime("%Y%m%d-%H%M%S")
     default = Path("runs") / f"{stamp}_{socket.gethostname()}_{name}"
     path = Path(options.output) if options.output else default
     check_output(str(path))
-    path = path.resolve() if path.is_symlink() else path
-    scratch = path.with_name(f".{path.name}.new")
+    # A folder that is there may be the one the command runs in: it is filled, not replaced.
+    place = path.resolve()
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        _write_file(scratch / "options.json", _options_json(options))
-        os.rename(scratch, path)
+        if place.is_dir():
+            _write_file(place / "options.json", _options_json(options))
+            return path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as scratch:
+            run = Path(scratch) / place.name
+            run.mkdir()
+            _write_file(run / "options.json", _options_json(options))
+            os.rename(run, place)
     except OSError as error:
         raise UserError(f"cannot make the run folder {path}: {error.strerror}") from error
     return path

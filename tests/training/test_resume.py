@@ -322,6 +322,12 @@ def test_weights_damaged_before_their_step_was_evaluated_are_not_blessed(
         loop.train(TrainOptions(resume=str(run), max_steps=4), lambda _: None)
 
 
+def test_a_run_can_be_made_in_the_empty_folder_it_is_started_in(run_options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loop.train(dataclasses.replace(run_options, output=".", max_steps=1), lambda _: None)
+    assert Path("last", "model.safetensors").is_file()
+
+
 def test_other_dialogues_are_refused(killed, data_file, tmp_path):
     data = json.loads(data_file.read_text())
     data["train"][0]["utterances"][0]["candidates"][-1] = "something else"
