@@ -129,7 +129,7 @@ def draw(curves: dict[str, Tensor], differences: dict[str, Tensor], data: str, p
                    label=f"plain loop, {precision}")  # fmt: skip
     above.set_ylabel("loss of both heads (nats)")
     above.set_title(f"OpenAI GPT, 4 layers of width 128, dropout off\n{data}", fontsize=10)
-    above.legend()
+    above.legend(loc="upper right")
     for (name, difference), color in zip(
         differences.items(), ("tab:blue", "tab:orange", "tab:gray"), strict=True
     ):
@@ -137,7 +137,8 @@ def draw(curves: dict[str, Tensor], differences: dict[str, Tensor], data: str, p
     below.axhline(1e-3, color="k", ls=":", lw=0.8)
     below.set_xlabel("optimizer step")
     below.set_ylabel("difference (nats)")
-    below.legend(loc="lower right", fontsize=8)
+    below.set_ylim(5e-8, 30)
+    below.legend(loc="upper center", ncol=3, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     with Image.open(path) as image:

@@ -229,7 +229,10 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
     """
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if path is None:
-        raise UserError(f"{folder} holds no weights; it needs one of {', '.join(WEIGHT_FILES)}.")
+        raise UserError(
+            f"{folder} holds no weights; it needs one of {', '.join(WEIGHT_FILES)} (`convai-fast "
+            f"train --from_scratch` begins without any)."
+        )
     if path.suffix != ".json":
         return _read_file(path), path
 
@@ -259,6 +262,14 @@ def write_config(
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             content[name] = getattr(tokenizer, name)
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, as readable for others as any file that is written here."""
+    path.touch()
+    mode = path.stat().st_mode  # safetensors leaves its files to their owner alone
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def write_folder(
@@ -297,7 +308,7 @@ def write_folder(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
             staging = Path(name)
-            save_file(tensors, staging / "model.safetensors", metadata={"format": "pt"})
+            save_tensors(tensors, staging / "model.safetensors")
             write_config(staging, config, weights[_EMBEDDING].dtype, tokenizer)
             if tokenizer is not None:
                 tokenizer.save_pretrained(staging)

@@ -225,6 +225,11 @@ def read_training_state(folder: Path) -> dict[str, Any]:
     """
     path = folder / STATE_FILE
     way_out = f"start a new run from these weights with --model {folder}"
+    run, name = folder.resolve().parents[1], folder.resolve().name
+    older = [p.name for p in (run / "checkpoints").glob("step-*") if p.name < name]
+    if older:
+        link = f"ln -sfn checkpoints/{max(older)} {run / 'last'}"
+        way_out = f"go on from an older checkpoint after `{link}`, or {way_out}"
     if not path.is_file():
         raise UserError(f"there is no {path}, without which a run cannot continue: {way_out}")
     try:
@@ -247,7 +252,7 @@ def read_training_state(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file() or _checksum(folder / name) != checksum:
             raise UserError(
                 f"{folder / name} is missing or is not the file that was saved: get it back, or "
-                f"start a new run"
+                f"{way_out}"
             )
     size, metrics = state["metrics_bytes"], folder.resolve().parents[1] / "metrics.jsonl"
     if not metrics.is_file() or metrics.stat().st_size < size:

@@ -339,6 +339,8 @@ class Trainer:
                 f"persona in {cuts.persona:,}, reply in {cuts.reply:,} examples"
             )
         self.report(f"run folder: {self.path}")
+        if options.compile and not self.is_finished:
+            self.report("compiling: the first step takes about a minute")
         if self.is_finished:
             self.report(f"this run is finished, with {self.step:,} steps: nothing left to do")
         elif self._resumed:

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedTokenizerFast
@@ -117,7 +116,7 @@ class Lora:
             for name, tensor in zip(names, self._adapted(ours), strict=True)
         }
         self._saved_config.save_pretrained(str(folder))
-        save_file(tensors, folder / adapter.WEIGHTS_FILE, metadata={"format": "pt"})
+        checkpoint.save_tensors(tensors, folder / adapter.WEIGHTS_FILE)
         checkpoint.write_config(folder, config, torch.float32, tokenizer)
         tokenizer.save_pretrained(folder)
 

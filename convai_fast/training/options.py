@@ -91,7 +91,7 @@ class TrainOptions(DataOptions):
     gradient_checkpointing: bool = False
     """Keep less for the backward pass and compute it again: less memory, a third more time."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile the model with torch.compile; the first step then takes about a minute."""
     fsdp: bool = False
     """Shard weights, gradients and optimizer state over the processes that torchrun started
     (FSDP2); by default each has all of them (DDP)."""
@@ -147,6 +147,9 @@ class TrainOptions(DataOptions):
             raise UserError(f"--lora_alpha must be above 0, not {self.lora_alpha}")
         if self.merge_lora and not self.lora_r:
             raise UserError("--merge_lora without --lora_r: there is nothing to merge")
+        for name in ("lora_alpha", "lora_dropout"):
+            if not self.lora_r and getattr(self, name) != getattr(TrainOptions, name):
+                raise UserError(f"--{name} without --lora_r: give LoRA's rank too, such as 16")
         if self.lora_r and self.from_scratch:
             raise UserError("--lora_r adapts trained weights: leave out --from_scratch")
         if self.fsdp and self.lora_r:

@@ -61,7 +61,9 @@ def killed(undisturbed, tmp_path):
 
 def resume_command(run, *arguments):
     command = [sys.executable, "-m", "convai_fast", "train", "--resume", str(run), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    # As many threads as the tests have: how a product is shared out changes its rounding.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import transformers
 from benchmarks.plain_loop import train_plainly
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.store import build_store
+from convai_fast.model import layers
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.loop import Trainer
@@ -58,9 +59,8 @@ class Curves:
 
     def plain(self, precision):
         batches = self._trainer(precision).batches
-        assert (
-            len(batches) % self.options.gradient_accumulation_steps
-        )  # a last step that is smaller
+        # The last step of an epoch is smaller.
+        assert len(batches) % self.options.gradient_accumulation_steps
         batches.layout = "padded"  # the same batches, as transformers takes them
         peer = self.peer.from_pretrained(self.start)
         return train_plainly(peer, batches, self.options, self.options.max_steps)
@@ -83,10 +83,11 @@ def test_float32_training_has_the_losses_of_a_plain_loop_at_every_step(
     assert (ours - plain).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("architecture", PEERS)
+@pytest.mark.parametrize(("architecture", "multiplies"), [("openai-gpt", True), ("gpt2", False)])
 def test_bf16_training_strays_from_float32_no_further_than_a_plain_loop_in_bf16(
-    options, tokenizer, store, tmp_path, architecture
+    options, tokenizer, store, tmp_path, monkeypatch, architecture, multiplies
 ):
+    monkeypatch.setattr(layers, "_CPU_MULTIPLIES_BF16", multiplies)
     options.max_steps = 16
     curves = Curves(architecture, options, tokenizer, store, tmp_path)
     exact, ours, plain = curves.ours("fp32"), curves.ours("bf16"), curves.plain("bf16")
@@ -94,5 +95,5 @@ def test_bf16_training_strays_from_float32_no_further_than_a_plain_loop_in_bf16(
     def strays(curve):
         return (curve - exact).square().mean(0).sqrt()
 
-    assert (strays(ours) > 1e-5).all()  # it is bf16 indeed
+    assert (strays(ours) > 2e-6).all()  # it is bf16 indeed
     assert (strays(ours) < 2 * strays(plain)).all()
