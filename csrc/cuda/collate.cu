@@ -143,8 +143,8 @@ void launch_any(const CollateArguments& a, const Result& result) {
   const auto to_device = [&](const at::Tensor& x) {
     return x.to(a.tokens.device(), at::kLong, /*non_blocking=*/true);
   };
-  const auto plan = to_device(a.plan);
-  const auto offsets = a.offsets ? to_device(*a.offsets) : at::Tensor();
+  const at::Tensor plan = to_device(a.plan);
+  const at::Tensor offsets = a.offsets ? to_device(*a.offsets) : at::Tensor();
   const int64_t* first = a.offsets ? offsets.const_data_ptr<int64_t>() : nullptr;
   const auto out = pointers<Output>(result);
   if (a.tokens.scalar_type() == at::kInt) {
