@@ -39,7 +39,7 @@ struct ReplyPart {
   const Token* reply = nullptr;
   int64_t length = 0;  // of the whole part; 0 where there is no candidate
 
-  __device__ ReplyPart() = default;
+  ReplyPart() = default;
   __device__ ReplyPart(const CollateInput<Token>& in, int32_t candidate, int64_t prefix) {
     const int64_t begin = in.utterance_offsets[candidate];
     length = 2 + min(in.utterance_offsets[candidate + 1] - begin, in.max_length - prefix - 2);
