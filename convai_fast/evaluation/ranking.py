@@ -1,15 +1,15 @@
 """Ranking of candidate replies with the multiple-choice head."""
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
 
+from convai_fast import ops
 from convai_fast.data.tokenizer import SpecialIds
 from convai_fast.generation.request import fit_prefix
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.ops.reference import build_sequence
 
 
 @torch.inference_mode()
@@ -48,28 +48,33 @@ def rank_candidates(
     room = n_positions - max(map(len, candidates)) - 2
     persona, history = fit_prefix(persona, history, room)
 
-    sequences = [build_sequence(persona, history, reply, special_ids) for reply in candidates]
-    prefix = len(sequences[0][0]) - len(candidates[0]) - 2
-    own_lengths = [len(input_ids) - prefix for input_ids, _, _ in sequences]
-    # The prefix stands before the first candidate's own part, and before no other's.
-    starts = [0] + [prefix] * (len(sequences) - 1)
-    rows = [
-        (ids[start:], segments[start:], list(range(start, len(ids))))
-        for start, (ids, segments, _) in zip(starts, sequences, strict=True)
-    ]
-    device = next(model.parameters()).device
-    columns = [
-        torch.tensor(list(chain(*column)), device=device) for column in zip(*rows, strict=True)
-    ]
-    branch_ids = torch.arange(len(candidates) + 1).repeat_interleave(
-        torch.tensor([prefix, *own_lengths])
+    utterances = [*persona, *history, *candidates]
+    ids = torch.arange(len(utterances), dtype=torch.int32)
+    counts = [len(persona), len(history), len(candidates)]
+    lengths = [len(utterance) for utterance in utterances]
+    # <bos> once, a speaker before each turn, <speaker1> and <eos> around each candidate.
+    num_tokens = 1 + sum(lengths) + len(history) + 2 * len(candidates)
+    offsets = torch.tensor([0, num_tokens])
+    *columns, _, mc_token_ids = ops.collate_shared(
+        torch.tensor(list(chain(*utterances)), dtype=torch.int32),
+        torch.tensor([0, *accumulate(lengths)]),
+        *ids.split(counts),
+        torch.tensor([[0, counts[0], 0, counts[0], 0, counts[1], 0, counts[2]]]),
+        special_ids,
+        len(candidates),
+        offsets,
+        num_tokens,
+        n_positions,
     )
-    mc_token_ids = prefix + torch.tensor(own_lengths).cumsum(0) - 1
+    device = next(model.parameters()).device
+    input_ids, token_type_ids, position_ids, branch_ids = (x.to(device) for x in columns)
     output = model(
-        *columns,
-        mc_token_ids=mc_token_ids[None].to(device),
+        input_ids,
+        token_type_ids,
+        position_ids,
+        mc_token_ids=mc_token_ids.to(device),
         return_logits=False,
-        branch_ids=branch_ids.to(device),
-        offsets=torch.tensor([0, len(branch_ids)]),
+        branch_ids=branch_ids,
+        offsets=offsets,
     )
     return output.mc_logits[0].float().log_softmax(-1)
