@@ -56,8 +56,8 @@ def last_checkpoint(run: Path) -> Path | None:
 
     Raises UserError when a link was copied as a folder, or when what `last` names is not there.
     """
-    numbers = ((p.name.removeprefix("step-"), p) for p in (run / "checkpoints").glob("step-*"))
-    newest = max(((int(n), p) for n, p in numbers if n.isdecimal()), default=(0, None))[1]
+    saved = _saved_checkpoints(run)
+    newest = saved[max(saved)] if saved else None
     last = run / "last"
     for link in (last, run / "best"):
         if link.is_dir() and not link.is_symlink():
@@ -76,6 +76,12 @@ def last_checkpoint(run: Path) -> Path | None:
             f"new run"
         )
     return newest
+
+
+def _saved_checkpoints(run: Path) -> dict[int, Path]:
+    """Step -> folder of each checkpoint of `run`."""
+    numbers = ((p.name.removeprefix("step-"), p) for p in (run / "checkpoints").glob("step-*"))
+    return {int(number): path for number, path in numbers if number.isdecimal()}
 
 
 class RunFolder:
@@ -225,10 +231,13 @@ def read_training_state(folder: Path) -> dict[str, Any]:
     """
     path = folder / STATE_FILE
     way_out = f"start a new run from these weights with --model {folder}"
-    run, name = folder.resolve().parents[1], folder.resolve().name
-    older = [p.name for p in (run / "checkpoints").glob("step-*") if p.name < name]
+    checkpoint = folder.resolve()
+    run = checkpoint.parents[1]
+    saved = _saved_checkpoints(run)
+    own_step = next((step for step, other in saved.items() if other.name == checkpoint.name), 0)
+    older = [step for step in saved if step < own_step]
     if older:
-        link = f"ln -sfn checkpoints/{max(older)} {run / 'last'}"
+        link = f"ln -sfn checkpoints/{saved[max(older)].name} {run / 'last'}"
         way_out = f"go on from an older checkpoint after `{link}`, or {way_out}"
     if not path.is_file():
         raise UserError(f"there is no {path}, without which a run cannot continue: {way_out}")

@@ -337,3 +337,13 @@ def test_other_dialogues_are_refused(killed, data_file, tmp_path):
     options = TrainOptions(resume=str(killed), dataset_path=str(tmp_path / "other.json"))
     with pytest.raises(UserError, match="another set of dialogues"):
         loop.train(options, lambda _: None)
+
+
+def test_a_damaged_checkpoint_names_the_newest_of_the_older_ones_by_number(tmp_path):
+    for step in (999_998, 999_999, 1_000_000):
+        (tmp_path / "run" / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    with pytest.raises(UserError, match="ln -sfn checkpoints/step-999999 "):
+        checkpoints.read_training_state(tmp_path / "run" / "checkpoints" / "step-1000000")
+    with pytest.raises(UserError) as raised:
+        checkpoints.read_training_state(tmp_path / "run" / "checkpoints" / "step-999998")
+    assert "ln -sfn" not in str(raised.value)
