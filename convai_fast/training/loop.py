@@ -28,9 +28,6 @@ from convai_fast.ops.reference import IGNORED
 from convai_fast.training.checkpoints import (
     STATE_FORMAT,
     RunFolder,
-    check_output,
-    last_checkpoint,
-    read_training_state,
 )
 from convai_fast.training.distributed import Ranks, join_ranks
 from convai_fast.training.flops import FlopsCounter, matrix_rate
@@ -47,7 +44,7 @@ from convai_fast.training.losses import Metrics, MetricSums, StepLog, combined_l
 from convai_fast.training.optimizer import lr_factor, make_optimizer
 from convai_fast.training.options import TrainOptions, resolve_precision
 from convai_fast.training.resume import CHANGEABLE, resolve_resume
-from convai_fast.training.start import load_checkpoint, load_model_and_tokenizer
+from convai_fast.training.start import start_or_continue
 
 # How far a run is, as `Trainer.state_dict` saves it.
 _COUNTERS = (
@@ -101,7 +98,7 @@ def train(
         if options.resume:
             options = ranks.from_main(lambda: resolve_resume(options, given))
         with ranks.together():
-            model, tokenizer, state = _start(options, report)
+            model, tokenizer, state = start_or_continue(options, report)
         if ranks.world_size > 1:
             # Weights are drawn alike on all ranks; dropout, from here on, is not.
             torch.manual_seed(options.seed + ranks.rank)
@@ -117,24 +114,6 @@ def train(
         if result.stopped_by is not None:
             report(f"continue with: convai-fast train --resume {result.run}")
         return result
-
-
-def _start(
-    options: TrainOptions, report: Callable[[str], None]
-) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast, dict[str, Any] | None]:
-    """The model, its tokenizer, and the state of the run that is continued, if any."""
-    options.check()
-    last = state = None
-    if not options.resume:
-        check_output(options.output)
-    else:
-        last = last_checkpoint(Path(options.resume))
-    if last is not None:
-        state = read_training_state(last)
-    torch.manual_seed(options.seed)
-    if state is not None and not options.lora_r:
-        return *load_checkpoint(last), state
-    return *load_model_and_tokenizer(options, report), state
 
 
 class Trainer:
@@ -346,7 +325,7 @@ class Trainer:
         elif self._resumed:
             self.report(f"continuing after step {self.step:,}, in epoch {self.epoch + 1}")
 
-    def _train_epoch(self, stop: "Stop") -> None:
+    def _train_epoch(self, stop: Stop) -> None:
         """The rest of an epoch; one that is done already takes no step."""
         self.model.train()
         self.batches.set_epoch(self.epoch, start=self.batch)
@@ -382,7 +361,7 @@ class Trainer:
         factor = lr_factor(self.step, self.options.warmup_steps, self.total_steps)
         return self.options.lr * factor
 
-    def _train_step(self, batches: Iterator[tuple[Batch, Share]], group: int, stop: "Stop") -> None:
+    def _train_step(self, batches: Iterator[tuple[Batch, Share]], group: int, stop: Stop) -> None:
         """One optimizer step over `group` batches; nothing in it waits for the device.
 
         When a signal arrives it is as if the step had never begun.
@@ -398,8 +377,9 @@ class Trainer:
                 batch, share = next(batches)
                 if share.examples:
                     num_labels = int((batch["labels"] != IGNORED).sum())
-                    num_tokens += count_tokens(batch)
-                    flops += self.flops.count(count_tokens(batch), num_labels)
+                    num_batch_tokens = count_tokens(batch)
+                    num_tokens += num_batch_tokens
+                    flops += self.flops.count(num_batch_tokens, num_labels)
                 # Ranks exchange gradients once a step, when those of its last batch are added.
                 self.ranks.exchange_gradients(self.wrapped, i == group - 1)
                 with self._autocast():
@@ -452,7 +432,7 @@ class Trainer:
         )
 
     @torch.no_grad()  # not inference_mode, whose tensors FSDP cannot train with afterwards
-    def evaluate(self, stop: "Stop | None" = None) -> Metrics | None:
+    def evaluate(self, stop: Stop | None = None) -> Metrics | None:
         """Figures over the validation split; None when it is empty."""
         if len(self.valid_batches) == 0:
             return None

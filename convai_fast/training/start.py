@@ -1,16 +1,44 @@
-"""What a run starts from: a tokenizer and a model that fit each other."""
+"""What a run starts from: a tokenizer and a model that fit each other, and what was saved."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.tokenizer import load_tokenizer, special_ids
 from convai_fast.errors import UserError
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.training.checkpoints import (
+    check_output,
+    last_checkpoint,
+    read_training_state,
+)
 from convai_fast.training.options import TrainOptions
+
+
+def start_or_continue(
+    options: TrainOptions, report: Callable[[str], None]
+) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast, dict[str, Any] | None]:
+    """The model, its tokenizer, and the state of the run that is continued, if any.
+
+    Raises UserError for options that cannot be used, and for a checkpoint that is damaged.
+    """
+    options.check()
+    last = state = None
+    if not options.resume:
+        check_output(options.output)
+    else:
+        last = last_checkpoint(Path(options.resume))
+    if last is not None:
+        state = read_training_state(last)
+    torch.manual_seed(options.seed)
+    if state is not None and not options.lora_r:
+        return *load_checkpoint(last), state
+    return *load_model_and_tokenizer(options, report), state
 
 
 def load_model_and_tokenizer(
