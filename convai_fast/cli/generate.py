@@ -11,15 +11,15 @@ from itertools import count
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 from tqdm import tqdm
 
-from convai_fast.cli.loading import load_fine_tuned
+from convai_fast.cli.loading import load_fine_tuned, model_fingerprint
 from convai_fast.data.dataset import DataOptions
 from convai_fast.data.dialogue import Dialogue
 from convai_fast.data.store import tokenizer_fingerprint
 from convai_fast.errors import UserError
+from convai_fast.generation.dataset_requests import request_of_turn, turn_id
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.jsonl import (
     BadLine,
@@ -27,12 +27,10 @@ from convai_fast.generation.jsonl import (
     RequestFile,
     id_key,
     reply_record,
-    seed_of,
 )
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.reply_file import ReplyFile, check_absent
 from convai_fast.generation.request import Request, prompt_room
-from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.options import resolve_device
 
 _TOO_MANY_BAD = 100  # lines that are no request, before the first that is
@@ -117,7 +115,7 @@ class DatasetRequests:
         self, dialogues: list[Dialogue], split: str, max_history: int, params: SamplingParams
     ) -> None:
         self.dialogues, self.split, self.params = dialogues, split, params
-        self.window = 2 * max_history + 1
+        self.max_history = max_history
         self.num_requests = sum(len(dialogue.utterances) for dialogue in dialogues)
         digest = hashlib.sha256()
         for dialogue in dialogues:
@@ -130,14 +128,9 @@ class DatasetRequests:
 
     def __iter__(self) -> Iterator[IdentifiedRequest]:
         for number, dialogue in enumerate(self.dialogues):
-            for turn, utterance in enumerate(dialogue.utterances):
-                id = f"{self.split}/{number}/{turn}"
-                request = Request(
-                    persona=dialogue.personality,
-                    history=utterance.history[-self.window :],
-                    params=replace(self.params, seed=seed_of(self.params.seed, id)),
-                )
-                yield IdentifiedRequest(id, request, expected=utterance.candidates[-1])
+            for turn in range(len(dialogue.utterances)):
+                id = turn_id(self.split, number, turn)
+                yield request_of_turn(id, dialogue, turn, self.max_history, self.params)
 
 
 Source = RequestFile | DatasetRequests
@@ -153,7 +146,7 @@ def run(options: GenerateOptions) -> None:
     prompt_room(model.config.n_positions, params)  # too long a reply is no line's fault
     settings = {
         **source.settings,
-        "model": _fingerprint(model),
+        "model": model_fingerprint(model),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "weights": options.weights,
         "token_ids": options.token_ids,
@@ -284,15 +277,6 @@ def _open_source(options: GenerateOptions, params: SamplingParams) -> Source:
     if not source.num_requests:
         raise UserError(f"the {options.split} split of {options.dataset_path} is empty")
     return source
-
-
-def _fingerprint(model: DoubleHeadsModel) -> str:
-    """A hash of the model's shape and weights, since training again keeps a folder's name."""
-    digest = hashlib.sha256(repr(model.config).encode())
-    for name, weight in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(weight.contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 @contextmanager

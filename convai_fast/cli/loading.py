@@ -1,5 +1,8 @@
 """What the commands that use a fine-tuned model begin with."""
 
+import hashlib
+
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.tokenizer import load_tokenizer
@@ -21,3 +24,12 @@ def load_fine_tuned(path: str) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFas
             "train` first"
         )
     return model, tokenizer
+
+
+def model_fingerprint(model: DoubleHeadsModel) -> str:
+    """A hash of the model's shape and weights, since training again keeps a folder's name."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

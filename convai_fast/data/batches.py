@@ -49,6 +49,13 @@ def count_tokens(batch: Batch) -> int:
     return int((batch["mc_token_ids"] + 1).sum())
 
 
+def spread(num_rows: int, max_rows: int) -> np.ndarray:
+    """`max_rows` of `num_rows` rows, spread evenly; all where there are no more, or if it is 0."""
+    if 0 < max_rows < num_rows:
+        return np.arange(max_rows) * num_rows // max_rows
+    return np.arange(num_rows)
+
+
 class Share(NamedTuple):
     """How much a rank's means of a batch count in the mean over ranks, 1 being an equal part.
 
@@ -117,11 +124,7 @@ class DialogueBatches:
             personality_permutations=personality_permutations,
         )
         self.index, self.plan, self.cuts = index, index.plan, index.cuts
-        num_rows = len(self.plan)
-        if 0 < max_examples < num_rows:
-            self.rows = np.arange(max_examples) * num_rows // max_examples
-        else:
-            self.rows = np.arange(num_rows)
+        self.rows = spread(len(self.plan), max_examples)
         self.set_epoch(0)
 
     @property
@@ -168,6 +171,11 @@ class DialogueBatches:
         start, self._start = self._start, 0
         for i in range(start, len(self)):
             yield self[i]
+
+    def rows_of(self, i: int) -> np.ndarray:
+        """Which rows of `plan` are the examples of batch `i`; empty where nothing is left for a
+        rank."""
+        return self._batches[i]
 
     def __getitem__(self, i: int) -> Batch:
         """Batch `i` of this epoch."""

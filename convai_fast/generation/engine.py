@@ -317,7 +317,10 @@ class GenerationEngine:
     # --- text -----------------------------------------------------------------------------------
 
     def _text(self, token_ids: list[int]) -> str:
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        # Some tokenizers' files ask for spaces to be tidied away, which changes what was written.
+        return self.tokenizer.decode(
+            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
     def _reply(self, sequence: _Sequence) -> Reply:
         text = self._text(sequence.token_ids)

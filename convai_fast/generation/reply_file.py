@@ -168,10 +168,10 @@ class ReplyFile:
             ) from error
 
 
-def check_absent(output: Path) -> None:
-    """Raise UserError if there is a file of replies already."""
-    if output.exists():
-        raise UserError(f"{output} is already there: choose another --output, or give --overwrite")
+def check_absent(path: Path, option: str = "--output") -> None:
+    """Raise UserError if there is something already where `option` wants a file."""
+    if path.exists():
+        raise UserError(f"{path} is already there: choose another {option}, or give --overwrite")
 
 
 def _to_line(record: dict[str, Any]) -> bytes:

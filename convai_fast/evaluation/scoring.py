@@ -1,0 +1,131 @@
+"""What a model gives to true replies and their candidates: one forward pass for many examples."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from convai_fast.data.batches import Batch, DialogueBatches
+from convai_fast.model.attention import Branches
+from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.model.layers import to_device
+from convai_fast.ops.reference import IGNORED
+
+T = TypeVar("T")
+
+_LOGIT_ROWS = 512  # of vocabulary logits that exist at a time: 100 MB for GPT-2
+
+
+class Scores(NamedTuple):
+    """Of one example.
+
+    Attributes:
+        mc_logits: the multiple-choice logit of each candidate, the true reply last; empty if that
+            head was not asked.
+        token_nlls: the negative log-likelihood, in nats, of each token of the true reply and last
+            of `<eos>`; empty if that head was not asked.
+    """
+
+    mc_logits: list[float]
+    token_nlls: list[float]
+
+
+@torch.inference_mode()
+def score_examples(
+    model: DoubleHeadsModel,
+    batches: DialogueBatches,
+    dtype: torch.dtype,
+    *,
+    ranks: bool,
+    tokens: bool,
+) -> dict[int, Scores]:
+    """Score candidates with the multiple-choice head, to rank them, and tokens of true replies.
+
+    Args:
+        batches: in the shared-prefix layout.
+        dtype: products are computed in it, under autocast.
+        ranks, tokens: which of the two to do.
+
+    Returns:
+        the scores of each example, by its row in `batches.plan`.
+    """
+    scores = {}
+    with computing_in(model, dtype):
+        for i in track(range(len(batches)), "scoring", "batch", len(batches)):
+            batch = batches[i]
+            ends = batch["mc_token_ids"]
+            labelled = (batch["labels"] != IGNORED).nonzero().squeeze(1)
+            # The hidden state at a position predicts the token at the next.
+            wanted = [ends.clamp(min=0).flatten()] * ranks + [labelled - 1] * tokens
+            hidden = hidden_states(model, batch, torch.cat(wanted))
+            mc_logits, nlls = [[]] * len(ends), []
+            if ranks:
+                chosen, hidden = hidden[: ends.numel()], hidden[ends.numel() :]
+                # In bfloat16, candidates that are nearly as good would come out equal.
+                with torch.autocast(chosen.device.type, enabled=False):
+                    logits = model.multiple_choice_head(chosen.float()).view(ends.shape).tolist()
+                counts = (ends >= 0).sum(1).tolist()
+                mc_logits = [row[:count] for row, count in zip(logits, counts, strict=True)]
+            if tokens:
+                targets = to_device(batch["labels"][labelled], hidden.device)
+                nlls = [
+                    F.cross_entropy(logits, targets[part], reduction="none")
+                    for part, logits in lm_logits(model, hidden)
+                ]
+                nlls = torch.cat(nlls).tolist()
+            first = 0
+            for row, of_candidates in zip(batches.rows_of(i), mc_logits, strict=True):
+                end = first + int(batches.index.num_labels[row])
+                scores[int(row)] = Scores(of_candidates, nlls[first:end])
+                first = end
+    return scores
+
+
+def track(items: Iterable[T], what: str, unit: str, total: int) -> Iterable[T]:
+    """`items`, with a progress bar that says what is done with them."""
+    # In a log file a line every half minute is enough.
+    interval = 0.5 if sys.stderr.isatty() else 30
+    return tqdm(
+        items, what, total, leave=False, unit=unit, mininterval=interval, dynamic_ncols=True
+    )
+
+
+@contextmanager
+def computing_in(model: DoubleHeadsModel, dtype: torch.dtype) -> Iterator[None]:
+    """`model` in eval mode, with its products in `dtype` under autocast."""
+    model.eval()
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        yield
+
+
+def hidden_states(model: DoubleHeadsModel, batch: Batch, wanted: Tensor) -> Tensor:
+    """Hidden states [num_wanted, n_embd] of the tokens `wanted`, int64 [num_wanted], of a batch in
+    the shared-prefix layout."""
+    device = next(model.parameters()).device
+    input_ids, token_type_ids, position_ids, branch_ids, wanted = (
+        to_device(tensor, device)
+        for tensor in (
+            batch["input_ids"],
+            batch["token_type_ids"],
+            batch["position_ids"],
+            batch["branch_ids"],
+            wanted,
+        )
+    )
+    branches = Branches(batch["offsets"], branch_ids)
+    return model.transformer(
+        input_ids, token_type_ids, position_ids, branches=branches, wanted=wanted
+    )
+
+
+def lm_logits(model: DoubleHeadsModel, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield part after part of the rows of `hidden` with their vocabulary logits, in float32."""
+    for first in range(0, len(hidden), _LOGIT_ROWS):
+        part = slice(first, first + _LOGIT_ROWS)
+        yield part, model.lm_logits(hidden[part]).float()

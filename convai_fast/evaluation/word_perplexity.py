@@ -1,0 +1,239 @@
+"""ConvAI2's perplexity of a word, which compares models with different tokenizers.
+
+A model of sub-words says how likely a word's first token is. Words that begin with the same token
+share its probability in the proportion of how often they occur, and what all words of the
+vocabulary get is scaled to 1:
+
+    P(word | text) = softmax(logits)[first token] * (count + 5) / (sum of count + 5 over the words
+                     with that first token), divided by the same summed over the vocabulary
+
+Since the shares of the words with one first token add up to 1, that last sum is the probability of
+all first tokens, and one softmax over these tokens does both.
+
+    words and counts: tea 5, teapot 1, the 9       logits after "i like": tea 2.0, the 1.0, ing 3.0
+    first tokens: tea, the                         their softmax: 0.73, 0.27
+    P(tea) = 0.73 * 10 / 16    P(teapot) = 0.73 * 6 / 16    P(the) = 0.27
+
+The predecessor's script did the same for OpenAI GPT. For GPT-2, whose tokens carry the space before
+them, it looked up every word without: a word has another first token here where it begins a reply.
+
+Sources: ConvAI2 (Dinan et al. 2019, arXiv 1902.00098), its script eval_ppl; TransferTransfo (Wolf
+et al. 2019, arXiv 1901.08149) for the split of a first token's probability.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from convai_fast.data.batches import Batch, DialogueBatches
+from convai_fast.data.dialogue import Dialogue, Utterance
+from convai_fast.data.tokenizer import encode
+from convai_fast.errors import UserError
+from convai_fast.evaluation.scoring import computing_in, hidden_states, lm_logits, track
+from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.model.layers import to_device
+from convai_fast.ops.reference import IGNORED
+
+SMOOTHING = 5  # added to every count
+
+
+class WordScores(NamedTuple):
+    """Of one reply: the negative log-likelihood in nats of each word that the vocabulary has, and
+    how many words it does not have."""
+
+    word_nlls: list[float]
+    num_unknown: int
+
+
+def split_words(text: str) -> list[str]:
+    """Words and the marks . , ; : ! ? of `text`, in lower case.
+
+    Example:
+        >>> split_words("Hi there, I'm Ann!")
+        ['hi', 'there', ',', "i'm", 'ann', '!']
+    """
+    return re.sub(r"([.,;:!?])", r" \1 ", text.lower()).split()
+
+
+def count_words(dialogues: Iterable[Dialogue]) -> Counter[str]:
+    """How often each word occurs in what is said in `dialogues`, their personas included.
+
+    What is said is counted once a dialogue: the first history, then each turn that is answered and
+    the true reply. Distractors were not said.
+    """
+    counts: Counter[str] = Counter()
+    for dialogue in dialogues:
+        texts = list(dialogue.personality)
+        for number, utterance in enumerate(dialogue.utterances):
+            texts += utterance.history if number == 0 else utterance.history[-1:]
+            texts.append(utterance.candidates[-1])
+        counts.update(chain.from_iterable(map(split_words, texts)))
+    return counts
+
+
+class WordVocabulary:
+    """Words, their tokens, and their shares of their first tokens' probability.
+
+    Words have other tokens where they begin a reply than after a space.
+
+    Args:
+        counts: how often each word occurs; one that the tokenizer has no token for is left out.
+        tokenizer: the model's.
+
+    Attributes:
+        first_tokens: two int64 [num_first_tokens], of the vocabulary's words as they begin a reply,
+            and as they stand after a space.
+    """
+
+    def __init__(self, counts: Mapping[str, int], tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self._token_ids: tuple[dict[str, list[int]], ...] = ({}, {})
+        self._tokenise(counts)
+        self.first_tokens: list[Tensor] = []
+        self._shares: list[dict[str, tuple[int, float]]] = []
+        for token_ids in self._token_ids:
+            first = {word: token_ids[word][0] for word in counts if token_ids[word]}
+            sizes: Counter[int] = Counter()
+            for word, token in first.items():
+                sizes[token] += counts[word] + SMOOTHING
+            self.first_tokens.append(torch.tensor(list(sizes), dtype=torch.int64))
+            group = {token: i for i, token in enumerate(sizes)}
+            self._shares.append(
+                {
+                    word: (group[token], math.log((counts[word] + SMOOTHING) / sizes[token]))
+                    for word, token in first.items()
+                }
+            )
+
+    def token_ids(self, words: Sequence[str]) -> list[list[int]]:
+        """Token ids of each word of a reply, whether the vocabulary has it or not."""
+        self._tokenise(words)
+        return [self._token_ids[i > 0][word] for i, word in enumerate(words)]
+
+    def share(self, word: str, after_space: bool) -> tuple[int, float] | None:
+        """Where the word's first token stands in `first_tokens`, and the natural logarithm of the
+        word's share of its probability; None if the vocabulary does not have the word."""
+        return self._shares[after_space].get(word)
+
+    def _tokenise(self, words: Iterable[str]) -> None:
+        new = sorted(set(words) - self._token_ids[0].keys())
+        for token_ids, space in zip(self._token_ids, ("", " "), strict=True):
+            ids = encode(self._tokenizer, [space + word for word in new])
+            token_ids.update(zip(new, ids, strict=True))
+
+
+def with_separate_words(dialogues: Iterable[Dialogue]) -> list[Dialogue]:
+    """`dialogues` as `score_words` reads them: the true reply is the only candidate, its words in
+    lower case and with a space between them."""
+    return [
+        Dialogue(
+            dialogue.personality,
+            [
+                Utterance(utterance.history, [" ".join(split_words(utterance.candidates[-1]))])
+                for utterance in dialogue.utterances
+            ],
+        )
+        for dialogue in dialogues
+    ]
+
+
+class _Query(NamedTuple):
+    """A word to be scored."""
+
+    row: int
+    after_space: bool
+    position: int  # of the token before it, among those of the batch
+    group: int
+    log_share: float
+
+
+@torch.inference_mode()
+def score_words(
+    model: DoubleHeadsModel,
+    batches: DialogueBatches,
+    replies: Sequence[str],
+    vocabulary: WordVocabulary,
+    dtype: torch.dtype,
+) -> dict[int, WordScores]:
+    """Score each word of every true reply, given persona, history and the words before it.
+
+    A word that the vocabulary does not have is not scored, but is read by those after it. Neither
+    are the later tokens of a word, nor `<eos>`.
+
+    Args:
+        batches: of dialogues `with_separate_words`, in the shared-prefix layout.
+        replies: the true reply of each row of `batches.plan`, as text.
+        dtype: products are computed in it, under autocast.
+
+    Returns:
+        the scores of each example, by its row in `batches.plan`.
+
+    Raises:
+        UserError: the tokenizer has tokens that reach from one word into the next.
+    """
+    scores = {}
+    with computing_in(model, dtype):
+        for i in track(range(len(batches)), "scoring words", "batch", len(batches)):
+            batch = batches[i]
+            labelled = (batch["labels"] != IGNORED).nonzero().squeeze(1).tolist()
+            queries: list[_Query] = []
+            for row in batches.rows_of(i).tolist():
+                num_labels = int(batches.index.num_labels[row])
+                positions, labelled = labelled[: num_labels - 1], labelled[num_labels:]
+                read = batch["input_ids"][positions].tolist()
+                found, unknown = _queries(row, replies[row], positions, read, vocabulary)
+                queries += found
+                scores[row] = WordScores([], unknown)
+            for query, nll in _word_nlls(model, batch, queries, vocabulary):
+                scores[query.row].word_nlls.append(nll)
+    return scores
+
+
+def _queries(
+    row: int, reply: str, positions: list[int], read: list[int], vocabulary: WordVocabulary
+) -> tuple[list[_Query], int]:
+    """The words to be scored of a reply whose tokens `read` stand at `positions`, and how many
+    cannot be."""
+    words = split_words(reply)
+    token_ids = vocabulary.token_ids(words)
+    if list(chain(*token_ids))[: len(read)] != read:
+        raise UserError(
+            "word_ppl needs a tokenizer whose tokens end where words do, but this model's joins "
+            f"words of {reply!r}: leave that metric out"
+        )
+    queries, unknown = [], 0
+    begins = accumulate(map(len, token_ids), initial=0)
+    for number, (word, begin) in enumerate(zip(words, begins, strict=False)):
+        share = vocabulary.share(word, number > 0)
+        if share is None:
+            unknown += 1
+        elif begin < len(read):  # of a reply too long for the model, only the beginning was read
+            queries.append(_Query(row, number > 0, positions[begin] - 1, *share))
+    return queries, unknown
+
+
+def _word_nlls(
+    model: DoubleHeadsModel, batch: Batch, queries: list[_Query], vocabulary: WordVocabulary
+) -> Iterator[tuple[_Query, float]]:
+    """Yield the words of a batch, those of each reply in order, with their scores."""
+    queries = sorted(queries, key=lambda query: query.after_space)
+    positions = torch.tensor([query.position for query in queries], dtype=torch.int64)
+    hidden = hidden_states(model, batch, positions)
+    num_first = sum(not query.after_space for query in queries)
+    parts = (queries[:num_first], hidden[:num_first]), (queries[num_first:], hidden[num_first:])
+    for (part, states), first_tokens in zip(parts, vocabulary.first_tokens, strict=True):
+        first_tokens = to_device(first_tokens, states.device)
+        groups = torch.tensor([query.group for query in part], dtype=torch.int64)
+        groups = to_device(groups, states.device)
+        for rows, logits in lm_logits(model, states):
+            log_probs = logits[:, first_tokens].log_softmax(-1)
+            chosen = log_probs.gather(1, groups[rows, None]).squeeze(1).tolist()
+            for query, log_prob in zip(part[rows], chosen, strict=True):
+                yield query, -(log_prob + query.log_share)
