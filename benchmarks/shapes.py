@@ -101,6 +101,8 @@ TRAIN_SHAPES = {
     "4-candidates": CandidatesShape(8, 4),
 }
 RANK_SHAPE = CandidatesShape(4, 20)
+# The peer's batch; ours holds as many examples at a time.
+EVALUATE_SHAPE = CandidatesShape(4, 20)
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,12 @@ def generate_requests(
         Request(persona=persona, history=history, params=params)
         for persona, history in turns[: shape.num_prompts]
     ]
+
+
+def dialogues_to_evaluate() -> list[Dialogue]:
+    """About ten examples: few enough for the peer to finish in minutes."""
+    _, dialogues, _ = dialogues_and_tokenizer()
+    return dialogues["valid"][:1]
 
 
 def batch_of_turn(batches: DialogueBatches, turn: int) -> Batch:

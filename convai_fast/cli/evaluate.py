@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from convai_fast._native import native_info
+from convai_fast._native import keep_freed_memory, native_info
 from convai_fast.cli.loading import load_fine_tuned, model_fingerprint
 from convai_fast.data.dataset import DataOptions
 from convai_fast.data.store import fingerprint
@@ -118,6 +118,8 @@ def run(options: EvaluateOptions) -> None:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "fingerprint": model_fingerprint(model),
     }
+    if device.type == "cpu":
+        keep_freed_memory()
     started = time.perf_counter()
     evaluation = evaluate(
         model.to(device),

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from convai_fast.data.batches import Batch, DialogueBatches
+from convai_fast.evaluation.packing import packed
 from convai_fast.model.attention import Branches
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.layers import to_device
@@ -62,7 +63,8 @@ def score_examples(
             labelled = (batch["labels"] != IGNORED).nonzero().squeeze(1)
             # The hidden state at a position predicts the token at the next.
             wanted = [ends.clamp(min=0).flatten()] * ranks + [labelled - 1] * tokens
-            hidden = hidden_states(model, batch, torch.cat(wanted))
+            shared, place = share_speaker(batch)
+            hidden = hidden_states(model, shared, place[torch.cat(wanted)])
             mc_logits, nlls = [[]] * len(ends), []
             if ranks:
                 chosen, hidden = hidden[: ends.numel()], hidden[ends.numel() :]
@@ -100,8 +102,37 @@ def computing_in(model: DoubleHeadsModel, dtype: torch.dtype) -> Iterator[None]:
     """`model` in eval mode, with its products in `dtype` under autocast."""
     model.eval()
     device = next(model.parameters()).device.type
-    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+    with packed(model, dtype), torch.autocast(device, dtype, enabled=dtype != torch.float32):
         yield
+
+
+def share_speaker(batch: Batch) -> tuple[Batch, Tensor]:
+    """`batch` with the `<speaker1>` of all candidates in the prefix, and where each token went.
+
+    It is the same token after the same tokens in every branch, so it is computed once::
+
+        <bos> … <speaker1> no <eos> <speaker1> hi <eos>      branch_ids 0 … 1 1 1 2 2 2
+        <bos> … <speaker1> no <eos> hi <eos>                 branch_ids 0 … 0 1 1 2 2
+
+    Returns:
+        the batch in the shared-prefix layout, without what only labels and heads read; and int64
+        [num_tokens], for each token of `batch` its place in the new one.
+    """
+    branch_ids, offsets = batch["branch_ids"], batch["offsets"]
+    is_speaker = (branch_ids > 0) & (branch_ids != branch_ids.roll(1))  # a row begins with branch 0
+    kept = ~is_speaker | (branch_ids == 1)
+    ends = kept.cumsum(0)
+    rows = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff())
+    speaker_of_row = ends[is_speaker & kept] - 1
+    place = torch.where(kept, ends - 1, speaker_of_row[rows])
+    shared = Batch(
+        input_ids=batch["input_ids"][kept],
+        token_type_ids=batch["token_type_ids"][kept],
+        position_ids=batch["position_ids"][kept],
+        branch_ids=branch_ids.masked_fill(is_speaker, 0)[kept],
+        offsets=torch.cat([offsets.new_zeros(1), ends])[offsets],
+    )
+    return shared, place
 
 
 def hidden_states(model: DoubleHeadsModel, batch: Batch, wanted: Tensor) -> Tensor:
