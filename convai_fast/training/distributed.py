@@ -5,6 +5,7 @@ it there is one rank, and nothing here does anything. What the ranks decide toge
 signal, is agreed upon through the CPU (gloo), so that no device is waited for.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -162,6 +163,11 @@ def join_ranks() -> Iterator[Ranks]:
 
     A UserError, which by `Ranks.together` all ranks meet, remains one on rank 0 and is a silent
     exit with code 2 on the others.
+
+    Keep no DistributedDataParallel beyond the end. It owns the group too, and the last owner to go
+    waits for the group's threads. `destroy_process_group` waits without the interpreter's lock; a
+    DistributedDataParallel holds the lock, for which a thread may be waiting to free the tensor of
+    the last exchange: a deadlock.
     """
     ranks = Ranks.from_environment()
     if ranks.world_size == 1:
@@ -176,4 +182,5 @@ def join_ranks() -> Iterator[Ranks]:
             raise SystemExit(2) from None
         raise
     # After any other exception the group is left alone: to leave it properly takes all ranks.
+    gc.collect()  # importing torch._dynamo leaves frames in a cycle, and in them what was wrapped
     dist.destroy_process_group()

@@ -94,26 +94,35 @@ def train(
     Raises UserError for options, data, a model or a run folder that cannot be used.
     """
     with join_ranks() as ranks:
-        report = report if ranks.is_main else lambda _: None
-        if options.resume:
-            options = ranks.from_main(lambda: resolve_resume(options, given))
-        with ranks.together():
-            model, tokenizer, state = start_or_continue(options, report)
-        if ranks.world_size > 1:
-            # Weights are drawn alike on all ranks; dropout, from here on, is not.
-            torch.manual_seed(options.seed + ranks.rank)
-        folder = ranks.from_main(
-            lambda: open_dataset(options, tokenizer, options.dataset_cache, report).folder
-        )
-        with ranks.together():
-            store = DialogueStore(folder)
-        trainer = Trainer(options, model, tokenizer, store, report, ranks)
-        if state is not None:
-            trainer.load_state_dict(state)
-        result = trainer.run()
-        if result.stopped_by is not None:
-            report(f"continue with: convai-fast train --resume {result.run}")
-        return result
+        return _train(options, report if ranks.is_main else lambda _: None, given, ranks)
+
+
+def _train(
+    options: TrainOptions,
+    report: Callable[[str], None],
+    given: Collection[str] | None,
+    ranks: Ranks,
+) -> TrainResult:
+    """What the ranks do; apart from `train`, so that no trainer is left when they part."""
+    if options.resume:
+        options = ranks.from_main(lambda: resolve_resume(options, given))
+    with ranks.together():
+        model, tokenizer, state = start_or_continue(options, report)
+    if ranks.world_size > 1:
+        # Weights are drawn alike on all ranks; dropout, from here on, is not.
+        torch.manual_seed(options.seed + ranks.rank)
+    folder = ranks.from_main(
+        lambda: open_dataset(options, tokenizer, options.dataset_cache, report).folder
+    )
+    with ranks.together():
+        store = DialogueStore(folder)
+    trainer = Trainer(options, model, tokenizer, store, report, ranks)
+    if state is not None:
+        trainer.load_state_dict(state)
+    result = trainer.run()
+    if result.stopped_by is not None:
+        report(f"continue with: convai-fast train --resume {result.run}")
+    return result
 
 
 class Trainer:

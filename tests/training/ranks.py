@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from convai_fast.cli.main import main
 from convai_fast.training.checkpoints import RunFolder
@@ -82,7 +85,14 @@ def _run(
         if len(saves) == kill_after_save:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    RunFolder.save = save_and_die
+    destroy = dist.destroy_process_group
+
+    def destroy_alone():
+        # What else owns the group could deadlock when it is freed, though it rarely does.
+        assert not any(type(o) is DistributedDataParallel for o in gc.get_objects())
+        destroy()
+
+    RunFolder.save, dist.destroy_process_group = save_and_die, destroy_alone
     with (
         open(folder / f"out-{rank}", "w") as out,
         open(folder / f"err-{rank}", "w") as err,
