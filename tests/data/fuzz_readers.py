@@ -1,0 +1,307 @@
+"""Feeds broken dialogues to every reader: dialogues come out, or a UserError of one sentence.
+
+    python tests/data/fuzz_readers.py --count 30000
+
+An input is made from its number alone, so that `--start 1234 --count 1` makes a finding again.
+"""
+
+import argparse
+import csv
+import io
+import json
+import random
+import signal
+import sys
+import tempfile
+import traceback
+import types
+from collections import Counter
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+
+from convai_fast.data.builtin import builtin_dialogues
+from convai_fast.data.dialogue import Dialogue, Utterance
+from convai_fast.data.readers import FILE_READERS, load_dialogues
+from convai_fast.errors import UserError
+
+TIMEOUT_S = 10
+MAX_BYTES = 100_000
+SUFFIXES = {"json": "json", "parlai": "txt", "csv": "csv", "messages": "jsonl", "sharegpt": "jsonl"}
+
+
+class HangError(BaseException):
+    """Raised by the alarm; not an Exception, so that no reader takes it for one of its own."""
+
+
+@contextmanager
+def alarm(seconds):
+    def stop(*_):
+        raise HangError(f"not done after {seconds} s")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+# ---- good inputs --------------------------------------------------------------------------------
+
+
+def good_records():
+    """The same few dialogues as records of each reader."""
+    records = {name: [] for name in FILE_READERS}
+    for dialogue in builtin_dialogues(num_train=4, num_valid=1)["train"]:
+        last = dialogue.utterances[-1]
+        turns = [*last.history, last.candidates[-1]]
+        users = list(enumerate(turns))
+        records["json"].append(
+            {
+                "personality": dialogue.personality,
+                "utterances": [
+                    {"history": u.history, "candidates": u.candidates[-3:]}
+                    for u in dialogue.utterances
+                ],
+            }
+        )
+        roles = [("user", "assistant")[i % 2] for i, _ in users]
+        persona = "\n".join(dialogue.personality)
+        messages = zip(["system", *roles], [persona, *turns], strict=True)
+        records["messages"].append({"messages": [{"role": r, "content": c} for r, c in messages]})
+        names = ["system", *(("human", "gpt")[i % 2] for i, _ in users)]
+        values = zip(names, [persona, *turns], strict=True)
+        records["sharegpt"].append({"conversations": [{"from": n, "value": v} for n, v in values]})
+        spoken = "\n".join(f"User {i % 2 + 1}: {turn}" for i, turn in users)
+        records["csv"].append(["i sing .", persona, spoken])
+        lines = [f"your persona: {sentence}" for sentence in dialogue.personality]
+        pairs = zip(turns[::2], turns[1::2], strict=False)
+        lines += [f"{text}\t{reply}\t\tno .|{reply}|yes ." for text, reply in pairs]
+        records["parlai"].append("\n".join(f"{i} {line}" for i, line in enumerate(lines, 1)))
+    return records
+
+
+RECORDS = good_records()
+CSV_HEADER = ["user 1 personas", "user 2 personas", "Best Generated Conversation"]
+
+
+def good_data(rng, reader):
+    """What a JSON file of the reader holds: a list, or an object of splits."""
+    records = deepcopy(RECORDS[reader])
+    return rng.choice(
+        [records, {"train": records}, {"train": records, "valid": deepcopy(records[:1])}]
+    )
+
+
+def write_out(rng, reader, data):
+    """Good or mutated data as the text of a file."""
+    if reader == "parlai":
+        return "\n".join(map(str, data)) + "\n"
+    if reader == "csv":
+        text = io.StringIO()
+        csv.writer(text).writerows(
+            row if isinstance(row, list) else [row] for row in [CSV_HEADER, *data]
+        )
+        return text.getvalue()
+    if isinstance(data, list) and rng.random() < 0.5:
+        return "\n".join(json.dumps(record) for record in data)
+    return json.dumps(data, indent=rng.choice([None, 1]), ensure_ascii=rng.random() < 0.5)
+
+
+# ---- mutations ----------------------------------------------------------------------------------
+
+TEXTS = [
+    "",
+    " ",
+    "a",
+    "\0",
+    "\ud800",
+    "\u2028",
+    "\x85",
+    "\r",
+    "\\n",
+    "\t",
+    "|",
+    "__SILENCE__",
+    "😀",
+]
+VALUES = [None, True, 0, -1, 1.5, float("nan"), 10**400, *TEXTS, [], {}, [[]], [None], {"a": None}]
+# What only a function of the user's can return.
+OBJECTS = [b"bytes", ("a", "b"), {1}, object(), {3: 4}, Dialogue([], []), Utterance([], [])]
+JUNK = [
+    *(text.encode("utf-8", "surrogatepass") for text in TEXTS),
+    *(b'"', b"'", b",", b":", b"[", b"]", b"{", b"}", b"\\", b"\n", b"\r\n", b"\xff", b"\xc3"),
+    *(b"\xef\xbb\xbf", b"1 ", b"99999999999 ", b"NaN", b"1e999", b"9" * 5000, b"[" * 3000),
+    *(b'{"a":' * 3000, b'"\\ud800"', b'"\\u0000"', b"User 1:", b"User 2: ", b"your persona: "),
+    *(b'{"train": ', b'"valid": ', b'"utterances"', b'"messages"', b'"conversations"', b"* * *"),
+]
+
+
+def places(data):
+    """Every (container, key) of nested lists and dicts."""
+    items = []
+    if isinstance(data, dict):
+        items = list(data.items())
+    elif isinstance(data, list):
+        items = list(enumerate(data))
+    for key, value in items:
+        yield data, key
+        yield from places(value)
+
+
+def mutate_data(rng, data, values):
+    """Replace, delete, repeat, rename, wrap or move something, up to three times."""
+    for _ in range(rng.randint(0, 3)):
+        found = list(places(data))
+        if not found or rng.random() < 0.02:
+            return deepcopy(rng.choice(values))
+        container, key = rng.choice(found)
+        other, other_key = rng.choice(found)
+        kind = rng.randrange(6)
+        if kind == 0:
+            container[key] = deepcopy(rng.choice(values))
+        elif kind == 1:
+            del container[key]
+        elif kind == 2 and isinstance(container, list):
+            count = rng.choice([1, 5, 40])
+            container[key:key] = [deepcopy(container[key]) for _ in range(count)]
+        elif kind == 2:
+            container[rng.choice(["utterances", "messages", "train", "role", "a"])] = container.pop(
+                key
+            )
+        elif kind == 3:
+            container[key] = [container[key]] if rng.random() < 0.5 else {"train": container[key]}
+        elif kind == 4:
+            container[key] = deepcopy(other[other_key])
+        elif isinstance(container[key], str):
+            at = rng.randint(0, len(container[key]))
+            container[key] = container[key][:at] + rng.choice(TEXTS) + container[key][at:]
+    return data
+
+
+def mutate_bytes(rng, data):
+    """Delete, insert, repeat, flip, move, cut or encode otherwise, up to four times."""
+    for _ in range(rng.randint(0, 4)):
+        at, length = rng.randint(0, len(data)), rng.choice([1, 2, 10, 100])
+        part = data[at : at + length]
+        kind = rng.randrange(7)
+        if kind == 0:
+            data = data[:at] + data[at + length :]
+        elif kind == 1:
+            data = data[:at] + rng.choice(JUNK) + data[at:]
+        elif kind == 2:
+            data = data[:at] + part * rng.choice([1, 3, 300]) + data[at:]
+        elif kind == 3 and part:
+            data = data[:at] + bytes([part[0] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
+        elif kind == 4:
+            to = rng.randint(0, len(data))
+            data = data[:to] + part + data[to:]
+        elif kind == 5:
+            data = data[:at]
+        elif rng.random() < 0.1:
+            text = data.decode("utf-8", "replace")
+            data = text.encode(rng.choice(["utf-16", "utf-8-sig", "latin-1"]), "replace")
+    return data[:MAX_BYTES]
+
+
+# ---- one input ----------------------------------------------------------------------------------
+
+
+def write_file(rng, folder, name, reader):
+    data = mutate_data(rng, good_data(rng, reader), VALUES) if rng.random() < 0.5 else None
+    if data is None or (reader in ("csv", "parlai") and not isinstance(data, list)):
+        data = deepcopy(RECORDS[reader])
+    content = write_out(rng, reader, data).encode("utf-8", "surrogatepass")
+    if rng.random() < 0.6:
+        content = mutate_bytes(rng, content)
+    suffix = SUFFIXES[reader] if rng.random() < 0.8 else rng.choice(["json", "csv", "txt", "x"])
+    path = folder / f"{name}.{suffix}"
+    path.write_bytes(content)
+    return path
+
+
+def make_input(number, seed, folder):
+    """Write input `number` into `folder`; returns the path, the reader to name, its true format."""
+    rng = random.Random(f"{seed} {number}")
+    for old in folder.iterdir():
+        old.unlink()
+    if rng.random() < 0.15:
+        data = mutate_data(rng, good_data(rng, "json"), [*VALUES, *OBJECTS])
+        module = sys.modules["fuzzed_data"] = types.ModuleType("fuzzed_data")
+        module.load = lambda path: data
+        return folder, "fuzzed_data:load", "function"
+    reader = rng.choice(FILE_READERS)
+    if rng.random() < 0.1:
+        write_file(rng, folder, "train", reader)
+        write_file(rng, folder, rng.choice(["valid", "test", "train"]), reader)
+        return folder, "auto", "folder"
+    path = write_file(rng, folder, "data", reader)
+    named = rng.choices(["auto", reader, rng.choice(FILE_READERS)], [6, 3, 1])[0]
+    return path, named, reader
+
+
+def read_input(number, seed, folder):
+    """Read one input; returns (its format, "read" or "refused"), and raises what is a finding."""
+    path, reader, true_format = make_input(number, seed, folder)
+    try:
+        with alarm(TIMEOUT_S):
+            splits = load_dialogues(path, reader, num_candidates=number % 4 + 1)
+    except UserError as error:
+        check_sentence(str(error), path, reader)
+        return true_format, "refused"
+    check_dialogues(splits)
+    return true_format, "read"
+
+
+def check_sentence(sentence, path, reader):
+    assert len(sentence.splitlines()) == 1, f"not one line: {sentence!r}"
+    assert not sentence.endswith("."), f"more than a sentence: {sentence!r}"
+    assert str(path) in sentence or reader in sentence, f"names no file: {sentence!r}"
+    assert len(sentence) < len(str(path)) + 400, f"too long to read: {sentence!r}"
+    sentence.encode()
+
+
+def check_dialogues(splits):
+    assert splits.keys() == {"train", "valid"}
+    assert splits["train"]
+    for dialogue in [*splits["train"], *splits["valid"]]:
+        assert dialogue.utterances
+        for utterance in dialogue.utterances:
+            assert utterance.candidates
+            for text in [*dialogue.personality, *utterance.history, *utterance.candidates]:
+                assert text.strip()
+                assert text.encode()
+
+
+def fuzz(numbers, seed):
+    """Read all inputs; returns the counts of (format, outcome), and the findings by number."""
+    outcomes, findings = Counter(), {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in numbers:
+            try:
+                outcomes[read_input(number, seed, Path(folder))] += 1
+            except (Exception, HangError):
+                findings[number] = traceback.format_exc()
+    return outcomes, findings
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=30_000)
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    numbers = range(options.start, options.start + options.count)
+    outcomes, findings = fuzz(numbers, options.seed)
+    for (true_format, outcome), count in sorted(outcomes.items()):
+        print(f"{true_format:<9} {outcome:<8} {count:>7,}")
+    for number, finding in list(findings.items())[:5]:
+        print(f"\ninput {number}:\n{finding}")
+    print(f"{options.count:,} inputs, {len(findings):,} findings")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
