@@ -52,7 +52,7 @@ class GenerateOptions:
     """
 
     model: Annotated[str, tyro.conf.arg(aliases=["--model_checkpoint"])]
-    """Folder or Hub id of a fine-tuned model with its tokenizer."""
+    """Folder, .tar.gz or Hub id of a fine-tuned model with its tokenizer."""
     output: Path
     """JSONL file for the replies."""
     input: Path | None = None

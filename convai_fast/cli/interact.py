@@ -46,7 +46,7 @@ class InteractOptions:
     """Talk with a model in the terminal."""
 
     model: Annotated[str, tyro.conf.arg(aliases=["--model_checkpoint"])]
-    """Folder or Hub id of a fine-tuned model with its tokenizer."""
+    """Folder, .tar.gz or Hub id of a fine-tuned model with its tokenizer."""
     persona: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A sentence of the model's persona, as in --persona "i like tea ."."""
     persona_file: Path | None = None

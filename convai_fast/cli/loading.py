@@ -5,18 +5,20 @@ import hashlib
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from convai_fast.archive import unpacked
 from convai_fast.data.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
 from convai_fast.model.double_heads import DoubleHeadsModel
 
 
 def load_fine_tuned(path: str) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast]:
-    """Load the model at `path`, a folder or Hub id, and its tokenizer.
+    """Load the model at `path`, a folder, a tar archive or a Hub id, and its tokenizer.
 
     Raises UserError when the model does not embed exactly the tokenizer's tokens.
     """
-    model = DoubleHeadsModel.from_pretrained(path)
-    tokenizer = load_tokenizer(path)
+    with unpacked(path) as source:
+        model = DoubleHeadsModel.from_pretrained(source.path)
+        tokenizer = load_tokenizer(source.path)
     if len(tokenizer) != model.config.vocab_size:
         raise UserError(
             f"{path} has embeddings for {model.config.vocab_size} tokens, but its tokenizer with "

@@ -1,11 +1,12 @@
 """Tokenizers and the five special tokens of the persona-dialogue format."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
-from transformers import AutoTokenizer, GPT2Tokenizer, OpenAIGPTTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from convai_fast.archive import unpacked
+from convai_fast.data import old_tokenizer
 from convai_fast.errors import UserError
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<speaker1>", "<speaker2>", "<pad>")
@@ -27,52 +28,55 @@ class SpecialIds(NamedTuple):
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     """Load a GPT or GPT-2 tokenizer and add those of the five special tokens that it lacks.
 
-    `path` is a folder with `tokenizer.json`, a folder with only `vocab.json` and `merges.txt` (as
-    the old libraries wrote them), or a Hub id. Adding tokens changes `len(tokenizer)`: the caller
-    compares that with the model's embedding.
+    `path` is a folder or a tar archive of one, or a Hub id. A folder has `tokenizer.json`, or, as
+    the old libraries wrote them, `vocab.json`, `merges.txt` and a file that tells the special
+    tokens' ids. Adding tokens changes `len(tokenizer)`: the caller compares that with the model's
+    embedding.
 
-    Raises UserError when the folder holds no tokenizer, or one whose special tokens clash.
+    Raises UserError when there is no tokenizer, or one whose files contradict each other.
     """
-    folder = Path(path)
-    try:
-        if not folder.is_dir() and (folder.is_absolute() or str(path).startswith(".")):
-            raise UserError(f"there is no folder {path} to load a tokenizer from")
-        if not folder.is_dir():
-            tokenizer = AutoTokenizer.from_pretrained(str(path))
-        elif any((folder / name).is_file() for name in _SELF_DESCRIBING_FILES):
-            tokenizer = _load_self_describing(folder)
-        elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            tokenizer = _class_from_vocabulary(folder).from_pretrained(str(folder))
-        else:
-            raise UserError(
-                f"{folder} holds no tokenizer: it needs tokenizer.json, or vocab.json and "
-                "merges.txt"
-            )
-    except UserError:
-        raise
-    except Exception as error:  # the tokenizers library raises plain Exception for damaged files
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"cannot load a tokenizer from {path}: {reason} (give a folder with tokenizer.json or "
-            f"vocab.json and merges.txt, or the id of a model on the Hub)"
-        ) from error
+    tokenizer = read_tokenizer(path)
     add_special_tokens(tokenizer)
     return tokenizer
 
 
-def _load_self_describing(folder: Path) -> PreTrainedTokenizerFast:
-    # A config.json without model_type (old libraries) leaves AutoTokenizer clueless, although the
-    # vocabulary itself tells GPT from GPT-2.
-    if (folder / "tokenizer.json").is_file() or not (folder / "vocab.json").is_file():
-        return AutoTokenizer.from_pretrained(str(folder))
-    return _class_from_vocabulary(folder).from_pretrained(str(folder))
+def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
+    """Load a tokenizer as `load_tokenizer` does, with only the tokens that its files hold."""
+    with unpacked(path) as source:
+        folder = Path(source.path).expanduser()
+        try:
+            if folder.is_dir():
+                return _read_folder(folder)
+            if folder.is_absolute() or str(path).startswith((".", "~")):
+                raise UserError(f"there is no folder {path} to load a tokenizer from")
+            return AutoTokenizer.from_pretrained(str(path))
+        except UserError:
+            raise
+        except Exception as error:  # the tokenizers library raises plain Exception
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"cannot load a tokenizer from {source.path}: {reason} (give a folder with "
+                "tokenizer.json or vocab.json and merges.txt, or the id of a model on the Hub)"
+            ) from error
 
 
-def _class_from_vocabulary(folder: Path) -> type[PreTrainedTokenizerFast]:
-    """OpenAI GPT marks the end of a word with `</w>`, GPT-2 its beginning with `Ġ`."""
-    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    ends_words = any(token.endswith("</w>") for token in vocabulary)
-    return OpenAIGPTTokenizer if ends_words else GPT2Tokenizer
+def _read_folder(folder: Path) -> PreTrainedTokenizerFast:
+    present = {file.name for file in folder.iterdir()}
+    if old_tokenizer.is_old(folder):
+        tokenizer = old_tokenizer.read(folder)
+        found = [token for token in SPECIAL_TOKENS if token in tokenizer.get_vocab()]
+        if found and len(found) < len(SPECIAL_TOKENS):
+            missing = ", ".join(token for token in SPECIAL_TOKENS if token not in found)
+            raise UserError(
+                f"{folder} names the ids of {', '.join(found)} but not of {missing}: restore its "
+                f"{' or '.join(old_tokenizer.SPECIAL_TOKENS_FILES)}"
+            )
+        return tokenizer
+    if not present & set(_SELF_DESCRIBING_FILES):
+        raise UserError(
+            f"{folder} holds no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt"
+        )
+    return AutoTokenizer.from_pretrained(str(folder))
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerFast) -> int:

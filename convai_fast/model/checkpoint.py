@@ -8,9 +8,9 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from convai_fast.errors import UserError
+from convai_fast.model import legacy
 from convai_fast.model.config import TransformerConfig
 
 if TYPE_CHECKING:
@@ -60,8 +61,20 @@ _EMBEDDING = "transformer.token_embedding.weight"
 _LM_HEAD = "lm_head.weight"
 # transformers' Conv1D is a Linear whose weight is stored as [in, out].
 _CONV1D_WEIGHTS = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-# Constants that older versions of transformers stored beside the parameters.
-_DROPPABLE = re.compile(r"transformer\.(h\.\d+\.attn\.(bias|masked_bias)|position_ids)")
+# Constants that older versions stored beside the parameters, and why they are not needed.
+_CONSTANTS = {
+    re.compile(r"transformer\.h\.\d+\.attn\.bias"): "the causal mask, which is computed",
+    re.compile(r"transformer\.h\.\d+\.attn\.masked_bias"): "a constant of the causal mask",
+    re.compile(r"transformer\.position_ids"): "the numbers 0, 1, 2, …, which are computed",
+}
+
+
+class Accounted(NamedTuple):
+    """What became of every tensor of a file."""
+
+    parameters: dict[str, Tensor]  # by the names that transformers' double-heads classes use
+    renamed: dict[str, str]  # the stored name -> that name, where they differ
+    dropped: dict[str, str]  # the stored name -> why it is not needed
 
 
 def transformers_names(config: TransformerConfig) -> dict[str, str]:
@@ -89,7 +102,10 @@ def find_folder(path: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise UserError(f"{path} is a file; give the folder that holds config.json and weights.")
+        raise UserError(
+            f"{path} is neither a folder nor an archive; give the folder that holds config.json "
+            "and weights."
+        )
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(path)):
         raise UserError(f"there is no folder {path}.")
     return _download(str(path))
@@ -116,50 +132,68 @@ def _download(repo_id: str) -> Path:
     return folder
 
 
-def read_config(folder: Path) -> TransformerConfig:
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """The content of the folder's `config.json`, as it is.
+
+    Raises:
+        UserError: it is missing, or holds no JSON object.
+    """
+    return _read_json(folder / "config.json")
+
+
+def read_config(folder: Path, tensor_names: Collection[str] = ()) -> TransformerConfig:
     """The model's shape, from the folder's `config.json`.
+
+    Args:
+        folder: a model folder.
+        tensor_names: those of its weights, which tell GPT from GPT-2 where an old config does not.
 
     Raises:
         UserError: it is missing, not JSON, or describes a model that is not supported.
     """
-    path = folder / "config.json"
-    content = _read_json(path)
+    content = read_config_file(folder)
     try:
-        return TransformerConfig.from_transformers(content)
+        config = TransformerConfig.from_transformers(legacy.current_config(content, tensor_names))
+        if tensor_names and config.n_layer > len(tensor_names):
+            raise UserError(
+                f"n_layer {config.n_layer} is more than the {len(tensor_names)} tensors of the "
+                "weights can make; use the config.json that belongs to these weights."
+            )
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{folder / 'config.json'}: {error}") from None
+    return config
 
 
-def read_weights(
-    folder: Path, config: TransformerConfig, shapes: Mapping[str, torch.Size]
+def map_weights(
+    parameters: Mapping[str, Tensor],
+    config: TransformerConfig,
+    shapes: Mapping[str, torch.Size],
+    path: Path,
 ) -> dict[str, Tensor]:
-    """The folder's weights under our names, in the dtype they are stored in.
+    """A file's parameters under our names, in the dtype they are stored in.
 
     Args:
-        folder: a model folder.
+        parameters: what `account_for` kept.
         config: the model's, which names the layout.
         shapes: the shape of each of the model's parameters, by our names.
+        path: the file, for messages.
 
     Returns:
         every parameter in `shapes`; for the weights of a plain language model, all but the
         multiple-choice head, which is logged as a warning.
 
     Raises:
-        UserError: no weights, a file that cannot be read, or a tensor that is unknown, missing or
-            of another shape.
+        UserError: a tensor is unknown, missing or of another shape.
     """
-    tensors, path = read_tensors(folder)
-    tensors = _parameters_only(tensors, config, path)
     names = transformers_names(config)
-
-    unknown = tensors.keys() - names.values()
+    unknown = parameters.keys() - names.values()
     if unknown:
         raise UserError(
             f"{path} holds tensors that are unknown in transformers' layout of "
             f"{config.architecture}: {_listing(unknown)}; check model_type in config.json, or load "
             "and save the model with a current transformers first."
         )
-    missing = names.values() - tensors.keys()
+    missing = names.values() - parameters.keys()
     head = {names[name] for name in names if name.startswith("multiple_choice_head")}
     if missing == head:
         logger.warning(
@@ -175,9 +209,9 @@ def read_weights(
 
     weights = {}
     for ours, theirs in names.items():
-        if theirs not in tensors:
+        if theirs not in parameters:
             continue
-        tensor = tensors[theirs]
+        tensor = parameters[theirs]
         stored = shapes[ours][::-1] if theirs.endswith(_CONV1D_WEIGHTS) else shapes[ours]
         if tensor.shape != stored:
             raise UserError(
@@ -193,32 +227,62 @@ def read_weights(
     return weights
 
 
-def _parameters_only(
-    tensors: Mapping[str, Tensor], config: TransformerConfig, path: Path
-) -> dict[str, Tensor]:
-    """`tensors` without constants and tied copies, under the names that double heads give them."""
-    known = {_LM_HEAD, *transformers_names(config).values()}
-    parameters: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        # A body saved without heads (as `gpt2` on the hub) leaves out the prefix.
-        prefixed = f"transformer.{key}"
-        name = prefixed if prefixed in known or _DROPPABLE.fullmatch(prefixed) else key
-        if _DROPPABLE.fullmatch(name):
-            continue
-        if name in parameters:
-            raise UserError(f"{path} holds {name} twice, with and without `transformer.`.")
-        parameters[name] = tensor
+def account_for(tensors: Mapping[str, Tensor], config: TransformerConfig, path: Path) -> Accounted:
+    """Tell a file's parameters, by today's names, from its constants and tied copies.
 
+    Raises:
+        UserError: a tensor is there twice, a constant is not the expected one, or the
+            language-model head is not the token embedding.
+    """
+    known = {_LM_HEAD, *transformers_names(config).values()}
+    accounted = Accounted(parameters={}, renamed={}, dropped={})
+    for key, tensor in tensors.items():
+        name = legacy.current_name(key)
+        # A body saved without heads (as `gpt2` on the hub) leaves out the prefix.
+        prefixed = f"transformer.{name}"
+        if prefixed in known or _why_constant(prefixed):
+            name = prefixed
+        if reason := _why_constant(name):
+            if not legacy.is_expected_constant(name, tensor):
+                raise UserError(
+                    f"{path}: {key} holds something else than {reason}, so it is not the model of "
+                    "a GPT; get the file again."
+                )
+            accounted.dropped[key] = reason
+            continue
+        if name in accounted.parameters:
+            raise UserError(f"{path} holds {name} twice, with and without `transformer.`.")
+        accounted.parameters[name] = tensor
+        if name != key:
+            accounted.renamed[key] = name
+    _tie_head(accounted, _EMBEDDINGS[config.architecture][_EMBEDDING], path)
+    return accounted
+
+
+def _why_constant(name: str) -> str | None:
+    return next((why for pattern, why in _CONSTANTS.items() if pattern.fullmatch(name)), None)
+
+
+def _tie_head(accounted: Accounted, embedding_name: str, path: Path) -> None:
+    """Leave one tensor of the token embedding and the language-model head, which are the same."""
+    parameters = accounted.parameters
     lm_head = parameters.pop(_LM_HEAD, None)
-    if lm_head is not None:
+    if lm_head is None:
+        return
+    key = next((k for k, name in accounted.renamed.items() if name == _LM_HEAD), _LM_HEAD)
+    accounted.renamed.pop(key, None)
+    if embedding_name not in parameters:
         # Of the two tied names, transformers 5 keeps this one for OpenAI GPT.
-        embedding = parameters.setdefault(_EMBEDDINGS[config.architecture][_EMBEDDING], lm_head)
-        if embedding.shape != lm_head.shape or not torch.equal(embedding, lm_head):
-            raise UserError(
-                f"{path}: {_LM_HEAD} differs from the token embedding, but only models that tie "
-                "the two are supported."
-            )
-    return parameters
+        parameters[embedding_name] = lm_head
+        accounted.renamed[key] = embedding_name
+        return
+    embedding = parameters[embedding_name]
+    if embedding.shape != lm_head.shape or not torch.equal(embedding, lm_head):
+        raise UserError(
+            f"{path}: {key} differs from the token embedding, but only models that tie the two "
+            "are supported."
+        )
+    accounted.dropped[key] = "the token embedding once more, to which the head is tied"
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
@@ -230,8 +294,9 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if path is None:
         raise UserError(
-            f"{folder} holds no weights; it needs one of {', '.join(WEIGHT_FILES)} (`convai-fast "
-            f"train --from_scratch` begins without any)."
+            f"{folder} holds no weights; it needs one of {', '.join(WEIGHT_FILES)} (rename the "
+            "checkpoint_mymodel_N.pth of a run that the predecessor did not finish to "
+            "pytorch_model.bin; `convai-fast train --from_scratch` begins without any)."
         )
     if path.suffix != ".json":
         return _read_file(path), path
@@ -333,7 +398,24 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
     ):
         raise UserError(f"{path} is not a table of named tensors; save the model's state_dict.")
+    odd = [name for name, tensor in tensors.items() if not _is_ordinary(tensor)]
+    if odd:
+        raise UserError(
+            f"{path} holds tensors that are sparse, nested or without numbers of their own: "
+            f"{_listing(odd)}; save the model's state_dict as dense tensors."
+        )
     return tensors
+
+
+def _is_ordinary(tensor: Tensor) -> bool:
+    """Dense, in memory, and with a number of its own for every element: no small file grows."""
+    return (
+        not tensor.is_nested
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 def _read_json(path: Path) -> dict:
@@ -341,7 +423,8 @@ def _read_json(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    # A file of nothing but brackets is too deep for the parser.
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object, not a {type(content).__name__}.")

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convai_fast.archive import unpacked
 from convai_fast.errors import UserError
 from convai_fast.model import adapter, checkpoint
 from convai_fast.model.attention import Branches
@@ -186,17 +187,22 @@ class DoubleHeadsModel(nn.Module):
     ) -> "DoubleHeadsModel":
         """The model saved in a folder, or under an id on the Hugging Face hub, in `eval` mode.
 
-        Reads transformers' layout, double heads or plain language models (whose multiple-choice
-        head is then newly initialised, with a warning), and executes nothing it reads. A folder
-        with a LoRA adapter that `convai-fast train` wrote gives its base model with the adapter
-        merged.
+        Reads the layouts of transformers, pytorch-transformers 1.x and pytorch-pretrained-bert
+        0.6, a folder or a tar archive (`.tar.gz`) of one; double heads or plain language models
+        (whose multiple-choice head is then newly initialised, with a warning). It executes nothing
+        it reads, and accounts for every tensor. A folder with a LoRA adapter that `convai-fast
+        train` wrote gives its base model with the adapter merged.
 
         Raises:
             UserError: there is no such model, or its files are damaged or do not fit together.
         """
-        folder = checkpoint.find_folder(path)
-        config = checkpoint.read_config(folder)
+        with unpacked(path) as source:
+            return cls._from_folder(checkpoint.find_folder(source.path), dtype)
+
+    @classmethod
+    def _from_folder(cls, folder: Path, dtype: torch.dtype) -> "DoubleHeadsModel":
         if adapter.is_adapter(folder):
+            config = checkpoint.read_config(folder)
             model = cls.from_pretrained(adapter.base_model_of(folder))
             model.resize_token_embeddings(config.vocab_size)
             if model.config != config:
@@ -207,11 +213,14 @@ class DoubleHeadsModel(nn.Module):
                 )
             adapter.merge_adapter(folder, config, dict(model.named_parameters()))
             return model.to(dtype).eval()
+        tensors, file = checkpoint.read_tensors(folder)
+        config = checkpoint.read_config(folder, tensors)
+        parameters = checkpoint.account_for(tensors, config, file).parameters
         # On the meta device nothing is allocated or drawn that the weights then overwrite.
         with torch.device("meta"):
             model = cls(config).to(dtype)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        weights = checkpoint.read_weights(folder, config, shapes)
+        weights = checkpoint.map_weights(parameters, config, shapes, file)
         model.to_empty(device="cpu")
         model._init_multiple_choice_head()
         model.load_state_dict(weights, strict=False)

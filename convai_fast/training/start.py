@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from convai_fast.archive import unpacked
 from convai_fast.data.tokenizer import load_tokenizer, special_ids
 from convai_fast.errors import UserError
 from convai_fast.model.config import TransformerConfig
@@ -56,8 +57,9 @@ def load_model_and_tokenizer(
         report(f"model: {_shape(model)}, random weights, {len(tokenizer):,} tokens")
         return model, tokenizer
 
-    model = DoubleHeadsModel.from_pretrained(options.model)
-    tokenizer = load_tokenizer(options.tokenizer or options.model)
+    with unpacked(options.model) as source:
+        model = DoubleHeadsModel.from_pretrained(source.path)
+        tokenizer = load_tokenizer(options.tokenizer or source.path)
     rows, tokens = model.config.vocab_size, len(tokenizer)
     beyond = set(range(rows, tokens))
     if rows > tokens or not beyond <= set(special_ids(tokenizer)):

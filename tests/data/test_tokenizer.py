@@ -54,11 +54,21 @@ def test_a_damaged_tokenizer_file_is_named(tmp_path):
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize(("vocabulary", "merges"), [("[1]", ""), ('{"a": 0}', "zz"), ("{", "")])
-def test_a_damaged_vocabulary_is_named(tmp_path, vocabulary, merges):
+@pytest.mark.parametrize(
+    ("vocabulary", "merges", "sentence"),
+    [
+        ("[1]", "", "vocab.json must hold a JSON object, not a list"),
+        ("{", "", "vocab.json is not JSON"),
+        ('{"a": "b"}', "", "vocab.json: the id of 'a' must be a whole number, not 'b'"),
+        ('{"a": 1}', "", "vocab.json does not number its tokens 0, 1, 2, …"),
+        ('{"a": 0}', "#version: 0.2\nzz", "merges.txt, line 2: two pieces must stand there, not 1"),
+        ('{"a": 0}', "z z", "cannot load a tokenizer from .*: .*`z`"),
+    ],
+)
+def test_a_damaged_vocabulary_is_named(tmp_path, vocabulary, merges, sentence):
     (tmp_path / "vocab.json").write_text(vocabulary)
     (tmp_path / "merges.txt").write_text(merges)
-    with pytest.raises(UserError, match=f"cannot load a tokenizer from {tmp_path}"):
+    with pytest.raises(UserError, match=sentence):
         load_tokenizer(tmp_path)
 
 

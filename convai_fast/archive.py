@@ -1,0 +1,135 @@
+"""A checkpoint packed as a tar archive, checked member by member and opened as a folder."""
+
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from convai_fast.errors import UserError
+
+# What a model and its tokenizer are read from; anything else stays in the archive.
+_CHECKPOINT_FILE = re.compile(
+    r"(config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|(merges|special_tokens)\.txt"
+    r"|(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
+    r"|adapter_config\.json|adapter_model\.safetensors"
+)
+_MAX_MEMBERS = 10_000
+
+
+class Unpacked(NamedTuple):
+    """Where the files of a checkpoint lie: a folder or Hub id, and names of files not needed."""
+
+    path: str | Path
+    ignored: list[str]
+
+
+@contextmanager
+def unpacked(path: str | Path) -> Iterator[Unpacked]:
+    """The folder that a tar archive (.tar.gz, .tgz, .tar) holds, for as long as the context lasts.
+
+    Whatever is no file, a folder or a Hub id, is given back as it is. An archive's files may lie in
+    one folder of it. All members are checked before the first is extracted, and only the files of a
+    checkpoint are, to a temporary folder. Errors raised within the context name the archive.
+
+    Raises:
+        UserError: the file is no archive, is damaged or larger than there is room for, does not
+            hold one checkpoint, or has members that no checkpoint needs: links, devices, absolute
+            paths, `..`, the same name twice.
+    """
+    source = Path(path).expanduser()
+    if not source.is_file():
+        names = (file.name for file in source.iterdir()) if source.is_dir() else ()
+        yield Unpacked(path, sorted(name for name in names if not is_checkpoint_file(name)))
+        return
+    with tempfile.TemporaryDirectory(prefix="convai-fast-") as temporary:
+        try:
+            ignored = _extract(source, Path(temporary))
+            yield Unpacked(Path(temporary), ignored)
+        except UserError as error:
+            raise UserError(str(error).replace(temporary, str(path))) from error
+
+
+def is_checkpoint_file(name: str) -> bool:
+    """Whether a model or its tokenizer is read from files of this name."""
+    return _CHECKPOINT_FILE.fullmatch(name) is not None
+
+
+def _extract(archive: Path, folder: Path) -> list[str]:
+    """Extract the checkpoint's files into `folder`, and name those that were left."""
+    try:
+        with tarfile.open(archive) as tar:
+            members = _checked_members(tar, archive, shutil.disk_usage(folder).free)
+            configs = [name for name in members if name.name == "config.json"]
+            if len(configs) != 1:
+                raise UserError(
+                    f"{archive} holds {len(configs) or 'no'} files named config.json, but an "
+                    "archive must hold one checkpoint: unpack it, and give the folder."
+                )
+            ignored = []
+            for name, member in members.items():
+                if name.parent == configs[0].parent and is_checkpoint_file(name.name):
+                    tar.extract(member.replace(name=name.name, deep=False), folder, filter="data")
+                else:
+                    ignored.append(str(name))
+            return sorted(ignored)
+    except UserError:
+        raise
+    # A damaged archive can raise nearly anything, and a full disk an OSError.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"{archive} cannot be unpacked as a tar archive ({reason}): give a folder with "
+            "config.json and weights, or a complete .tar.gz of one."
+        ) from error
+
+
+def _checked_members(
+    tar: tarfile.TarFile, archive: Path, free_bytes: int
+) -> dict[PurePosixPath, tarfile.TarInfo]:
+    """The regular files of the archive, by name. Raises UserError for members that are not safe."""
+    # Weights hardly compress; what grows a hundredfold was made to fill a disk.
+    limit_bytes = min(free_bytes, 2**30 + 100 * archive.stat().st_size)
+    members: dict[PurePosixPath, tarfile.TarInfo] = {}
+    total_bytes = 0
+    # Each is checked before the next is looked for, which a false size would lead astray.
+    for number, member in enumerate(tar, 1):
+        name = PurePosixPath(member.name)
+        total_bytes += member.size
+        if name.is_absolute() or ".." in name.parts:
+            problem = "would be written outside of the folder"
+        elif member.isdir():
+            continue
+        elif not member.isreg() or member.issparse():
+            problem = "is not an ordinary file but a link, a device or the like"
+        elif name in members:
+            problem = "is there twice"
+        elif member.size < 0:
+            problem = "has a size below 0"
+        elif total_bytes > limit_bytes or number > _MAX_MEMBERS:
+            raise _too_large(archive, total_bytes)
+        else:
+            members[name] = member
+            continue
+        raise UserError(
+            f"{archive} cannot be trusted: its member {member.name!r} {problem}; nothing was "
+            "extracted."
+        )
+    # A compressed file has its checksum at the end.
+    while rest := tar.fileobj.read(2**20):
+        total_bytes += len(rest)
+        if total_bytes > limit_bytes:
+            raise _too_large(archive, total_bytes)
+    return members
+
+
+def _too_large(archive: Path, total_bytes: int) -> UserError:
+    return UserError(
+        f"{archive} holds {total_bytes / 1e9:,.1f} GB or more than {_MAX_MEMBERS:,} files, too "
+        "much for a checkpoint in so small a file or for the free space of the temporary folder: "
+        "unpack what you need of it, and give the folder."
+    )

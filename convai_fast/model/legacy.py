@@ -1,0 +1,89 @@
+"""What pytorch-pretrained-bert 0.6 and pytorch-transformers 1.x wrote otherwise than today.
+
+                      pytorch-pretrained-bert           pytorch-transformers
+language-model head   lm_head.decoder.weight            lm_head.weight
+multiple-choice head  multiple_choice_head.linear.*     multiple_choice_head.summary.*
+embedding rows        vocab_size + n_special            vocab_size
+model_type            not in config.json                not in config.json
+
+The multiple-choice head of the second, and all other names of tensors, are those of today.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convai_fast.errors import UserError
+
+_RENAMED = {
+    "lm_head.decoder.weight": "lm_head.weight",
+    "multiple_choice_head.linear.weight": "multiple_choice_head.summary.weight",
+    "multiple_choice_head.linear.bias": "multiple_choice_head.summary.bias",
+}
+# A tensor that only one of the two architectures has.
+_POSITIONS = {"positions_embed.weight": "openai-gpt", "wpe.weight": "gpt2"}
+# What a masked attention score was set to.
+_MASKED = -1e4
+
+
+def current_name(name: str) -> str:
+    """The name that transformers gives today to a tensor that an old library called `name`."""
+    return _RENAMED.get(name, name)
+
+
+def describe_layout(config: Mapping[str, Any], names: Collection[str]) -> str:
+    """Who wrote a checkpoint with this content of `config.json` and these names of tensors."""
+    if "model_type" in config:
+        return "transformers"
+    if "n_special" in config or not _RENAMED.keys().isdisjoint(names):
+        return "pytorch-pretrained-bert 0.6"
+    return "pytorch-transformers 1.x"
+
+
+def current_config(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The content of an old `config.json` with `model_type` and every embedding row counted.
+
+    `names` are those of the weights' tensors, which tell GPT-2 from GPT where the config does not.
+    A config that has a `model_type` is today's, and stays as it is.
+
+    Raises:
+        UserError: `n_special` is no count, or `predict_special_tokens` is false.
+    """
+    config = dict(config)
+    if "model_type" in config:
+        return config
+    if config.get("predict_special_tokens") is False:
+        raise UserError(
+            "predict_special_tokens false is not supported: such a model cannot write <eos>, so it "
+            "must be trained with predict_special_tokens true."
+        )
+    n_special = config.pop("n_special", None) or 0
+    if type(n_special) is not int or n_special < 0:
+        raise UserError(f"n_special must be a whole number from 0 on, not {n_special!r}.")
+    if n_special and type(config.get("vocab_size")) is not int:
+        raise UserError("vocab_size must be a whole number beside n_special; add it.")
+    if n_special:
+        config["vocab_size"] += n_special
+    if "afn" not in config and not config.get("architectures"):
+        for suffix, architecture in _POSITIONS.items():
+            if any(name.endswith(suffix) for name in names):
+                config["model_type"] = architecture
+    return config
+
+
+def is_expected_constant(name: str, tensor: Tensor) -> bool:
+    """Whether a buffer of an older version holds what is computed without it.
+
+    That is a causal mask [1, 1, n, n] for `attn.bias`, the score of what is masked for
+    `attn.masked_bias`, and 0, 1, 2, … for `position_ids`.
+    """
+    if name.endswith("masked_bias"):
+        return tensor.numel() == 1 and tensor.item() <= _MASKED
+    if name.endswith("position_ids"):
+        return torch.equal(tensor.flatten(), torch.arange(tensor.numel(), dtype=tensor.dtype))
+    size = tensor.shape[-1] if tensor.dim() else 0
+    return tensor.shape == (1, 1, size, size) and torch.equal(
+        tensor, torch.ones(size, size, dtype=tensor.dtype).tril().expand_as(tensor)
+    )

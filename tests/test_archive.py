@@ -1,0 +1,132 @@
+"""Archives of checkpoints: what is taken from them, and what is refused before anything is."""
+
+import os
+import tarfile
+import tempfile
+
+import pytest
+from old_checkpoints import LAYOUTS, pack, write_old_checkpoint
+
+from convai_fast.archive import unpacked
+from convai_fast.data.tokenizer import load_tokenizer
+from convai_fast.errors import UserError
+from convai_fast.model import DoubleHeadsModel
+
+
+@pytest.fixture
+def archive(tmp_path):
+    write_old_checkpoint(tmp_path / "old", LAYOUTS[0], "openai-gpt")
+    (tmp_path / "old" / "model_training_args.bin").write_bytes(b"a pickle")
+    pack(tmp_path / "old", tmp_path / "old.tar.gz")
+    return tmp_path / "old.tar.gz"
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """Where archives are extracted; empty again after every test."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert not any(folder.iterdir())
+
+
+def write_tar(path, *members):
+    """Members are (name, fields of TarInfo, content)."""
+    with tarfile.open(path, "w") as tar:
+        for name, fields, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            for field, value in fields.items():
+                setattr(info, field, value)
+            tar.fileobj.write(info.tobuf(tarfile.GNU_FORMAT))  # were its size a false one
+            tar.fileobj.write(content.ljust(512 if content else 0, b"\0"))
+    return path
+
+
+def test_only_the_files_of_a_checkpoint_are_extracted(archive):
+    with unpacked(archive) as source:
+        names = sorted(os.listdir(source.path))
+    assert names == [
+        "config.json",
+        "merges.txt",
+        "pytorch_model.bin",
+        "special_tokens.txt",
+        "vocab.json",
+    ]
+    assert source.ignored == ["run/model_training_args.bin"]
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "a/b/"])
+def test_a_checkpoint_may_lie_in_a_folder_of_the_archive(archive, prefix):
+    pack(archive.parent / "old", archive, prefix)
+    assert DoubleHeadsModel.from_pretrained(archive).config.vocab_size == 60
+    assert len(load_tokenizer(archive)) == 60
+
+
+def test_a_folder_is_used_where_it_is(tmp_path):
+    (tmp_path / "events").write_text("")
+    with unpacked(tmp_path) as source:
+        assert source == (tmp_path, ["events", "temporary"])
+
+
+def test_errors_name_the_archive_and_not_where_it_was_extracted(archive, temporary):
+    (archive.parent / "old" / "pytorch_model.bin").write_bytes(b"damaged")
+    pack(archive.parent / "old", archive)
+    with pytest.raises(UserError, match=rf"^{archive}/pytorch_model\.bin cannot be read") as error:
+        DoubleHeadsModel.from_pretrained(archive)
+    assert str(temporary) not in str(error.value)
+
+
+FILE = ("config.json", {}, b"{}")
+SECRET = {"linkname": "/etc/passwd"}
+
+
+@pytest.mark.parametrize(
+    ("member", "sentence"),
+    [
+        (("/config.json", {}, b"{}"), "'/config.json' would be written outside"),
+        (("../vocab.json", {}, b"{}"), "'../vocab.json' would be written outside"),
+        (("a/../../vocab.json", {}, b"{}"), "would be written outside"),
+        (("vocab.json", {"type": tarfile.SYMTYPE, **SECRET}, b""), "not an ordinary file but a"),
+        (("vocab.json", {"type": tarfile.LNKTYPE, **SECRET}, b""), "not an ordinary file but a"),
+        (("vocab.json", {"type": tarfile.FIFOTYPE}, b""), "not an ordinary file but a"),
+        (("vocab.json", {"type": tarfile.CHRTYPE}, b""), "not an ordinary file but a"),
+        (("vocab.json", {"type": tarfile.BLKTYPE}, b""), "not an ordinary file but a"),
+        (("notes", {"type": tarfile.SYMTYPE, **SECRET}, b""), "'notes' is not an ordinary file"),
+        (("./config.json", {}, b"{}"), "'./config.json' is there twice"),
+        (("vocab.json", {"size": -512}, b""), "has a size below 0"),
+        (("vocab.json", {"size": 2**60}, b""), "too much for a checkpoint in so small"),
+        (("run/config.json", {}, b"{}"), "holds 2 files named config.json"),
+    ],
+)
+def test_a_member_that_no_checkpoint_needs_is_refused(tmp_path, member, sentence):
+    write_tar(tmp_path / "old.tar", FILE, member)
+    with pytest.raises(UserError, match=sentence), unpacked(tmp_path / "old.tar"):
+        pytest.fail("the archive was opened")
+
+
+def test_an_archive_without_a_checkpoint_is_refused(tmp_path):
+    write_tar(tmp_path / "old.tar", ("notes", {}, b""))
+    with pytest.raises(UserError, match=r"holds no files named config.json"):
+        load_tokenizer(tmp_path / "old.tar")
+
+
+def test_more_members_than_any_checkpoint_has_are_refused(tmp_path):
+    write_tar(tmp_path / "old.tar", *((str(i), {}, b"") for i in range(10_001)))
+    with pytest.raises(UserError, match="or more than 10,000 files"):
+        load_tokenizer(tmp_path / "old.tar")
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
+def test_an_archive_that_was_cut_off_is_refused(archive, kept):
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(UserError, match=r"old\.tar\.gz cannot be unpacked as a tar archive"):
+        DoubleHeadsModel.from_pretrained(archive)
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path):
+    (tmp_path / "model.bin").write_bytes(bytes(range(256)) * 8)
+    with pytest.raises(UserError, match="cannot be unpacked as a tar archive"):
+        DoubleHeadsModel.from_pretrained(tmp_path / "model.bin")
