@@ -49,7 +49,7 @@ class EvaluateOptions(DataOptions):
     """
 
     model: Annotated[str, tyro.conf.arg(aliases=["--model_checkpoint"])] = ""
-    """Folder, archive or Hub id of a fine-tuned model with its tokenizer."""
+    """Folder, .tar.gz or Hub id of a fine-tuned model with its tokenizer."""
     dataset_path: Annotated[str, tyro.conf.arg(aliases=["--data"])] = ""
     """File, folder or Hub dataset id (also --data)."""
     split: Literal["train", "valid"] = "valid"
