@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from convai_fast.errors import UserError
+from convai_fast.errors import UserError, reason_of
 
 # What a model and its tokenizer are read from; anything else stays in the archive.
 _CHECKPOINT_FILE = re.compile(
@@ -81,10 +81,9 @@ def _extract(archive: Path, folder: Path) -> list[str]:
         raise
     # A damaged archive can raise nearly anything, and a full disk an OSError.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
-            f"{archive} cannot be unpacked as a tar archive ({reason}): give a folder with "
-            "config.json and weights, or a complete .tar.gz of one."
+            f"{archive} cannot be unpacked as a tar archive ({reason_of(error)}): give a folder "
+            "with config.json and weights, or a complete .tar.gz of one."
         ) from error
 
 

@@ -7,3 +7,9 @@ class UserError(Exception):
     The message is one sentence that names the file, line, index or field and the way out. The
     command line prints it without a traceback and exits with code 2.
     """
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what another library's exception says, short enough for a sentence."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (line if len(line) <= 200 else f"{line[:200]}…").rstrip(".")

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.archive import unpacked
-from convai_fast.data.tokenizer import load_tokenizer
+from convai_fast.data.tokenizer import add_special_tokens, read_tokenizer
 from convai_fast.errors import UserError
 from convai_fast.model.double_heads import DoubleHeadsModel
 
@@ -18,12 +18,15 @@ def load_fine_tuned(path: str) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFas
     """
     with unpacked(path) as source:
         model = DoubleHeadsModel.from_pretrained(source.path)
-        tokenizer = load_tokenizer(source.path)
-    if len(tokenizer) != model.config.vocab_size:
+        tokenizer = read_tokenizer(source.path)
+    # Special tokens that are nowhere written down must not be given the rows of other ones.
+    rows, tokens = model.config.vocab_size, len(tokenizer)
+    missing = add_special_tokens(tokenizer)
+    if rows != tokens or missing:
         raise UserError(
-            f"{path} has embeddings for {model.config.vocab_size} tokens, but its tokenizer with "
-            f"the dialogue's special tokens has {len(tokenizer)}: fine-tune it with `convai-fast "
-            "train` first"
+            f"{path} has embeddings for {rows} tokens, but its tokenizer has {tokens} and lacks "
+            f"{missing or 'none'} of the dialogue's special tokens: restore the tokenizer's files, "
+            "or fine-tune the model with `convai-fast train` first"
         )
     return model, tokenizer
 

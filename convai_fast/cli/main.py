@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": ("EvaluateOptions", "measure a model as ConvAI2 did: hits@1, perplexity, F1, …"),
     "interact": ("InteractOptions", "talk to a model"),
     "generate": ("GenerateOptions", "write replies in bulk, from JSONL or a dataset"),
+    "convert": ("ConvertOptions", "bring a checkpoint of the old libraries into today's layout"),
     "info": ("InfoOptions", "print versions, what is compiled, and which devices there are"),
 }
 

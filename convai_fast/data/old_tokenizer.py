@@ -50,7 +50,7 @@ def read(folder: Path) -> PreTrainedTokenizerFast:
             f"{folder / 'vocab.json'} lacks {unknown}, which the vocabulary of every GPT or "
             "GPT-2 has: get the file that belongs to the model"
         )
-    tokenizer = tokenizer_class(vocab=vocabulary, merges=_read_merges(folder / "merges.txt"))
+    tokenizer = tokenizer_class(vocab=vocabulary, merges=_read_merges(folder, vocabulary))
     tokenizer.add_tokens(sorted(special, key=special.get), special_tokens=True)
     # Where a vocabulary that was trained by itself lacks it, the class adds its unknown token.
     expected = vocabulary | (special or {unknown: vocabulary.get(unknown, len(vocabulary))})
@@ -95,7 +95,8 @@ def _special_tokens(folder: Path, vocabulary: dict[str, int]) -> dict[str, int]:
     return special
 
 
-def _read_merges(path: Path) -> list[tuple[str, str]]:
+def _read_merges(folder: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    path = folder / "merges.txt"
     merges = []
     for number, line in enumerate(_read_text(path).split("\n"), 1):
         if (number == 1 and line.startswith("#version")) or not line.strip():
@@ -103,6 +104,12 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
         pair = line.split()
         if len(pair) != 2:
             raise UserError(f"{path}, line {number}: two pieces must stand there, not {len(pair)}")
+        # Where it is not, the tokenizers library can panic instead of raising an error.
+        if not {*pair, "".join(pair)} <= vocabulary.keys():
+            raise UserError(
+                f"{path}, line {number}: {' and '.join(map(repr, pair))} and what they make must "
+                "be in vocab.json: get the files that belong to the model"
+            )
         merges.append((pair[0], pair[1]))
     return merges
 

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from convai_fast.archive import unpacked
 from convai_fast.data import old_tokenizer
-from convai_fast.errors import UserError
+from convai_fast.errors import UserError, reason_of
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<speaker1>", "<speaker2>", "<pad>")
 
@@ -52,11 +52,13 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
             return AutoTokenizer.from_pretrained(str(path))
         except UserError:
             raise
-        except Exception as error:  # the tokenizers library raises plain Exception
-            reason = str(error).strip().split("\n")[0]
+        except BaseException as error:
+            # For damaged files the tokenizers library raises plain Exception, or panics.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise UserError(
-                f"cannot load a tokenizer from {source.path}: {reason} (give a folder with "
-                "tokenizer.json or vocab.json and merges.txt, or the id of a model on the Hub)"
+                f"cannot load a tokenizer from {source.path}: {reason_of(error)} (give a folder "
+                "with tokenizer.json or vocab.json and merges.txt, or the id of a model on the Hub)"
             ) from error
 
 

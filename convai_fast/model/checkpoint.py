@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import tempfile
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from convai_fast.errors import UserError
+from convai_fast.errors import UserError, reason_of
 from convai_fast.model import legacy
 from convai_fast.model.config import TransformerConfig
 
@@ -32,6 +33,24 @@ WEIGHT_FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+)
+
+# Floating-point weights, and what constants beside them are stored as.
+_DTYPES = (
+    *(torch.float32, torch.float16, torch.bfloat16, torch.float64),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+)
+
+# Of the tokenizer, too: whoever wants the weights wants it next.
+_TEXT_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "special_tokens.txt",
+    "vocab.json",
+    "merges.txt",
 )
 
 # Our parameter names on the left, transformers' on the right.
@@ -115,7 +134,7 @@ def _download(repo_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     wanted = (
-        ["config.json", "model.safetensors", "model-*-of-*.safetensors", WEIGHT_FILES[1]],
+        [*_TEXT_FILES, "model.safetensors", "model-*-of-*.safetensors", WEIGHT_FILES[1]],
         ["pytorch_model.bin", "pytorch_model-*-of-*.bin", WEIGHT_FILES[3]],
     )
     try:
@@ -124,10 +143,9 @@ def _download(repo_id: str) -> Path:
             folder = Path(snapshot_download(repo_id, allow_patterns=wanted[1]))
     # The client's errors, its HTTP library's and the operating system's have no common base.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
             f"there is no folder {repo_id}, and the Hugging Face hub gave no model of that name "
-            f"({reason}); check the name or the network, or give a folder."
+            f"({reason_of(error)}); check the name or the network, or give a folder."
         ) from error
     return folder
 
@@ -277,7 +295,8 @@ def _tie_head(accounted: Accounted, embedding_name: str, path: Path) -> None:
         accounted.renamed[key] = embedding_name
         return
     embedding = parameters[embedding_name]
-    if embedding.shape != lm_head.shape or not torch.equal(embedding, lm_head):
+    same_kind = (embedding.shape, embedding.dtype) == (lm_head.shape, lm_head.dtype)
+    if not (same_kind and torch.equal(embedding, lm_head)):
         raise UserError(
             f"{path}: {key} differs from the token embedding, but only models that tie the two "
             "are supported."
@@ -387,7 +406,9 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice on pickles, which nobody here can follow
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged pickle can raise nearly anything.
     except Exception as error:
         raise UserError(
@@ -401,8 +422,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     odd = [name for name, tensor in tensors.items() if not _is_ordinary(tensor)]
     if odd:
         raise UserError(
-            f"{path} holds tensors that are sparse, nested or without numbers of their own: "
-            f"{_listing(odd)}; save the model's state_dict as dense tensors."
+            f"{path} holds tensors that are sparse, nested, of unusual numbers or without numbers "
+            f"of their own: {_listing(odd)}; save the model's state_dict as dense float32 tensors."
         )
     return tensors
 
@@ -413,7 +434,7 @@ def _is_ordinary(tensor: Tensor) -> bool:
         not tensor.is_nested
         and tensor.layout is torch.strided
         and tensor.device.type == "cpu"
-        and not tensor.is_quantized
+        and tensor.dtype in _DTYPES
         and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     )
 
@@ -432,6 +453,6 @@ def _read_json(path: Path) -> dict:
 
 
 def _listing(names: Iterable[str], limit: int = 8) -> str:
-    names = sorted(names)
+    names = [name if name.isprintable() else repr(name) for name in sorted(names)]
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest

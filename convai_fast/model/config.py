@@ -72,6 +72,9 @@ _ALIASES = {
     "num_hidden_layers": "n_layer",
 }
 
+# No model comes near it, and sizes of tensors do not overflow below it.
+_MAX_SIZE = 2**24
+
 # Settings that change what transformers computes, and the only value that is computed here.
 _FIXED_SETTINGS = {
     "summary_type": "cls_index",
@@ -124,16 +127,22 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise UserError(f"{name} must be a positive whole number, not {value!r}.")
+            if type(value) is not int or not 1 <= value <= _MAX_SIZE:
+                raise UserError(
+                    f"{name} must be a whole number from 1 to {_MAX_SIZE:,}, not {_short(value)}."
+                )
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop", "summary_first_dropout"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:
-                raise UserError(f"{name} must be a probability from 0 to below 1, not {value!r}.")
+                raise UserError(
+                    f"{name} must be a probability from 0 to below 1, not {_short(value)}."
+                )
         for name in ("norm_eps", "initializer_range"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not value > 0:
-                raise UserError(f"{name} must be a number above 0, not {value!r}.")
+            if not isinstance(value, int | float) or not 0 < value <= 1:
+                raise UserError(
+                    f"{name} must be a number above 0 and at most 1, not {_short(value)}."
+                )
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}.")
 
@@ -189,23 +198,25 @@ class TransformerConfig:
             value = settings.get(name, supported)
             # An empty or false value means "none" to transformers just as null does.
             if (value or None) != (supported or None):
-                raise UserError(f"{name} {value!r} is not supported; only {supported!r} is.")
+                raise UserError(f"{name} {_short(value)} is not supported; only {supported!r} is.")
         activation = settings[known.activation_field]
-        if activation not in known.activations:
+        if activation not in list(known.activations):  # which may be no string
             raise UserError(
-                f"{known.activation_field} {activation!r} is not supported for {architecture}; "
-                f"use one of {', '.join(known.activations)}."
+                f"{known.activation_field} {_short(activation)} is not supported for "
+                f"{architecture}; use one of {', '.join(known.activations)}."
             )
 
         # OpenAI GPT's class knows no n_inner.
+        n_embd = settings["n_embd"]
         n_inner = settings.get("n_inner") if architecture == "gpt2" else None
         return cls(
             vocab_size=settings["vocab_size"],
             n_positions=settings["n_positions"],
-            n_embd=settings["n_embd"],
+            n_embd=n_embd,
             n_layer=settings["n_layer"],
             n_head=settings["n_head"],
-            n_inner=4 * settings["n_embd"] if n_inner is None else n_inner,
+            # What is no number is refused as n_embd.
+            n_inner=4 * n_embd if n_inner is None and isinstance(n_embd, int) else n_inner,
             activation=known.activations[activation],
             norm_position=known.norm_position,
             final_norm=known.final_norm,
@@ -252,21 +263,20 @@ class TransformerConfig:
 def _detect_architecture(settings: Mapping[str, Any]) -> str:
     model_type = settings.get("model_type")
     if model_type is not None:
-        if model_type not in _ARCHITECTURES:
+        if model_type not in list(_ARCHITECTURES):  # which may be no string
             raise UserError(
-                f"model_type {model_type!r} is not supported; "
+                f"model_type {_short(model_type)} is not supported; "
                 f"use one of {', '.join(_ARCHITECTURES)}."
             )
         return model_type
-    classes = settings.get("architectures") or []
+    classes = settings.get("architectures")
     if classes:
+        first = classes[0] if isinstance(classes, list) else classes
         for architecture, known in _ARCHITECTURES.items():
-            if str(classes[0]).startswith(
-                known.double_heads_class.removesuffix("DoubleHeadsModel")
-            ):
+            if str(first).startswith(known.double_heads_class.removesuffix("DoubleHeadsModel")):
                 return architecture
         raise UserError(
-            f"architectures {classes!r} is not supported; "
+            f"architectures {_short(classes)} is not supported; "
             "only the classes of OpenAI GPT and GPT-2 are."
         )
     # Configs older than `model_type` are told apart by a field that only one of the two had.
@@ -275,3 +285,9 @@ def _detect_architecture(settings: Mapping[str, Any]) -> str:
     if "activation_function" in settings or settings.get("n_ctx") == 1024:
         return "gpt2"
     raise UserError('model_type is missing; set it to "openai-gpt" or "gpt2".')
+
+
+def _short(value: object) -> str:
+    """A setting as it is written in a sentence, however long it is."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -79,11 +79,12 @@ def is_expected_constant(name: str, tensor: Tensor) -> bool:
     That is a causal mask [1, 1, n, n] for `attn.bias`, the score of what is masked for
     `attn.masked_bias`, and 0, 1, 2, … for `position_ids`.
     """
+    tensor = tensor.double()
     if name.endswith("masked_bias"):
         return tensor.numel() == 1 and tensor.item() <= _MASKED
     if name.endswith("position_ids"):
-        return torch.equal(tensor.flatten(), torch.arange(tensor.numel(), dtype=tensor.dtype))
+        return torch.equal(tensor.flatten(), torch.arange(tensor.numel()).double())
     size = tensor.shape[-1] if tensor.dim() else 0
     return tensor.shape == (1, 1, size, size) and torch.equal(
-        tensor, torch.ones(size, size, dtype=tensor.dtype).tril().expand_as(tensor)
+        tensor, torch.ones(size, size).double().tril().expand_as(tensor)
     )

@@ -29,7 +29,8 @@ class TrainOptions(DataOptions):
     model: Annotated[str, tyro.conf.arg(aliases=["--model_checkpoint"])] = (
         "openai-community/openai-gpt"
     )
-    """Folder, .tar.gz or Hub id of the model; with --from_scratch, a folder with config.json is enough."""
+    """Folder, .tar.gz or Hub id of the model; with --from_scratch, a folder with config.json is
+    enough."""
     tokenizer: str = ""
     """Folder or Hub id of the tokenizer, if not the model's."""
     from_scratch: bool = False

@@ -9,7 +9,12 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.archive import unpacked
-from convai_fast.data.tokenizer import load_tokenizer, special_ids
+from convai_fast.data.tokenizer import (
+    add_special_tokens,
+    load_tokenizer,
+    read_tokenizer,
+    special_ids,
+)
 from convai_fast.errors import UserError
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -59,10 +64,13 @@ def load_model_and_tokenizer(
 
     with unpacked(options.model) as source:
         model = DoubleHeadsModel.from_pretrained(source.path)
-        tokenizer = load_tokenizer(options.tokenizer or source.path)
+        tokenizer = read_tokenizer(options.tokenizer or source.path)
     rows, tokens = model.config.vocab_size, len(tokenizer)
+    # Rows that no token of the files has may be those of special tokens, in an unknown order.
+    too_many_rows = rows > tokens
+    tokens += add_special_tokens(tokenizer)
     beyond = set(range(rows, tokens))
-    if rows > tokens or not beyond <= set(special_ids(tokenizer)):
+    if too_many_rows or not beyond <= set(special_ids(tokenizer)):
         raise UserError(
             f"{options.model} embeds {rows:,} tokens and the tokenizer has {tokens:,}: they do not "
             f"belong together; name the model's own tokenizer with --tokenizer"

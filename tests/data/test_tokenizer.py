@@ -1,5 +1,7 @@
 """Tokenizers: the special tokens, and text that must not be mistaken for them."""
 
+import json
+
 import pytest
 
 from convai_fast.data.tokenizer import SPECIAL_TOKENS, encode, load_tokenizer, special_ids
@@ -54,6 +56,16 @@ def test_a_damaged_tokenizer_file_is_named(tmp_path):
         load_tokenizer(tmp_path)
 
 
+def test_a_tokenizer_on_which_the_library_panics_is_named(tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    longest = max(content["model"]["vocab"], key=lambda token: len(token.encode()))
+    content["model"]["merges"] = [[longest, longest]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"cannot load a tokenizer from {tmp_path}"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("vocabulary", "merges", "sentence"),
     [
@@ -62,7 +74,8 @@ def test_a_damaged_tokenizer_file_is_named(tmp_path):
         ('{"a": "b"}', "", "vocab.json: the id of 'a' must be a whole number, not 'b'"),
         ('{"a": 1}', "", "vocab.json does not number its tokens 0, 1, 2, …"),
         ('{"a": 0}', "#version: 0.2\nzz", "merges.txt, line 2: two pieces must stand there, not 1"),
-        ('{"a": 0}', "z z", "cannot load a tokenizer from .*: .*`z`"),
+        ('{"a": 0}', "z z", "merges.txt, line 1: 'z' and 'z' and what they make must be in"),
+        ('{"a": 0}', "a a", "merges.txt, line 1: 'a' and 'a' and what they make must be in"),
     ],
 )
 def test_a_damaged_vocabulary_is_named(tmp_path, vocabulary, merges, sentence):

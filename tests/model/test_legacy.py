@@ -90,8 +90,9 @@ def test_a_config_that_does_not_fit_is_named(old, settings, sentence):
         ("transformer.h.1.attn.masked_bias", torch.tensor(0.0), "something else than a constant"),
         ("transformer.position_ids", torch.arange(32).flip(0), "else than the numbers 0, 1, 2"),
         ("transformer.h.0.attn.mask", torch.ones(1), "tensors that are unknown .*attn.mask;"),
-        ("multiple_choice_head.linear.bias", torch.ones(1).to_sparse(), "sparse, nested or"),
-        ("multiple_choice_head.linear.bias", torch.ones(1, device="meta"), "sparse, nested or"),
+        ("multiple_choice_head.linear.bias", torch.ones(1).to_sparse(), "sparse, nested,"),
+        ("multiple_choice_head.linear.bias", torch.ones(1, dtype=torch.cfloat), "unusual numbers"),
+        ("multiple_choice_head.linear.bias", torch.ones(1, device="meta"), "sparse, nested,"),
         ("transformer.h.0.attn.bias", torch.ones(1).expand(1, 1, 10**6, 10**6), "of their own"),
     ],
 )

@@ -1,0 +1,253 @@
+"""`convai-fast convert`: a checkpoint of the old libraries, in today's layout."""
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import transformers
+import tyro
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from convai_fast.archive import unpacked
+from convai_fast.data.sequence import build_input_from_segments
+from convai_fast.data.tokenizer import (
+    SPECIAL_TOKENS,
+    add_special_tokens,
+    encode,
+    read_tokenizer,
+    special_ids,
+)
+from convai_fast.errors import UserError, reason_of
+from convai_fast.model import adapter, checkpoint, legacy
+from convai_fast.model.checkpoint import Accounted
+from convai_fast.model.config import TransformerConfig
+from convai_fast.model.double_heads import DoubleHeadsModel
+
+_PEERS = {
+    "openai-gpt": (transformers.OpenAIGPTConfig, transformers.OpenAIGPTDoubleHeadsModel),
+    "gpt2": (transformers.GPT2Config, transformers.GPT2DoubleHeadsModel),
+}
+# Largest difference of logits that rounding explains, relative to the largest logit.
+_TOLERANCE = 1e-4
+
+
+@dataclass
+class ConvertOptions:
+    """Bring a checkpoint of pytorch-pretrained-bert 0.6 or pytorch-transformers 1.x into the layout
+    of today's transformers, check that it computes the same, and say what became of every tensor.
+    """
+
+    old: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OLD")]
+    """Folder, .tar.gz or Hub id of the old checkpoint."""
+    new: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NEW")]
+    """Folder to write; it must not exist, or be empty."""
+
+
+@dataclass
+class _Source:
+    """A checkpoint as it was found."""
+
+    settings: dict[str, Any]  # the content of config.json
+    layout: str
+    config: TransformerConfig
+    accounted: Accounted
+    tokenizer: PreTrainedTokenizerFast
+    has_special_tokens: bool
+    has_multiple_choice_head: bool
+
+
+def run(options: ConvertOptions) -> None:
+    """Convert, check, and print the report; `options.new` appears complete or not at all."""
+    new = Path(options.new).expanduser().absolute()
+    if new.exists() and not (new.is_dir() and not any(new.iterdir())):
+        raise UserError(f"{options.new} is there already: name a folder that is not, or is empty.")
+    with unpacked(options.old) as unpacked_old:
+        folder = checkpoint.find_folder(unpacked_old.path)
+        source = _read(folder)
+        torch.manual_seed(0)  # a multiple-choice head that has to be added
+        model = DoubleHeadsModel.from_pretrained(folder)
+    ancestor = next(parent for parent in new.parents if parent.is_dir())
+    try:
+        with tempfile.TemporaryDirectory(dir=ancestor, prefix=".converting-") as temporary:
+            staging = Path(temporary) / "model"
+            model.save_pretrained(staging, source.tokenizer)
+            difference = _check(staging, source)
+            new.parent.mkdir(parents=True, exist_ok=True)
+            staging.rename(new)
+    except OSError as error:
+        raise UserError(f"{options.new} cannot be written: {error.strerror}.") from error
+    rows = [
+        *_report(source, unpacked_old.ignored),
+        ("checked", f"logits differ from those of the source by {difference:.1e} at most"),
+        ("written", options.new),
+    ]
+    for name, text in rows:
+        print(f"{name:<16}{text}")
+
+
+def _read(folder: Path) -> _Source:
+    """Read everything but the weights' values, and compare what belongs together."""
+    if adapter.is_adapter(folder):
+        raise UserError(
+            f"{folder} holds a LoRA adapter, not a model: train with --merge_lora to save ordinary "
+            "weights."
+        )
+    tensors, file = checkpoint.read_tensors(folder)
+    settings = checkpoint.read_config_file(folder)
+    config = checkpoint.read_config(folder, tensors)
+    accounted = checkpoint.account_for(tensors, config, file)
+    tokenizer = read_tokenizer(folder)
+    if len(tokenizer) != config.vocab_size:
+        raise UserError(
+            f"{folder} embeds {config.vocab_size:,} tokens but its tokenizer has "
+            f"{len(tokenizer):,}: restore the vocabulary and the special tokens that belong to it."
+        )
+    has_special_tokens = set(SPECIAL_TOKENS) <= tokenizer.get_vocab().keys()
+    if has_special_tokens:
+        add_special_tokens(tokenizer)  # none is new, but transformers learns which is which
+    return _Source(
+        settings=settings,
+        layout=legacy.describe_layout(settings, tensors),
+        config=config,
+        accounted=accounted,
+        tokenizer=tokenizer,
+        has_special_tokens=has_special_tokens,
+        has_multiple_choice_head="multiple_choice_head.summary.weight" in accounted.parameters,
+    )
+
+
+@torch.inference_mode()
+def _check(folder: Path, source: _Source) -> float:
+    """The largest difference of logits between the model in `folder` and the source's tensors.
+
+    These are computed with by transformers' own class, in which they keep their names and layout.
+
+    Raises UserError when it is more than rounding, or the tokenizers differ.
+    """
+    tokenizer = read_tokenizer(folder)
+    text = "Hello there , i'm fine . How are you ? <eos>"
+    if tokenizer.get_vocab() != source.tokenizer.get_vocab() or (
+        encode(tokenizer, [text]) != encode(source.tokenizer, [text])
+    ):
+        raise UserError(
+            "the converted tokenizer has other ids than the source's, so nothing was written: its "
+            "files are damaged, or of a kind that is not supported."
+        )
+    inputs = _batch(tokenizer if source.has_special_tokens else None, source.config)
+    ours = DoubleHeadsModel.from_pretrained(folder)(**inputs)
+    theirs = _peer(source)(**inputs)
+    pairs = [(ours.logits, theirs.logits)]
+    if source.has_multiple_choice_head:
+        pairs.append((ours.mc_logits, theirs.mc_logits))
+    differences = [(ours - theirs).abs().max().item() for ours, theirs in pairs]
+    for difference, (_, logits) in zip(differences, pairs, strict=True):
+        # Written so that a difference that is no number counts.
+        if not difference <= _TOLERANCE * logits.abs().max().item():
+            raise UserError(
+                f"the converted model's logits differ by {difference:.1e} from those of the source "
+                "in transformers, so nothing was written: weights that are no numbers, or a model "
+                "that is not supported."
+            )
+    return max(differences)
+
+
+def _batch(
+    tokenizer: PreTrainedTokenizerFast | None, config: TransformerConfig
+) -> dict[str, Tensor]:
+    """Two candidates of an example, of tokens from the whole vocabulary; plain ids without one."""
+    tokens = torch.linspace(0, config.vocab_size - 1, 24).long().tolist()
+    length = min(config.n_positions, 24)
+    if tokenizer is None:
+        input_ids = torch.tensor([tokens[:length], tokens[::-1][:length]])
+        return {"input_ids": input_ids[None], "mc_token_ids": torch.tensor([[length - 1, 0]])}
+    persona, history = [tokens[:5]], [tokens[5:10], tokens[10:13]]
+    candidates = [
+        build_input_from_segments(persona, history, reply, tokenizer)
+        for reply in (tokens[13:20], tokens[20:])
+    ]
+    length = min(config.n_positions, max(len(c["input_ids"]) for c in candidates))
+    pad = special_ids(tokenizer).pad
+
+    def padded(name: str) -> Tensor:
+        rows = [(c[name] + [pad] * length)[:length] for c in candidates]
+        return torch.tensor([rows])
+
+    return {
+        "input_ids": padded("input_ids"),
+        "token_type_ids": padded("token_type_ids"),
+        "mc_token_ids": torch.tensor([[min(c["mc_token_ids"], length - 1) for c in candidates]]),
+    }
+
+
+def _peer(source: _Source) -> torch.nn.Module:
+    """transformers' double-heads model with the source's settings and tensors."""
+    config_class, model_class = _PEERS[source.config.architecture]
+    settings = source.config.to_transformers()
+    settings |= {k: v for k, v in source.settings.items() if k in settings and v is not None}
+    settings |= {"vocab_size": source.config.vocab_size}
+    try:
+        peer = model_class(config_class(**settings)).eval()
+    except Exception as error:  # transformers checks settings in more than one way
+        raise UserError(
+            f"config.json has settings that transformers refuses ({reason_of(error)}): correct "
+            "them."
+        ) from error
+    state = peer.load_state_dict(source.accounted.parameters, strict=False)
+    absent = (
+        {"lm_head.weight"}
+        if source.has_multiple_choice_head
+        else {
+            "lm_head.weight",
+            "multiple_choice_head.summary.weight",
+            "multiple_choice_head.summary.bias",
+        }
+    )
+    if state.unexpected_keys or not set(state.missing_keys) <= absent:
+        raise UserError("transformers' model has other tensors than the source.")
+    peer.tie_weights()
+    return peer
+
+
+def _report(source: _Source, ignored: list[str]) -> list[tuple[str, str]]:
+    """Lines of what was found and what became of it."""
+    config, accounted = source.config, source.accounted
+    layout = f"layout of {source.layout}"
+    rows = [
+        (
+            "read",
+            f"{layout}: {config.architecture}, {config.n_layer} layers of width {config.n_embd}, "
+            f"{config.n_positions} positions",
+        ),
+        (
+            "mapped",
+            f"{len(accounted.parameters)} tensors, {len(accounted.renamed) or 'none'} renamed",
+        ),
+    ]
+    rows += [("", line) for line in _grouped(f"{k} -> {v}" for k, v in accounted.renamed.items())]
+    dropped = list(_grouped(f"{key}: {why}" for key, why in accounted.dropped.items()))
+    rows += [("dropped", line) for line in dropped or ["nothing"]]
+    if source.has_multiple_choice_head:
+        rows.append(("added", "nothing"))
+    else:
+        rows.append(("added", "a multiple-choice head with random weights, which `train` trains"))
+    rows += [("ignored", name if name.isprintable() else repr(name)) for name in ignored]
+    rows.append(("tokens", f"{len(source.tokenizer):,}, as many as the embedding has rows"))
+    vocabulary = source.tokenizer.get_vocab()
+    found = [f"{token} {vocabulary[token]}" for token in SPECIAL_TOKENS if token in vocabulary]
+    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+    rows.append(("special tokens", ", ".join(found) or "none"))
+    if missing:
+        rows.append(("", f"{', '.join(missing)} will be added by `train`"))
+    return rows
+
+
+def _grouped(lines: Iterable[str]) -> Iterable[str]:
+    """`lines` with layers counted instead of listed."""
+    counts = Counter(re.sub(r"\bh\.\d+\.", "h.N.", line) for line in lines)
+    return (f"{line}{f' ({n} layers)' if n > 1 else ''}" for line, n in counts.items())
