@@ -65,7 +65,7 @@ def test_every_command_of_the_page_runs(page_folder, monkeypatch, capsys):
         if block.name == "download":
             write_old_checkpoint(page_folder / block.body.strip().rpartition("/")[2])
             continue
-        program, *arguments = shlex.split(block.body)
+        program, *arguments = shlex.split(block.body.replace("\\\n", " "))
         if program == "tensorboard":
             assert_curves(arguments)
             continue
