@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from convai_fast.errors import UserError, reason_of
+from convai_fast.errors import UserError, reason_of, shown
 
 # What a model and its tokenizer are read from; anything else stays in the archive.
 _CHECKPOINT_FILE = re.compile(
@@ -115,7 +115,7 @@ def _checked_members(
             members[name] = member
             continue
         raise UserError(
-            f"{archive} cannot be trusted: its member {member.name!r} {problem}; nothing was "
+            f"{archive} cannot be trusted: its member {shown(member.name)} {problem}; nothing was "
             "extracted."
         )
     # A compressed file has its checksum at the end.

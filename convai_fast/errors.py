@@ -13,3 +13,9 @@ def reason_of(error: BaseException) -> str:
     """The first line of what another library's exception says, short enough for a sentence."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (line if len(line) <= 200 else f"{line[:200]}…").rstrip(".")
+
+
+def shown(value: object) -> str:
+    """A value out of a user's file as a sentence quotes it, however long it is."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -126,17 +126,20 @@ def damage_tensors(rng, tensors):
         tensors[name] = tensor.float() + torch.randn(tensor.shape) * rng.choice([1e-6, 1.0, 1e6])
 
 
+def is_dense(value):
+    """Whether it is a tensor that was not made odd before."""
+    return (
+        type(value) is torch.Tensor
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and value.numel() < 10**6
+        and not value.is_complex()
+    )
+
+
 def serialise(rng, tensors):
     """(bytes, file name) of the tensors in one of the formats."""
-    dense = {
-        k: v.contiguous()
-        for k, v in tensors.items()
-        if isinstance(v, torch.Tensor)
-        and v.layout is torch.strided
-        and v.device.type == "cpu"
-        and v.numel() < 10**6
-        and v.dtype is not torch.complex64
-    }
+    dense = {k: v.contiguous() for k, v in tensors.items() if is_dense(v)}
     if rng.random() < 0.3:
         dense = {k.replace("\ud800", "?"): v.clone() for k, v in dense.items()}
         return save(dense), "model.safetensors"
@@ -239,7 +242,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence_or_converted(bases, tmp
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     codes = []
-    for number in range(400):
+    for number in range(300):
         folder = tmp_path / str(number)
         folder.mkdir()
         codes.append(try_one(number, bases, folder).code)

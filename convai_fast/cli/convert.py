@@ -25,9 +25,9 @@ from convai_fast.data.tokenizer import (
 )
 from convai_fast.errors import UserError, reason_of
 from convai_fast.model import adapter, checkpoint, legacy
-from convai_fast.model.checkpoint import Accounted
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.model.tensors import Accounted, account_for
 
 _PEERS = {
     "openai-gpt": (transformers.OpenAIGPTConfig, transformers.OpenAIGPTDoubleHeadsModel),
@@ -101,7 +101,7 @@ def _read(folder: Path) -> _Source:
     tensors, file = checkpoint.read_tensors(folder)
     settings = checkpoint.read_config_file(folder)
     config = checkpoint.read_config(folder, tensors)
-    accounted = checkpoint.account_for(tensors, config, file)
+    accounted = account_for(tensors, config, file)
     tokenizer = read_tokenizer(folder)
     if len(tokenizer) != config.vocab_size:
         raise UserError(

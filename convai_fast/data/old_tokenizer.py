@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import GPT2Tokenizer, OpenAIGPTTokenizer, PreTrainedTokenizerFast
 
-from convai_fast.errors import UserError
+from convai_fast.errors import UserError, shown
 
 SPECIAL_TOKENS_FILES = ("special_tokens.txt", "added_tokens.json")
 
@@ -83,7 +83,7 @@ def _special_tokens(folder: Path, vocabulary: dict[str, int]) -> dict[str, int]:
     clash = [t for t, i in special.items() if t in vocabulary and vocabulary[t] != i]
     if clash:
         raise UserError(
-            f"{file} gives {clash[0]!r} the id {special[clash[0]]}, but vocab.json "
+            f"{file} gives {shown(clash[0])} the id {special[clash[0]]}, but vocab.json "
             f"{vocabulary[clash[0]]}: get the files that belong to the model"
         )
     ids = sorted(i for token, i in special.items() if token not in vocabulary)
@@ -107,7 +107,7 @@ def _read_merges(folder: Path, vocabulary: dict[str, int]) -> list[tuple[str, st
         # Where it is not, the tokenizers library can panic instead of raising an error.
         if not {*pair, "".join(pair)} <= vocabulary.keys():
             raise UserError(
-                f"{path}, line {number}: {' and '.join(map(repr, pair))} and what they make must "
+                f"{path}, line {number}: {' and '.join(map(shown, pair))} and what they make must "
                 "be in vocab.json: get the files that belong to the model"
             )
         merges.append((pair[0], pair[1]))
@@ -118,7 +118,9 @@ def _read_ids(path: Path) -> dict[str, int]:
     content = _read_json(path)
     for token, id in content.items():
         if type(id) is not int:
-            raise UserError(f"{path}: the id of {token!r} must be a whole number, not {id!r}")
+            raise UserError(
+                f"{path}: the id of {shown(token)} must be a whole number, not {shown(id)}"
+            )
     return content
 
 

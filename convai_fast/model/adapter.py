@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from convai_fast.errors import UserError
-from convai_fast.model.checkpoint import transformers_names
 from convai_fast.model.config import TransformerConfig
+from convai_fast.model.tensors import transformers_names
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

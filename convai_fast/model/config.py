@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from convai_fast.errors import UserError
+from convai_fast.errors import UserError, shown
 
 
 class _Architecture(NamedTuple):
@@ -129,19 +129,20 @@ class TransformerConfig:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= _MAX_SIZE:
                 raise UserError(
-                    f"{name} must be a whole number from 1 to {_MAX_SIZE:,}, not {_short(value)}."
+                    f"{name} must be a positive whole number up to {_MAX_SIZE:,}, not "
+                    f"{shown(value)}."
                 )
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop", "summary_first_dropout"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 raise UserError(
-                    f"{name} must be a probability from 0 to below 1, not {_short(value)}."
+                    f"{name} must be a probability from 0 to below 1, not {shown(value)}."
                 )
         for name in ("norm_eps", "initializer_range"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value <= 1:
                 raise UserError(
-                    f"{name} must be a number above 0 and at most 1, not {_short(value)}."
+                    f"{name} must be a number above 0 and at most 1, not {shown(value)}."
                 )
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}.")
@@ -198,11 +199,11 @@ class TransformerConfig:
             value = settings.get(name, supported)
             # An empty or false value means "none" to transformers just as null does.
             if (value or None) != (supported or None):
-                raise UserError(f"{name} {_short(value)} is not supported; only {supported!r} is.")
+                raise UserError(f"{name} {shown(value)} is not supported; only {supported!r} is.")
         activation = settings[known.activation_field]
         if activation not in list(known.activations):  # which may be no string
             raise UserError(
-                f"{known.activation_field} {_short(activation)} is not supported for "
+                f"{known.activation_field} {shown(activation)} is not supported for "
                 f"{architecture}; use one of {', '.join(known.activations)}."
             )
 
@@ -265,7 +266,7 @@ def _detect_architecture(settings: Mapping[str, Any]) -> str:
     if model_type is not None:
         if model_type not in list(_ARCHITECTURES):  # which may be no string
             raise UserError(
-                f"model_type {_short(model_type)} is not supported; "
+                f"model_type {shown(model_type)} is not supported; "
                 f"use one of {', '.join(_ARCHITECTURES)}."
             )
         return model_type
@@ -276,7 +277,7 @@ def _detect_architecture(settings: Mapping[str, Any]) -> str:
             if str(first).startswith(known.double_heads_class.removesuffix("DoubleHeadsModel")):
                 return architecture
         raise UserError(
-            f"architectures {_short(classes)} is not supported; "
+            f"architectures {shown(classes)} is not supported; "
             "only the classes of OpenAI GPT and GPT-2 are."
         )
     # Configs older than `model_type` are told apart by a field that only one of the two had.
@@ -285,9 +286,3 @@ def _detect_architecture(settings: Mapping[str, Any]) -> str:
     if "activation_function" in settings or settings.get("n_ctx") == 1024:
         return "gpt2"
     raise UserError('model_type is missing; set it to "openai-gpt" or "gpt2".')
-
-
-def _short(value: object) -> str:
-    """A setting as it is written in a sentence, however long it is."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -16,6 +16,7 @@ from convai_fast.model import adapter, checkpoint
 from convai_fast.model.attention import Branches
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.layers import Dropout, Linear, linear, to_device
+from convai_fast.model.tensors import account_for, map_weights
 from convai_fast.model.transformer import Transformer, init_weights
 from convai_fast.ops.reference import IGNORED
 
@@ -215,12 +216,12 @@ class DoubleHeadsModel(nn.Module):
             return model.to(dtype).eval()
         tensors, file = checkpoint.read_tensors(folder)
         config = checkpoint.read_config(folder, tensors)
-        parameters = checkpoint.account_for(tensors, config, file).parameters
+        parameters = account_for(tensors, config, file).parameters
         # On the meta device nothing is allocated or drawn that the weights then overwrite.
         with torch.device("meta"):
             model = cls(config).to(dtype)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        weights = checkpoint.map_weights(parameters, config, shapes, file)
+        weights = map_weights(parameters, config, shapes, file)
         model.to_empty(device="cpu")
         model._init_multiple_choice_head()
         model.load_state_dict(weights, strict=False)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convai_fast.errors import UserError
+from convai_fast.errors import UserError, shown
 
 _RENAMED = {
     "lm_head.decoder.weight": "lm_head.weight",
@@ -61,7 +61,7 @@ def current_config(config: Mapping[str, Any], names: Collection[str]) -> dict[st
         )
     n_special = config.pop("n_special", None) or 0
     if type(n_special) is not int or n_special < 0:
-        raise UserError(f"n_special must be a whole number from 0 on, not {n_special!r}.")
+        raise UserError(f"n_special must be a whole number from 0 on, not {shown(n_special)}.")
     if n_special and type(config.get("vocab_size")) is not int:
         raise UserError("vocab_size must be a whole number beside n_special; add it.")
     if n_special:

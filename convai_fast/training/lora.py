@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from convai_fast.errors import UserError
 from convai_fast.model import adapter, checkpoint
 from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.model.tensors import transformers_names
 from convai_fast.training.options import TrainOptions
 
 _LAYERS = ("qkv", "out", "up", "down")
@@ -70,13 +71,13 @@ class Lora:
         parametrize.register_parametrization(
             embedding, "weight", _TrainedRows(embedding.weight, self.token_ids)
         )
-        names = checkpoint.transformers_names(model.config)
+        names = transformers_names(model.config)
         embedding_module = names["transformer.token_embedding.weight"].split(".")[-2]
         base = Path(options.model).expanduser()
         # What peft and transformers read: their layers are stored as [in, out].
         self._saved_config = LoraConfig(
             **settings,
-            base_model_name_or_path=str(base.resolve()) if base.is_dir() else options.model,
+            base_model_name_or_path=str(base.resolve()) if base.exists() else options.model,
             target_modules=list(adapter.TARGET_MODULES),
             fan_in_fan_out=True,
             modules_to_save=["multiple_choice_head"],
@@ -133,7 +134,7 @@ class Lora:
     @torch.no_grad()
     def _merged_weights(self) -> dict[str, Tensor]:
         weights = {}
-        for name in checkpoint.transformers_names(self.model.config):
+        for name in transformers_names(self.model.config):
             module_name, kind = name.rsplit(".", 1)
             module = self.model.get_submodule(module_name)
             weights[name] = getattr(getattr(module, "base_layer", module), kind)

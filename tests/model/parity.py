@@ -6,7 +6,7 @@ import torch
 import transformers
 from transformers.pytorch_utils import Conv1D
 
-from convai_fast.model.checkpoint import transformers_names
+from convai_fast.model.tensors import transformers_names
 
 transformers.utils.logging.disable_progress_bar()
 
