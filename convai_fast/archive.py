@@ -99,6 +99,8 @@ def _checked_members(
     for number, member in enumerate(tar, 1):
         name = PurePosixPath(member.name)
         total_bytes += member.size
+        if number > _MAX_MEMBERS:
+            raise _too_large(archive, total_bytes)
         if name.is_absolute() or ".." in name.parts:
             problem = "would be written outside of the folder"
         elif member.isdir():
@@ -109,7 +111,7 @@ def _checked_members(
             problem = "is there twice"
         elif member.size < 0:
             problem = "has a size below 0"
-        elif total_bytes > limit_bytes or number > _MAX_MEMBERS:
+        elif total_bytes > limit_bytes:
             raise _too_large(archive, total_bytes)
         else:
             members[name] = member

@@ -112,8 +112,9 @@ def test_an_archive_without_a_checkpoint_is_refused(tmp_path):
         load_tokenizer(tmp_path / "old.tar")
 
 
-def test_more_members_than_any_checkpoint_has_are_refused(tmp_path):
-    write_tar(tmp_path / "old.tar", *((str(i), {}, b"") for i in range(10_001)))
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE])
+def test_more_members_than_any_checkpoint_has_are_refused(tmp_path, kind):
+    write_tar(tmp_path / "old.tar", *((str(i), {"type": kind}, b"") for i in range(10_001)))
     with pytest.raises(UserError, match="or more than 10,000 files"):
         load_tokenizer(tmp_path / "old.tar")
 

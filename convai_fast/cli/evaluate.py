@@ -98,9 +98,13 @@ class EvaluateOptions(DataOptions):
         for name, path in outputs.items():
             if not self.overwrite:
                 check_absent(path, f"--{name}")
-            if path.exists() and path.is_dir() != (name == "plots"):
-                kind = "a folder" if path.is_dir() else "a file"
-                raise UserError(f"{path} is {kind}: choose another --{name}")
+            if path.exists() and not (path.is_dir() if name == "plots" else path.is_file()):
+                kind = "folder" if name == "plots" else "regular file"
+                raise UserError(f"{path} is there and no {kind}: choose another --{name}")
+            if path.resolve() == Path(self.dataset_path).resolve():
+                raise UserError(f"{path} holds the dialogues: choose another --{name}")
+            if any(path.resolve() in other.resolve().parents for other in outputs.values()):
+                raise UserError(f"{path} would hold the other outputs: choose another --{name}")
             folder = next(p for p in path.absolute().parents if p.exists())
             if not folder.is_dir() or not os.access(folder, os.W_OK):
                 raise UserError(f"nothing can be written in {folder}: choose another --{name}")
@@ -113,6 +117,11 @@ def run(options: EvaluateOptions) -> None:
     device = resolve_device(options.device)
     dtype = resolve_precision(options.precision, device)
     model, tokenizer = load_fine_tuned(options.model)
+    if model.head_is_new and any(name.startswith("hits@") for name in options.metrics):
+        raise UserError(
+            f"{options.model} has no multiple-choice head, which hits@K is about: train it with "
+            "`convai-fast train`, or leave hits@K out of --metrics"
+        )
     described = {
         "architecture": model.config.architecture,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -152,7 +161,7 @@ def run(options: EvaluateOptions) -> None:
     try:
         written = _write(report, evaluation, options)
     except OSError as error:
-        raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
+        raise UserError(f"cannot write {error.filename or 'all'}: {error.strerror}") from error
     if written:
         print("\nwritten: " + ", ".join(map(str, written)))
 
@@ -184,13 +193,9 @@ def _table(evaluation: Evaluation, options: EvaluateOptions, seconds: float) -> 
     if "words" in counts:
         unknown, words = counts["unknown_words"], counts["words"]
         lines += ["", f"words: {words:,} scored, {unknown:,} are not in the vocabulary"]
-    cuts = [
-        f"{name.removeprefix('cut_')} of {count:,}"
-        for name, count in counts.items()
-        if name.startswith("cut_") and count
-    ]
+    cuts = [f"{name}: {count:,}" for name, count in counts.items() if " cut for " in name]
     if cuts:
-        lines += ["", f"cut to fit the model: {', '.join(cuts)} examples of the split"]
+        lines += ["", "examples of the split that do not fit the model:", *cuts]
     return "\n".join(lines)
 
 
@@ -214,9 +219,12 @@ def _write(report: dict[str, Any], evaluation: Evaluation, options: EvaluateOpti
     for path, text in ((options.output, report_text), (options.details, lines)):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = path.with_name(f".{path.name}.tmp")
-            scratch.write_text(text, encoding="utf-8")
-            written.append(scratch.replace(path))
+            target = path.resolve()  # of a link, what it points to
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
+                scratch = Path(folder) / "text"
+                scratch.write_text(text, encoding="utf-8")
+                scratch.replace(target)
+            written.append(path)
     if options.plots:
         from convai_fast.evaluation.plots import draw
 

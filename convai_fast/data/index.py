@@ -9,6 +9,8 @@ from convai_fast import _native
 from convai_fast.data.store import DialogueStore
 from convai_fast.ops import PLAN_COLUMNS
 
+_MAX_TURNS = 2**31  # more than any history has, and few enough for the host's integers
+
 
 class CutCounts(NamedTuple):
     """How many examples lost history turns, persona sentences, or the end of a reply."""
@@ -83,7 +85,11 @@ def index_examples(
     ]
     index = _native.host.index_examples if _native.host else index_examples_reference
     plan, sizes, cuts = index(
-        *arrays, 2 * max_history + 1, num_candidates, max_length, personality_permutations
+        *arrays,
+        min(2 * max_history + 1, _MAX_TURNS),
+        num_candidates,
+        max_length,
+        personality_permutations,
     )
     return ExampleIndex(plan, *sizes.T.copy(), CutCounts(*cuts))
 

@@ -76,7 +76,9 @@ class Evaluation:
     Attributes:
         metrics: by name, with `hits@K` and `f1` as shares of 1, `bleu` in percent, `ppl` and
             `word_ppl` as perplexities, `mean_length` in words.
-        counts: what they were taken over, and how many examples were cut to fit the model.
+        counts: what they were taken over; and, where there are such, how many examples of the
+            whole split lose history, persona or the end of a reply to fit the model, by what is
+            done with them: "ranking", "scoring" or "scoring words".
         bleu_signature: what sacrebleu's figure means; empty without `bleu`.
         examples: one by one, in the order of the split.
     """
@@ -184,7 +186,17 @@ def perplexity(nll: float, count: int) -> float:
     """exp(nll / count), `nll` being a sum over `count` tokens or words, in nats; NaN if 0 / 0."""
     if count == 0:
         return math.nan
-    return math.exp(nll / count) if nll / count < 700 else math.inf
+    return math.inf if nll / count >= 700 else math.exp(nll / count)
+
+
+def _finite(values: list[float], example: ExampleResult) -> list[float]:
+    """`values`, unless one is no number: a rank among NaNs would be the best."""
+    if not all(map(math.isfinite, values)):
+        raise UserError(
+            f"the model's scores of {example.id} are no numbers: its weights are damaged, or "
+            "--precision fp32 is needed"
+        )
+    return values
 
 
 class _Run:
@@ -238,12 +250,13 @@ class _Run:
         """Rank candidates, or tell how likely the tokens of true replies are, or both at once."""
         with tempfile.TemporaryDirectory() as folder:
             store = build_store({_SPLIT: self.dialogues}, self.tokenizer, Path(folder) / "store")
-            batches = self._batches(store, batch_size, num_candidates=0 if ranks else 1)
+            num_candidates, what = (0, "ranking") if ranks else (1, "scoring")
+            batches = self._batches(store, batch_size, num_candidates, what)
             if ranks and tokens and any(batches.cuts):
                 # A long distractor costs an example some of its history: what the true reply costs
                 # must not depend on whether it is ranked, too.
                 self._note(score_examples(self.model, batches, dtype, ranks=True, tokens=False))
-                batches, ranks = self._batches(store, batch_size, num_candidates=1), False
+                batches, ranks = self._batches(store, batch_size, 1, "scoring"), False
             self._note(score_examples(self.model, batches, dtype, ranks=ranks, tokens=tokens))
 
     def score_words(self, vocabulary: WordVocabulary, batch_size: int, dtype: torch.dtype) -> None:
@@ -252,10 +265,10 @@ class _Run:
         replies = [self._candidates(row)[-1] for row in range(len(self.turns))]
         with tempfile.TemporaryDirectory() as folder:
             store = build_store({_SPLIT: dialogues}, self.tokenizer, Path(folder) / "store")
-            batches = self._batches(store, batch_size, num_candidates=1)
+            batches = self._batches(store, batch_size, 1, "scoring words")
             scores = score_words(self.model, batches, replies, vocabulary, dtype)
         for row, example in zip(self.rows, self.examples, strict=True):
-            example.word_nll = math.fsum(scores[row].word_nlls)
+            example.word_nll = math.fsum(_finite(scores[row].word_nlls, example))
             example.num_words = len(scores[row].word_nlls)
             example.num_unknown_words = scores[row].num_unknown
 
@@ -275,7 +288,7 @@ class _Run:
             example.f1 = overlap.f1(reply.text, [example.expected])
 
     def _batches(
-        self, store: DialogueStore, batch_size: int, num_candidates: int
+        self, store: DialogueStore, batch_size: int, num_candidates: int, what: str
     ) -> DialogueBatches:
         batches = DialogueBatches(
             store,
@@ -286,7 +299,9 @@ class _Run:
             max_length=self.model.config.n_positions,
             max_examples=self.max_examples,
         )
-        self.cuts = {f"cut_{part}": count for part, count in batches.cuts._asdict().items()}
+        for part, count in batches.cuts._asdict().items():
+            if count:
+                self.cuts[f"{part} cut for {what}"] = count
         return batches
 
     def _note(self, scores: dict[int, Scores]) -> None:
@@ -295,7 +310,8 @@ class _Run:
             if mc_logits:
                 candidates = self._candidates(row)
                 example.num_candidates = len(candidates)
-                example.rank = rank_of_true(mc_logits, candidates)
+                example.rank = rank_of_true(_finite(mc_logits, example), candidates)
             if nlls:
+                _finite(nlls, example)
                 example.nll, example.num_tokens = math.fsum(nlls), len(nlls)
                 example.eos_nll = nlls[-1]

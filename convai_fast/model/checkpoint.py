@@ -8,6 +8,7 @@ import json
 import re
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,6 +225,11 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                # torch.save never compresses; what is compressed may grow a thousandfold.
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("compressed")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice on pickles, which nobody here can follow
             tensors = torch.load(path, map_location="cpu", weights_only=True)

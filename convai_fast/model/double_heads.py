@@ -59,6 +59,7 @@ class DoubleHeadsModel(nn.Module):
         self.transformer = Transformer(config)
         self.mc_dropout = Dropout(config.summary_first_dropout)
         self.multiple_choice_head = Linear(config.n_embd, 1)
+        self.head_is_new = False  # whether a checkpoint was loaded that has no multiple-choice head
         self._init_multiple_choice_head()
 
     def _init_multiple_choice_head(self) -> None:
@@ -225,6 +226,7 @@ class DoubleHeadsModel(nn.Module):
         model.to_empty(device="cpu")
         model._init_multiple_choice_head()
         model.load_state_dict(weights, strict=False)
+        model.head_is_new = len(weights) < len(shapes)
         return model.eval()
 
     def save_pretrained(

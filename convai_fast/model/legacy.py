@@ -22,6 +22,11 @@ _RENAMED = {
     "multiple_choice_head.linear.weight": "multiple_choice_head.summary.weight",
     "multiple_choice_head.linear.bias": "multiple_choice_head.summary.bias",
 }
+# What settings were called, and their values, in the first versions of pytorch-transformers.
+_OLD_SETTINGS = {
+    "summary_type": ("summary_type", {"token_ids": "cls_index"}),
+    "summary_dropout": ("summary_first_dropout", {}),
+}
 # A tensor that only one of the two architectures has.
 _POSITIONS = {"positions_embed.weight": "openai-gpt", "wpe.weight": "gpt2"}
 # What a masked attention score was set to.
@@ -35,7 +40,7 @@ def current_name(name: str) -> str:
 
 def describe_layout(config: Mapping[str, Any], names: Collection[str]) -> str:
     """Who wrote a checkpoint with this content of `config.json` and these names of tensors."""
-    if "model_type" in config:
+    if config.get("model_type") is not None:
         return "transformers"
     if "n_special" in config or not _RENAMED.keys().isdisjoint(names):
         return "pytorch-pretrained-bert 0.6"
@@ -52,8 +57,12 @@ def current_config(config: Mapping[str, Any], names: Collection[str]) -> dict[st
         UserError: `n_special` is no count, or `predict_special_tokens` is false.
     """
     config = dict(config)
-    if "model_type" in config:
+    if config.get("model_type") is not None:
         return config
+    for old, (name, values) in _OLD_SETTINGS.items():
+        if old in config:
+            value = config.pop(old)
+            config[name] = values.get(value, value) if isinstance(value, str) else value
     if config.get("predict_special_tokens") is False:
         raise UserError(
             "predict_special_tokens false is not supported: such a model cannot write <eos>, so it "

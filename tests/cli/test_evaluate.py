@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from convai_fast.cli.evaluate import finite
 from convai_fast.cli.main import main
@@ -123,8 +125,11 @@ def test_files_are_replaced_only_with_overwrite(files, tmp_path, capsys):
         (["--max_length", "255"], "max_length is 255"),
         (["--output", "x.json", "--details", "x.json"], "must differ"),
         (["--output", "/proc/none/x.json"], "cannot write"),
-        (["--plots", __file__, "--overwrite"], "is a file"),
-        (["--output", "/tmp", "--overwrite"], "is a folder"),
+        (["--plots", __file__, "--overwrite"], "is there and no folder"),
+        (["--output", "/tmp", "--overwrite"], "is there and no regular file"),
+        (["--output", "/dev/null", "--overwrite"], "is there and no regular file"),
+        (["--output", "x", "--plots", "x/plots"], "would hold the other outputs"),
+        (["--max_history", "-1"], "--max_history must be at least 0"),
     ],
 )
 def test_a_mistake_is_one_sentence(files, capsys, arguments, reason):
@@ -132,6 +137,36 @@ def test_a_mistake_is_one_sentence(files, capsys, arguments, reason):
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("convai-fast evaluate: ")
     assert reason in told
+
+
+def test_the_dialogues_are_not_overwritten(files, capsys):
+    data = files / "dialogues.json"
+    before = data.read_text()
+    assert evaluate(files, "--output", data, "--overwrite") == 2
+    assert "holds the dialogues" in capsys.readouterr().err
+    assert data.read_text() == before
+
+
+def test_a_link_stays_a_link(files, tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    assert evaluate(files, "--metrics", "ppl", "--output", tmp_path / "link.json") == 0
+    assert (tmp_path / "link.json").is_symlink()
+    assert "ppl" in json.loads((tmp_path / "real.json").read_text())["metrics"]
+
+
+def test_a_history_of_any_length_may_be_asked_for(files):
+    assert evaluate(files, "--metrics", "ppl", "--max_history", 10**20) == 0
+
+
+def test_hits_of_a_head_that_was_never_trained_are_refused(files, tmp_path, capsys):
+    shutil.copytree(files / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    kept = {name: w for name, w in weights.items() if "multiple_choice" not in name}
+    save_file(kept, tmp_path / "model" / "model.safetensors")
+    shutil.copy(files / "dialogues.json", tmp_path)
+    assert evaluate(tmp_path, "--metrics", "hits@1") == 2
+    assert "has no multiple-choice head" in capsys.readouterr().err
+    assert evaluate(tmp_path, "--metrics", "ppl") == 0
 
 
 def test_pictures_without_matplotlib_name_the_package(files, monkeypatch, capsys):

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -105,10 +106,11 @@ def test_fewer_candidates_than_k_are_an_error_that_names_the_example(models, dia
 
 def test_what_a_true_reply_costs_does_not_depend_on_its_distractors(models):
     # A distractor so long that it leaves no room for the history.
-    utterance = Utterance(["do you like tea ?"], ["tea " * 150, "yes , i do ."])
+    utterance = Utterance(["do you like tea ?"], ["tea " * 250, "yes , i do ."])
     dialogues = {"valid": [Dialogue(["i like tea ."], [utterance])]}
     alone = evaluate(models.ours, models.tokenizer, dialogues, metrics=["ppl"])
     both = evaluate(models.ours, models.tokenizer, dialogues, metrics=["hits@1", "ppl"])
+    assert both.counts["history cut for ranking"] == 1
     assert both.metrics["ppl"] == alone.metrics["ppl"]
     assert both.examples[0].rank is not None
 
@@ -181,7 +183,17 @@ def test_an_empty_split_is_an_error(models, dialogues):
         evaluate(models.ours, models.tokenizer, {**dialogues, "valid": []}, metrics=["ppl"])
 
 
+def test_weights_that_are_no_numbers_are_no_perfect_model(models, dialogues):
+    model = copy.deepcopy(models.ours)
+    with torch.no_grad():
+        model.transformer.token_embedding.weight.fill_(math.nan)
+    for metric in ("hits@1", "ppl", "word_ppl"):
+        with pytest.raises(UserError, match="scores of valid/0/0 are no numbers"):
+            evaluate(model, models.tokenizer, dialogues, metrics=[metric])
+
+
 def test_perplexity_of_nothing_and_of_the_impossible():
     assert math.isnan(perplexity(0.0, 0))
+    assert math.isnan(perplexity(math.nan, 1))
     assert perplexity(1e9, 1) == math.inf
     assert perplexity(math.log(8) * 3, 3) == pytest.approx(8)

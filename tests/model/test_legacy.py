@@ -1,6 +1,7 @@
 """Checkpoints of the old libraries: the same outputs, and every tensor accounted for."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -107,6 +108,25 @@ def test_a_run_that_the_predecessor_did_not_finish_says_what_to_rename(old):
     with pytest.raises(
         UserError, match=r"rename the checkpoint_mymodel_N.pth .* pytorch_model.bin"
     ):
+        DoubleHeadsModel.from_pretrained(old)
+
+
+def test_settings_of_the_first_versions_have_their_names_of_today(old):
+    edit_config(old, summary_type="token_ids", summary_dropout=0.25, model_type=None)
+    assert DoubleHeadsModel.from_pretrained(old).config.summary_first_dropout == 0.25
+
+
+def test_weights_that_were_compressed_are_refused(old):
+    # A small file of zeros would fill the memory.
+    tensors = torch.load(old / "pytorch_model.bin")
+    torch.save(tensors, old / "plain.zip")
+    with (
+        zipfile.ZipFile(old / "plain.zip") as plain,
+        zipfile.ZipFile(old / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as compressed,
+    ):
+        for name in plain.namelist():
+            compressed.writestr(name, plain.read(name))
+    with pytest.raises(UserError, match="cannot be read as weights"):
         DoubleHeadsModel.from_pretrained(old)
 
 
