@@ -117,7 +117,8 @@ def damage_tensors(rng, tensors):
     elif kind == 7:
         tensors[name] = tensor.to("meta")
     elif kind == 8:
-        tensors[name] = torch.full_like(tensor, rng.choice([float("nan"), float("inf"), 1e38, 0.0]))
+        value = rng.choice([float("nan"), float("inf"), 1e38, 0.0])
+        tensors[name] = torch.full(tensor.shape, value)
     elif kind == 9:
         tensors[name] = torch.zeros(1).expand(10**4, 10**4, 10**4)
     elif kind == 10:

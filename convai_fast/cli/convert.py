@@ -106,7 +106,7 @@ def _read(folder: Path) -> _Source:
     if len(tokenizer) != config.vocab_size:
         raise UserError(
             f"{folder} embeds {config.vocab_size:,} tokens but its tokenizer has "
-            f"{len(tokenizer):,}: restore the vocabulary and the special tokens that belong to it."
+            f"{len(tokenizer):,}: restore vocab.json, and special_tokens.txt or added_tokens.json."
         )
     has_special_tokens = set(SPECIAL_TOKENS) <= tokenizer.get_vocab().keys()
     if has_special_tokens:

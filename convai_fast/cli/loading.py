@@ -25,7 +25,8 @@ def load_fine_tuned(path: str) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFas
     if rows != tokens or missing:
         raise UserError(
             f"{path} has embeddings for {rows} tokens, but its tokenizer has {tokens} and lacks "
-            f"{missing or 'none'} of the dialogue's special tokens: restore the tokenizer's files, "
+            f"{missing or 'none'} of the dialogue's special tokens: restore the tokenizer's files "
+            "(an old library's special tokens are in special_tokens.txt or added_tokens.json), "
             "or fine-tune the model with `convai-fast train` first"
         )
     return model, tokenizer

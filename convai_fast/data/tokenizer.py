@@ -116,6 +116,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[in
 
     A literal `<eos>` or `<speaker1>` in a text is spelled out in ordinary pieces, so that nobody's
     words can end a reply or change the speaker.
+
+    Raises UserError when the tokenizer's own files contradict each other.
     """
     if not texts:
         return []
@@ -124,5 +126,10 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[in
     backend.encode_special_tokens = True
     try:
         return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise UserError(
+            f"the tokenizer cannot read text ({reason_of(error)}): its files are damaged, get them "
+            "again"
+        ) from error
     finally:
         backend.encode_special_tokens = before

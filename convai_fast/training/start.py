@@ -66,19 +66,20 @@ def load_model_and_tokenizer(
         model = DoubleHeadsModel.from_pretrained(source.path)
         tokenizer = read_tokenizer(options.tokenizer or source.path)
     rows, tokens = model.config.vocab_size, len(tokenizer)
+    beyond = set(range(rows, tokens + add_special_tokens(tokenizer)))
     # Rows that no token of the files has may be those of special tokens, in an unknown order.
-    too_many_rows = rows > tokens
-    tokens += add_special_tokens(tokenizer)
-    beyond = set(range(rows, tokens))
-    if too_many_rows or not beyond <= set(special_ids(tokenizer)):
+    if rows > tokens or not beyond <= set(special_ids(tokenizer)):
         raise UserError(
             f"{options.model} embeds {rows:,} tokens and the tokenizer has {tokens:,}: they do not "
-            f"belong together; name the model's own tokenizer with --tokenizer"
+            "belong together; restore the tokenizer's files (an old library's special tokens are "
+            "in special_tokens.txt or added_tokens.json), or name the model's own with --tokenizer"
         )
     report(f"model: {_shape(model)} from {options.model}")
     if beyond:
-        model.resize_token_embeddings(tokens)
-        report(f"special tokens: {len(beyond)} added, embedding {rows:,} -> {tokens:,} rows")
+        model.resize_token_embeddings(len(tokenizer))
+        report(
+            f"special tokens: {len(beyond)} added, embedding {rows:,} -> {len(tokenizer):,} rows"
+        )
     return model, tokenizer
 
 

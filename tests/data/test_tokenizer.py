@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.tokenizer import SPECIAL_TOKENS, encode, load_tokenizer, special_ids
 from convai_fast.errors import UserError
@@ -91,3 +93,11 @@ def test_a_tokenizer_without_special_tokens_is_refused(shared_dir):
     plain = GPT2Tokenizer.from_pretrained(shared_dir / "tokenizers" / "gpt2")
     with pytest.raises(UserError, match=SPECIAL_TOKENS[0]):
         special_ids(plain)
+
+
+def test_a_tokenizer_that_lacks_its_own_unknown_token_is_damaged():
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"tea": 0}, unk_token="<none>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert encode(tokenizer, ["tea"]) == [[0]]
+    with pytest.raises(UserError, match="the tokenizer cannot read text .* its files are damaged"):
+        encode(tokenizer, ["coffee"])
