@@ -99,5 +99,5 @@ def test_a_tokenizer_that_lacks_its_own_unknown_token_is_damaged():
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"tea": 0}, unk_token="<none>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     assert encode(tokenizer, ["tea"]) == [[0]]
-    with pytest.raises(UserError, match="the tokenizer cannot read text .* its files are damaged"):
+    with pytest.raises(UserError, match=r"the tokenizer cannot read text .* its files are damaged"):
         encode(tokenizer, ["coffee"])
