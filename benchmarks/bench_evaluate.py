@@ -18,8 +18,8 @@ from benchmarks import shapes
 from benchmarks.timing import record
 from benchmarks.workers import Work, Worker, pairwise, take_turns
 from convai_fast._native import keep_freed_memory
-from convai_fast.data.sequence import build_input_from_segments
-from convai_fast.data.tokenizer import encode
+from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.evaluation.evaluate import evaluate
 
 ROUNDS = 3

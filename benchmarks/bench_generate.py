@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import shapes
 from benchmarks.timing import ratios, record, seconds_per_call
 from convai_fast import GenerationEngine
-from convai_fast.data.tokenizer import special_ids
+from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.generation.request import build_prompt
 
 ROUNDS = {"one": 5, "batch": 3, "many": 1, "real": 2}

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.batches import Batch, DialogueBatches, Layout
 from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
-from convai_fast.data.dialogue import Dialogue
 from convai_fast.data.readers import load_dialogues
 from convai_fast.data.store import DialogueStore
-from convai_fast.data.tokenizer import load_tokenizer
+from convai_fast.dialogue.dialogue import Dialogue
+from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
 from convai_fast.model.config import TransformerConfig

@@ -5,7 +5,7 @@ from importlib import import_module
 # Where each public name lives. It is imported when first asked for, so that `convai-fast --help`
 # does not wait for torch and transformers.
 _HOME = {
-    "Dialogue": "data.dialogue",
+    "Dialogue": "dialogue.dialogue",
     "DialogueBatches": "data.batches",
     "DialogueStore": "data.store",
     "DoubleHeadsModel": "model.double_heads",
@@ -16,17 +16,18 @@ _HOME = {
     "TrainOptions": "training.options",
     "TransformerConfig": "model.config",
     "UserError": "errors",
-    "Utterance": "data.dialogue",
-    "build_input_from_segments": "data.sequence",
+    "Utterance": "dialogue.dialogue",
+    "build_input_from_segments": "dialogue.sequence",
     "build_store": "data.store",
     "Evaluation": "evaluation.evaluate",
-    "encode": "data.tokenizer",
+    "encode": "dialogue.encoding",
     "evaluate": "evaluation.evaluate",
+    "load": "load",
     "load_dialogues": "data.readers",
-    "load_tokenizer": "data.tokenizer",
+    "load_tokenizer": "dialogue.tokenizer",
     "native_info": "_native",
     "rank_candidates": "evaluation.ranking",
-    "special_ids": "data.tokenizer",
+    "special_ids": "dialogue.tokenizer",
     "train": "training.loop",
 }
 

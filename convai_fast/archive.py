@@ -32,9 +32,10 @@ class Unpacked(NamedTuple):
 def unpacked(path: str | Path) -> Iterator[Unpacked]:
     """The folder that a tar archive (.tar.gz, .tgz, .tar) holds, for as long as the context lasts.
 
-    Whatever is no file, a folder or a Hub id, is given back as it is. An archive's files may lie in
-    one folder of it. All members are checked before the first is extracted, and only the files of a
-    checkpoint are, to a temporary folder. Errors raised within the context name the archive.
+    Whatever is no file, a folder or a Hub id, is given back as it is, but that the folder of a
+    training run stands for its best checkpoint. An archive's files may lie in one folder of it. All
+    members are checked before the first is extracted, and only the files of a checkpoint are, to a
+    temporary folder. Errors raised within the context name the archive.
 
     Raises:
         UserError: the file is no archive, is damaged or larger than there is room for, does not
@@ -43,6 +44,8 @@ def unpacked(path: str | Path) -> Iterator[Unpacked]:
     """
     source = Path(path).expanduser()
     if not source.is_file():
+        if (source / "options.json").is_file() and not (source / "config.json").is_file():
+            path = source = _best_checkpoint(source)
         names = (file.name for file in source.iterdir()) if source.is_dir() else ()
         yield Unpacked(path, sorted(name for name in names if not is_checkpoint_file(name)))
         return
@@ -52,6 +55,16 @@ def unpacked(path: str | Path) -> Iterator[Unpacked]:
             yield Unpacked(Path(temporary), ignored)
         except UserError as error:
             raise UserError(str(error).replace(temporary, str(path))) from error
+
+
+def _best_checkpoint(run: Path) -> Path:
+    found = next((run / name for name in ("best", "last") if (run / name).is_dir()), None)
+    if found is None:
+        raise UserError(
+            f"{run} is a training run that has saved no checkpoint yet: wait for its first epoch, "
+            f"or begin it again with `convai-fast train --resume {run}`"
+        )
+    return found
 
 
 def is_checkpoint_file(name: str) -> bool:

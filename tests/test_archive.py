@@ -8,7 +8,7 @@ import pytest
 from old_checkpoints import LAYOUTS, pack, write_old_checkpoint
 
 from convai_fast.archive import unpacked
-from convai_fast.data.tokenizer import load_tokenizer
+from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
 from convai_fast.model import DoubleHeadsModel
 

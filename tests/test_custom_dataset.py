@@ -18,7 +18,7 @@ from transformers import OpenAIGPTConfig, OpenAIGPTDoubleHeadsModel
 
 from convai_fast.cli.main import main
 from convai_fast.data.readers import load_dialogues
-from convai_fast.data.tokenizer import SPECIAL_TOKENS
+from convai_fast.dialogue.format import SPECIAL_TOKENS
 
 DOCS = Path(__file__).parents[1] / "docs"
 FILES = DOCS / "custom-dataset"

@@ -36,7 +36,7 @@ def test_the_tree_in_the_readme_is_the_tree():
     named = set(re.findall(r"^    (\w+\.py)", tree, re.MULTILINE))
     modules = {
         path.name
-        for folder in ("data", "model", "training", "generation", "evaluation", "ops")
+        for folder in ("dialogue", "data", "model", "training", "generation", "evaluation", "ops")
         for path in (ROOT / "convai_fast" / folder).glob("*.py")
         if path.name != "__init__.py"
     }

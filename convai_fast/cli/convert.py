@@ -15,15 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.archive import unpacked
-from convai_fast.data.sequence import build_input_from_segments
-from convai_fast.data.tokenizer import (
-    SPECIAL_TOKENS,
-    add_special_tokens,
-    encode,
-    read_tokenizer,
-    special_ids,
-)
+from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.format import SPECIAL_TOKENS
+from convai_fast.dialogue.sequence import build_input_from_segments
+from convai_fast.dialogue.tokenizer import read_tokenizer, special_ids
 from convai_fast.errors import UserError, reason_of
+from convai_fast.load import check_fit
 from convai_fast.model import adapter, checkpoint, legacy
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -103,14 +100,8 @@ def _read(folder: Path) -> _Source:
     config = checkpoint.read_config(folder, tensors)
     accounted = account_for(tensors, config, file)
     tokenizer = read_tokenizer(folder)
-    if len(tokenizer) != config.vocab_size:
-        raise UserError(
-            f"{folder} embeds {config.vocab_size:,} tokens but its tokenizer has "
-            f"{len(tokenizer):,}: restore vocab.json, and special_tokens.txt or added_tokens.json."
-        )
+    check_fit(tokenizer, config.vocab_size, folder, needs_special_tokens=False)
     has_special_tokens = set(SPECIAL_TOKENS) <= tokenizer.get_vocab().keys()
-    if has_special_tokens:
-        add_special_tokens(tokenizer)  # none is new, but transformers learns which is which
     return _Source(
         settings=settings,
         layout=legacy.describe_layout(settings, tensors),

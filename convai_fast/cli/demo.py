@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
-from convai_fast.data.dialogue import Dialogue
 from convai_fast.data.store import build_store
+from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request

@@ -16,14 +16,14 @@ import torch
 import tyro
 
 from convai_fast._native import keep_freed_memory, native_info
-from convai_fast.cli.loading import load_fine_tuned, model_fingerprint
 from convai_fast.data.dataset import DataOptions
 from convai_fast.data.store import fingerprint
 from convai_fast.errors import UserError
 from convai_fast.evaluation.evaluate import METRICS, Evaluation, check_metrics, evaluate
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.reply_file import check_absent
-from convai_fast.training.options import Precision, resolve_device, resolve_precision
+from convai_fast.hardware import Precision, resolve_device, resolve_precision
+from convai_fast.load import load, model_fingerprint
 
 _MEANINGS = {
     "ppl": "perplexity of a token of the true reply, <eos> included",
@@ -116,7 +116,7 @@ def run(options: EvaluateOptions) -> None:
     dialogues = options.load()
     device = resolve_device(options.device)
     dtype = resolve_precision(options.precision, device)
-    model, tokenizer = load_fine_tuned(options.model)
+    model, tokenizer = load(options.model)
     if model.head_is_new and any(name.startswith("hits@") for name in options.metrics):
         raise UserError(
             f"{options.model} has no multiple-choice head, which hits@K is about: train it with "

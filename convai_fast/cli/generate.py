@@ -14,10 +14,9 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from convai_fast.cli.loading import load_fine_tuned, model_fingerprint
 from convai_fast.data.dataset import DataOptions
-from convai_fast.data.dialogue import Dialogue
-from convai_fast.data.store import tokenizer_fingerprint
+from convai_fast.dialogue.dialogue import Dialogue
+from convai_fast.dialogue.encoding import tokenizer_fingerprint
 from convai_fast.errors import UserError
 from convai_fast.generation.dataset_requests import request_of_turn, turn_id
 from convai_fast.generation.engine import GenerationEngine
@@ -31,7 +30,8 @@ from convai_fast.generation.jsonl import (
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.reply_file import ReplyFile, check_absent
 from convai_fast.generation.request import Request, prompt_room
-from convai_fast.training.options import resolve_device
+from convai_fast.hardware import resolve_device
+from convai_fast.load import load, model_fingerprint
 
 _TOO_MANY_BAD = 100  # lines that are no request, before the first that is
 
@@ -142,7 +142,7 @@ def run(options: GenerateOptions) -> None:
     params = replace(options.sampling, n=options.num_return, logprobs=options.logprobs)
     source = _open_source(options, params)
     device = resolve_device(options.device)
-    model, tokenizer = load_fine_tuned(options.model)
+    model, tokenizer = load(options.model)
     prompt_room(model.config.n_positions, params)  # too long a reply is no line's fault
     settings = {
         **source.settings,

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from convai_fast._native import BACKEND, native_info
-from convai_fast.model.layers import cpu_multiplies_bf16
+from convai_fast.hardware import cpu_multiplies_bf16, describe_cuda_devices
 
 
 @dataclass
@@ -39,7 +39,7 @@ def run(options: InfoOptions) -> None:
         "bf16 on the cpu": "faster than float32"
         if cpu_multiplies_bf16()
         else "no faster than float32",
-        "cuda": _cuda_devices(),
+        "cuda": describe_cuda_devices(),
     }
     for name, value in rows.items():
         print(f"{name:<16} {value}")
@@ -50,10 +50,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _cuda_devices() -> str:
-    if not torch.cuda.is_available():
-        return "none"
-    devices = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
-    return ", ".join(f"{d.name} ({d.total_memory / 2**30:.0f} GiB)" for d in devices)

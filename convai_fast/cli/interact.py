@@ -11,15 +11,15 @@ from typing import Annotated
 import tyro
 from transformers import PreTrainedTokenizerFast
 
-from convai_fast.cli.loading import load_fine_tuned
 from convai_fast.data.readers import load_dialogues
-from convai_fast.data.tokenizer import encode
+from convai_fast.dialogue.encoding import encode
 from convai_fast.errors import UserError
 from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request, prompt_room
-from convai_fast.training.options import resolve_device
+from convai_fast.hardware import resolve_device
+from convai_fast.load import load
 
 _PROMPT = ">>> "
 
@@ -224,7 +224,7 @@ def run(options: InteractOptions) -> None:
     persona = _first_persona(options, personas)
 
     device = resolve_device(options.device)
-    model, tokenizer = load_fine_tuned(options.model)
+    model, tokenizer = load(options.model)
     engine = GenerationEngine(model.to(device), tokenizer, max_batch_size=1)
     conversation = Conversation(
         engine,

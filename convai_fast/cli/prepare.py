@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.dataset import DataOptions
 from convai_fast.data.store import DialogueStore, build_store
-from convai_fast.data.tokenizer import load_tokenizer
+from convai_fast.dialogue.format import IGNORED
+from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
-from convai_fast.ops.reference import IGNORED
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch import Tensor
 from convai_fast import ops
 from convai_fast.data.index import ExampleIndex, index_examples
 from convai_fast.data.store import DialogueStore
-from convai_fast.ops.reference import IGNORED
+from convai_fast.dialogue.format import IGNORED
 
 # Examples are sorted by length within pools of this many batches: enough to leave little padding,
 # few enough that batches of one length do not follow one another.

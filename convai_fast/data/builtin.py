@@ -10,8 +10,8 @@ from transformers import GPT2Tokenizer
 
 from convai_fast.data import builtin_world as world
 from convai_fast.data.builtin_world import TOPICS, Exchange, Topic
-from convai_fast.data.dialogue import Dialogue, Utterance
-from convai_fast.data.tokenizer import SPECIAL_TOKENS
+from convai_fast.dialogue.dialogue import Dialogue, Utterance
+from convai_fast.dialogue.format import SPECIAL_TOKENS
 
 NUM_CANDIDATES = 20
 MAX_TURNS = 6

@@ -6,15 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from convai_fast.data.dialogue import Dialogue
 from convai_fast.data.readers import load_dialogues
-from convai_fast.data.store import (
-    DialogueStore,
-    build_store,
-    fingerprint,
-    is_store,
-    tokenizer_fingerprint,
-)
+from convai_fast.data.store import DialogueStore, build_store, fingerprint, is_store
+from convai_fast.dialogue.dialogue import Dialogue
+from convai_fast.dialogue.encoding import tokenizer_fingerprint
 from convai_fast.errors import UserError
 
 

@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from convai_fast.data.dialogue import Dialogue, Utterance
 from convai_fast.data.formats import (
     SHAPES,
     VALID_NAMES,
@@ -24,6 +23,7 @@ from convai_fast.data.formats import (
     shape_of,
     split_records,
 )
+from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.errors import UserError
 
 Splits = dict[str, list[Conversation]]

@@ -35,8 +35,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from convai_fast.data.dialogue import Dialogue
-from convai_fast.data.tokenizer import SPECIAL_TOKENS, SpecialIds, encode, special_ids
+from convai_fast.dialogue.dialogue import Dialogue
+from convai_fast.dialogue.encoding import encode, tokenizer_fingerprint
+from convai_fast.dialogue.format import SpecialIds
+from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 
 FORMAT_VERSION = 1
@@ -314,13 +316,6 @@ def _write_store(
 def _chunks(texts: list[str]) -> Iterable[list[str]]:
     for start in range(0, len(texts), _ENCODE_CHUNK):
         yield texts[start : start + _ENCODE_CHUNK]
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """A hash of how `tokenizer` turns text into ids, special tokens included."""
-    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(repr([(t, tokenizer.convert_tokens_to_ids(t)) for t in SPECIAL_TOKENS]).encode())
-    return digest.hexdigest()[:16]
 
 
 def fingerprint(dialogues: dict[str, list[Dialogue]], tokenizer: PreTrainedTokenizerFast) -> str:

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from convai_fast.hardware import cpu_multiplies_bf16
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.model.layers import cpu_multiplies_bf16
 
 # Our name of an activation -> oneDNN's, and which formula of it.
 _ACTIVATIONS = {

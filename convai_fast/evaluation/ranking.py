@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from convai_fast import ops
-from convai_fast.data.tokenizer import SpecialIds
+from convai_fast.dialogue.format import SpecialIds
 from convai_fast.evaluation.overlap import normalize
 from convai_fast.generation.request import fit_prefix
 from convai_fast.model.double_heads import DoubleHeadsModel

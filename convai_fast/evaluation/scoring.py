@@ -11,11 +11,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from convai_fast.data.batches import Batch, DialogueBatches
+from convai_fast.dialogue.format import IGNORED
 from convai_fast.evaluation.packing import packed
 from convai_fast.model.attention import Branches
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.layers import to_device
-from convai_fast.ops.reference import IGNORED
 
 T = TypeVar("T")
 

@@ -33,13 +33,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.batches import Batch, DialogueBatches
-from convai_fast.data.dialogue import Dialogue, Utterance
-from convai_fast.data.tokenizer import encode
+from convai_fast.dialogue.dialogue import Dialogue, Utterance
+from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.format import IGNORED
 from convai_fast.errors import UserError
 from convai_fast.evaluation.scoring import computing_in, hidden_states, lm_logits, track
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.layers import to_device
-from convai_fast.ops.reference import IGNORED
 
 SMOOTHING = 5  # added to every count
 

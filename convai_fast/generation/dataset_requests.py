@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from convai_fast.data.dialogue import Dialogue
+from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.generation.jsonl import IdentifiedRequest, seed_of
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request

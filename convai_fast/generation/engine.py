@@ -13,13 +13,14 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast import ops
-from convai_fast.data.tokenizer import special_ids
+from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.generation.cache import KVCache
 from convai_fast.generation.constraints import Constraints, constrain
 from convai_fast.generation.decoder import Decoder
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Prompt, Reply, Request, build_prompt, prompt_room
+from convai_fast.load import check_fit
 from convai_fast.model.double_heads import DoubleHeadsModel
 
 _WINDOW = 1024  # replies that are planned together, to bring those next to each other that share
@@ -65,6 +66,10 @@ class GenerationEngine:
         max_batch_size: sequences that are under way at a time, at most.
         weights: "float32", "bfloat16", or "int8", an approximation for the CPU.
 
+    Raises:
+        UserError: the model does not embed exactly the tokenizer's tokens, with the special ones
+            among them (`convai_fast.load` gives two that fit), or a number is out of range.
+
     Example:
         >>> engine = GenerationEngine(model, tokenizer)
         >>> request = Request(persona=["i like tea ."], history=["hello , how are you ?"])
@@ -85,6 +90,7 @@ class GenerationEngine:
     ) -> None:
         if not 1 <= max_batch_size <= 4096:
             raise UserError(f"max_batch_size is {max_batch_size}, but must be between 1 and 4,096")
+        check_fit(tokenizer, model.config.vocab_size, "this model")
         self.model = model
         self.tokenizer = tokenizer
         self.special_ids = special_ids(tokenizer)

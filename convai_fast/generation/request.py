@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from convai_fast.data.tokenizer import SpecialIds, encode
+from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.format import SpecialIds, build_sequence
 from convai_fast.errors import UserError
 from convai_fast.generation.params import SamplingParams
-from convai_fast.ops.reference import build_sequence
 
 # <bos>, one turn of a speaker token and one token, and the reply's <speaker1>.
 _SHORTEST_PROMPT = 4

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convai_fast.archive import unpacked
+from convai_fast.dialogue.format import IGNORED
 from convai_fast.errors import UserError
 from convai_fast.model import adapter, checkpoint
 from convai_fast.model.attention import Branches
@@ -18,7 +19,6 @@ from convai_fast.model.config import TransformerConfig
 from convai_fast.model.layers import Dropout, Linear, linear, to_device
 from convai_fast.model.tensors import account_for, map_weights
 from convai_fast.model.transformer import Transformer, init_weights
-from convai_fast.ops.reference import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,27 +1,11 @@
 """Layers of PyTorch, with what a CPU computes faster in another way."""
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convai_fast import _native, ops
-
-
-def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones.
-
-    So do those with AMX, and AMD's with AVX512-BF16; on Intel's, that instruction takes as long as
-    the float32 products that it replaces, and longer.
-    """
-    if torch.cpu._is_amx_tile_supported():
-        return True
-    if not torch.cpu._is_avx512_bf16_supported():
-        return False
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8")
-
+from convai_fast.hardware import cpu_multiplies_bf16
 
 _CPU_MULTIPLIES_BF16 = cpu_multiplies_bf16()
 

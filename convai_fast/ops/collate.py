@@ -104,7 +104,7 @@ def collate(
         ValueError, IndexError or RuntimeError: a prefix does not fit `seq_len`, or an index of the
             plan lies outside the store.
 
-    The sequence is the predecessor's; see `convai_fast.data.sequence.build_input_from_segments`.
+    The sequence is the predecessor's; see `convai_fast.build_input_from_segments`.
     """
     return torch.ops.convai_fast.collate(
         tokens,

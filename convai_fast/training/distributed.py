@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from convai_fast.errors import UserError
+from convai_fast.hardware import resolve_device
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.training.options import resolve_device
 
 T = TypeVar("T")
 

@@ -5,8 +5,8 @@ import time
 import torch
 from torch import nn
 
+from convai_fast.hardware import cpu_multiplies_bf16
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.model.layers import cpu_multiplies_bf16
 
 
 class FlopsCounter:

@@ -20,11 +20,12 @@ from convai_fast._native import keep_freed_memory
 from convai_fast.data.batches import Batch, DialogueBatches, Share, count_tokens
 from convai_fast.data.dataset import open_dataset
 from convai_fast.data.store import DialogueStore
-from convai_fast.data.tokenizer import special_ids
+from convai_fast.dialogue.format import IGNORED
+from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
+from convai_fast.hardware import resolve_precision
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.layers import to_device
-from convai_fast.ops.reference import IGNORED
 from convai_fast.training.checkpoints import (
     STATE_FORMAT,
     RunFolder,
@@ -42,7 +43,7 @@ from convai_fast.training.interruption import (
 from convai_fast.training.lora import Lora
 from convai_fast.training.losses import Metrics, MetricSums, StepLog, combined_loss
 from convai_fast.training.optimizer import lr_factor, make_optimizer
-from convai_fast.training.options import TrainOptions, resolve_precision
+from convai_fast.training.options import TrainOptions
 from convai_fast.training.resume import CHANGEABLE, resolve_resume
 from convai_fast.training.start import start_or_continue
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convai_fast.dialogue.format import IGNORED
 from convai_fast.model.double_heads import DoubleHeadsOutput
-from convai_fast.ops.reference import IGNORED
 from convai_fast.training.distributed import Ranks
 
 

@@ -1,17 +1,14 @@
 """Every option of `convai-fast train`, documented once."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
-import torch
 import tyro
 
 from convai_fast.data.batches import Layout
 from convai_fast.data.dataset import DataOptions
 from convai_fast.errors import UserError
-from convai_fast.model.layers import cpu_multiplies_bf16
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+from convai_fast.hardware import Precision
 
 
 @dataclass
@@ -159,26 +156,3 @@ class TrainOptions(DataOptions):
             )
         if self.lm_coef == self.mc_coef == 0:
             raise UserError("--lm_coef and --mc_coef are both 0: there is nothing to learn")
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device called `name`, "auto" being CUDA where there is one; UserError if not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} is not available here: use cpu or auto") from error
-    return device
-
-
-def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
-    """The dtype that autocast computes in; "auto" is bf16 where the device multiplies it fast."""
-    if name == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            fast = cpu_multiplies_bf16()
-        return torch.bfloat16 if fast else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

@@ -8,14 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from convai_fast.archive import unpacked
-from convai_fast.data.tokenizer import (
-    add_special_tokens,
-    load_tokenizer,
-    read_tokenizer,
-    special_ids,
-)
+from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
+from convai_fast.load import load
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.checkpoints import (
@@ -43,7 +38,7 @@ def start_or_continue(
         state = read_training_state(last)
     torch.manual_seed(options.seed)
     if state is not None and not options.lora_r:
-        return *load_checkpoint(last), state
+        return *load(last), state
     return *load_model_and_tokenizer(options, report), state
 
 
@@ -62,39 +57,10 @@ def load_model_and_tokenizer(
         report(f"model: {_shape(model)}, random weights, {len(tokenizer):,} tokens")
         return model, tokenizer
 
-    with unpacked(options.model) as source:
-        model = DoubleHeadsModel.from_pretrained(source.path)
-        tokenizer = read_tokenizer(options.tokenizer or source.path)
-    rows, tokens = model.config.vocab_size, len(tokenizer)
-    beyond = set(range(rows, tokens + add_special_tokens(tokenizer)))
-    # Rows that no token of the files has may be those of special tokens, in an unknown order.
-    if rows > tokens or not beyond <= set(special_ids(tokenizer)):
-        raise UserError(
-            f"{options.model} embeds {rows:,} tokens and the tokenizer has {tokens:,}: they do not "
-            "belong together; restore the tokenizer's files (an old library's special tokens are "
-            "in special_tokens.txt or added_tokens.json), or name the model's own with --tokenizer"
-        )
+    model, tokenizer = load(
+        options.model, tokenizer=options.tokenizer or None, resize=True, report=report
+    )
     report(f"model: {_shape(model)} from {options.model}")
-    if beyond:
-        model.resize_token_embeddings(len(tokenizer))
-        report(
-            f"special tokens: {len(beyond)} added, embedding {rows:,} -> {len(tokenizer):,} rows"
-        )
-    return model, tokenizer
-
-
-def load_checkpoint(folder: Path) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast]:
-    """Load the model and the tokenizer of a checkpoint that a run saved.
-
-    Raises UserError when they are damaged or do not belong together.
-    """
-    model = DoubleHeadsModel.from_pretrained(folder)
-    tokenizer = load_tokenizer(str(folder))
-    if len(tokenizer) != model.config.vocab_size:
-        raise UserError(
-            f"{folder} embeds {model.config.vocab_size:,} tokens and its tokenizer has "
-            f"{len(tokenizer):,}: restore its files, or start a new run"
-        )
     return model, tokenizer
 
 

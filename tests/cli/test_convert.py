@@ -8,10 +8,11 @@ import torch
 import transformers
 from old_checkpoints import ARCHITECTURES, LAYOUTS, SPECIAL, pack, write_old_checkpoint
 
-from convai_fast.cli.loading import load_fine_tuned
 from convai_fast.cli.main import main
-from convai_fast.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, special_ids
+from convai_fast.dialogue.format import SPECIAL_TOKENS
+from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
 from convai_fast.errors import UserError
+from convai_fast.load import load
 from convai_fast.model import DoubleHeadsModel
 
 
@@ -74,8 +75,8 @@ def test_a_plain_language_model_is_converted_without_special_tokens(tmp_path, ca
     assert "special tokens  none" in printed
     assert "<bos>, <eos>, <speaker1>, <speaker2>, <pad> will be added by `train`" in printed
     assert DoubleHeadsModel.from_pretrained(tmp_path / "new").config.vocab_size == 259
-    with pytest.raises(UserError, match="has 259 and lacks 5 of the dialogue's special tokens"):
-        load_fine_tuned(str(tmp_path / "new"))
+    with pytest.raises(UserError, match=r"lacks <bos>, <eos>, <speaker1>, .*: fine-tune"):
+        load(str(tmp_path / "new"))
 
 
 def test_todays_layout_has_nothing_to_rename(old, tmp_path, capsys):
@@ -115,15 +116,18 @@ def test_a_model_that_computes_something_else_fails_the_check(old, tmp_path, cap
 def test_an_embedding_that_does_not_fit_the_tokenizer_is_refused(old, tmp_path, capsys):
     (old / "special_tokens.txt").unlink()
     assert convert(old, tmp_path / "new") == 2
-    assert "old embeds 60 tokens but its tokenizer has 55: restore" in capsys.readouterr().err
+    assert (
+        "old has embeddings for 60 tokens, but its tokenizer has 55: restore"
+        in capsys.readouterr().err
+    )
     assert os.listdir(tmp_path) == ["old"]
 
 
 def test_special_tokens_that_no_file_names_are_not_guessed(old):
-    assert load_fine_tuned(str(old))[0].config.vocab_size == 60
+    assert load(str(old))[0].config.vocab_size == 60
     (old / "special_tokens.txt").unlink()
     with pytest.raises(UserError, match="embeddings for 60 tokens, but its tokenizer has 55"):
-        load_fine_tuned(str(old))
+        load(str(old))
 
 
 def test_a_folder_that_is_not_empty_is_not_touched(old, tmp_path, capsys):

@@ -17,7 +17,7 @@ import torch
 from convai_fast.cli.main import main
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.readers import load_dialogues
-from convai_fast.data.tokenizer import load_tokenizer
+from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.model import DoubleHeadsModel, TransformerConfig
 

@@ -13,7 +13,8 @@ from transformers import GPT2Tokenizer, OpenAIGPTTokenizer
 
 from convai_fast.cli.interact import Conversation, stream_text
 from convai_fast.cli.main import main
-from convai_fast.data.tokenizer import encode, load_tokenizer
+from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
@@ -423,7 +424,7 @@ def test_a_mistake_in_the_options_is_one_sentence(model_folder, capsys, write):
     assert "max_history is -1" in error("--max_history", -1)
     assert "leaves no room for a prompt" in error("--max_length", 510)
     assert "--persona and --no_personality exclude" in error("--persona", "a", "--no_personality")
-    assert "--device nowhere" in error("--device", "nowhere")
+    assert "device nowhere" in error("--device", "nowhere")
     assert "/nope.txt" in error("--persona_file", "/nope.txt")
     assert "is empty" in error("--persona_file", write("empty", b" \n"))
     assert "not UTF-8" in error("--persona_file", write("latin", b"na\xefve"))

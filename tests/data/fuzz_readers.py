@@ -21,8 +21,8 @@ from copy import deepcopy
 from pathlib import Path
 
 from convai_fast.data.builtin import builtin_dialogues
-from convai_fast.data.dialogue import Dialogue, Utterance
 from convai_fast.data.readers import FILE_READERS, load_dialogues
+from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.errors import UserError
 
 TIMEOUT_S = 10

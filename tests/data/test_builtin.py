@@ -8,7 +8,9 @@ from transformers import AutoTokenizer
 
 from convai_fast.data import builtin_world as world
 from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
-from convai_fast.data.tokenizer import SPECIAL_TOKENS, add_special_tokens, encode, special_ids
+from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.format import SPECIAL_TOKENS
+from convai_fast.dialogue.tokenizer import add_special_tokens, special_ids
 
 TOPICS = {topic.name: topic for topic in world.TOPICS}
 NAMES = world.WOMEN + world.MEN

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import assert_user_error, load_bare
 
-from convai_fast.data.dialogue import Dialogue, Utterance
 from convai_fast.data.readers import FILE_READERS, load_dialogues
+from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.errors import UserError
 
 TEA_DIALOGUE = {

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from reading import assert_user_error, load_bare
 
-from convai_fast.data.dialogue import Dialogue, Utterance
 from convai_fast.data.readers import load_dialogues
+from convai_fast.dialogue.dialogue import Dialogue, Utterance
 
 HEADER = "user 1 personas,user 2 personas,Best Generated Conversation"
 TEA_DIALOGUE = {
@@ -124,7 +124,7 @@ def user_module(tmp_path, monkeypatch):
 
 def test_a_function_of_the_users_reads_what_it_likes(user_module):
     module = user_module("""
-        from convai_fast.data.dialogue import Dialogue, Utterance
+        from convai_fast.dialogue.dialogue import Dialogue, Utterance
         THEIRS = Dialogue([], [Utterance(["hey"], ["i have a dog"])])
         def read(path):
             assert path == "anything at all"
@@ -160,7 +160,7 @@ def test_a_function_of_the_users_reads_what_it_likes(user_module):
 )
 def test_what_a_function_of_the_users_returns_is_checked(user_module, body, parts):
     module = user_module(f"""
-        from convai_fast.data.dialogue import Utterance
+        from convai_fast.dialogue.dialogue import Utterance
         U = {{"history": ["x"], "candidates": ["y"]}}
         D = {{"utterances": [U]}}
         def read(path): {body}

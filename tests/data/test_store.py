@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from convai_fast.data.builtin import builtin_dialogues
-from convai_fast.data.dialogue import Dialogue, Utterance
 from convai_fast.data.store import DialogueStore, build_store, fingerprint
-from convai_fast.data.tokenizer import encode
+from convai_fast.dialogue.dialogue import Dialogue, Utterance
+from convai_fast.dialogue.encoding import encode
 from convai_fast.errors import UserError
 
 

@@ -4,7 +4,7 @@ import string
 
 import transformers
 
-from convai_fast.data.tokenizer import add_special_tokens
+from convai_fast.dialogue.tokenizer import add_special_tokens
 
 
 def openai_gpt_tokenizer():

@@ -4,9 +4,9 @@ import math
 import pytest
 import torch
 
-from convai_fast.data.dialogue import Dialogue, Utterance
-from convai_fast.data.sequence import build_input_from_segments
-from convai_fast.data.tokenizer import encode
+from convai_fast.dialogue.dialogue import Dialogue, Utterance
+from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.errors import UserError
 from convai_fast.evaluation.evaluate import METRICS, evaluate, perplexity
 from convai_fast.evaluation.overlap import bleu, distinct, f1, mean_length

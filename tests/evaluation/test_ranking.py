@@ -2,10 +2,9 @@ import pytest
 import torch
 import transformers
 
-from convai_fast.data.tokenizer import SpecialIds
+from convai_fast.dialogue.format import SpecialIds, build_sequence
 from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.model import DoubleHeadsModel
-from convai_fast.ops.reference import build_sequence
 
 SPECIAL = SpecialIds(bos=3, eos=7, speaker1=59, speaker2=11, pad=50)
 SHAPE = dict(vocab_size=60, n_positions=40, n_embd=32, n_layer=2, n_head=4)

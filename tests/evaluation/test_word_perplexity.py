@@ -8,11 +8,12 @@ import torch
 from small_tokenizer import openai_gpt_tokenizer
 
 from convai_fast.data.batches import DialogueBatches
-from convai_fast.data.dialogue import Dialogue, Utterance
 from convai_fast.data.readers import load_dialogues
-from convai_fast.data.sequence import build_input_from_segments
 from convai_fast.data.store import build_store
-from convai_fast.data.tokenizer import encode, load_tokenizer
+from convai_fast.dialogue.dialogue import Dialogue, Utterance
+from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.sequence import build_input_from_segments
+from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
 from convai_fast.evaluation.evaluate import evaluate
 from convai_fast.evaluation.word_perplexity import (

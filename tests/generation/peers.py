@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 import transformers
 
-from convai_fast.data.tokenizer import special_ids
+from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.generation.request import build_prompt
 from convai_fast.model import DoubleHeadsModel
 

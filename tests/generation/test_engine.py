@@ -9,7 +9,7 @@ from peers import both_models, prompt_of, recomputed_reply
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from convai_fast import ops
-from convai_fast.data.tokenizer import special_ids
+from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams

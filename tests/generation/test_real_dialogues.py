@@ -8,7 +8,7 @@ import transformers
 from peers import both_models, prompt_of, recomputed_reply
 
 from convai_fast.data.readers import load_dialogues
-from convai_fast.data.tokenizer import load_tokenizer, special_ids
+from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request

@@ -3,7 +3,8 @@
 import pytest
 from peers import prompt_of
 
-from convai_fast.data.tokenizer import encode, special_ids
+from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request, build_prompt, fit_prefix

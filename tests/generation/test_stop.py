@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from convai_fast.data.tokenizer import encode
+from convai_fast.dialogue.encoding import encode
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request

@@ -8,7 +8,7 @@ import pytest
 import torch
 from old_checkpoints import ARCHITECTURES, LAYOUTS, pack, write_old_checkpoint
 
-from convai_fast.data.tokenizer import load_tokenizer, special_ids
+from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
 from convai_fast.errors import UserError
 from convai_fast.model import DoubleHeadsModel
 

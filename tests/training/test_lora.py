@@ -13,10 +13,10 @@ from interruptions import assert_equal_runs, die_at, in_a_process
 from peft import PeftModel
 from transformers import GPT2DoubleHeadsModel, OpenAIGPTDoubleHeadsModel
 
-from convai_fast.cli.loading import load_fine_tuned
 from convai_fast.cli.main import main
-from convai_fast.data.tokenizer import special_ids
+from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
+from convai_fast.load import load
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training import checkpoints, loop
@@ -68,7 +68,7 @@ def a_batch(tokenizer):
 def test_adapter_merged_weights_and_peft_are_one_model(lora_options, base, tokenizer, tmp_path):
     run = train(lora_options)
     assert {p.name for p in (run / "best").glob("*.safetensors")} == {"adapter_model.safetensors"}
-    ours, _ = load_fine_tuned(str(run / "best"))
+    ours, _ = load(str(run / "best"))
     merged = train(dataclasses.replace(lora_options, merge_lora=True, output=f"{tmp_path}/merged"))
     kind = PEERS[ours.config.architecture]
     over = kind.from_pretrained(base)

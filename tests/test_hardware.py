@@ -2,7 +2,7 @@
 
 import torch
 
-from convai_fast.training.options import resolve_precision
+from convai_fast.hardware import resolve_precision
 
 
 def test_auto_takes_no_bf16_that_the_gpu_emulates(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from old_checkpoints import SPECIAL, write_old_checkpoint
 from transformers import GPT2Tokenizer, OpenAIGPTTokenizer
 
-from convai_fast.data.tokenizer import load_tokenizer, read_tokenizer, special_ids
+from convai_fast.dialogue.tokenizer import load_tokenizer, read_tokenizer, special_ids
 from convai_fast.errors import UserError
 
 GPT2_SIZE = 259

@@ -1,28 +1,16 @@
 """Tokenizers and the five special tokens of the persona-dialogue format."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from convai_fast.archive import unpacked
-from convai_fast.data import old_tokenizer
+from convai_fast.dialogue import old_tokenizer
+from convai_fast.dialogue.format import SPECIAL_TOKENS, SpecialIds
 from convai_fast.errors import UserError, reason_of
-
-SPECIAL_TOKENS = ("<bos>", "<eos>", "<speaker1>", "<speaker2>", "<pad>")
 
 # Any of these lets AutoTokenizer find out by itself which class to use.
 _SELF_DESCRIBING_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
-
-
-class SpecialIds(NamedTuple):
-    """Ids of the special tokens; they differ between checkpoints, so never assume them."""
-
-    bos: int
-    eos: int
-    speaker1: int
-    speaker2: int
-    pad: int
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
@@ -49,7 +37,7 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
                 return _read_folder(folder)
             if folder.is_absolute() or str(path).startswith((".", "~")):
                 raise UserError(f"there is no folder {path} to load a tokenizer from")
-            return AutoTokenizer.from_pretrained(str(path))
+            return _from_transformers(str(path))
         except UserError:
             raise
         except BaseException as error:
@@ -78,7 +66,22 @@ def _read_folder(folder: Path) -> PreTrainedTokenizerFast:
         raise UserError(
             f"{folder} holds no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt"
         )
-    return AutoTokenizer.from_pretrained(str(folder))
+    return _from_transformers(str(folder))
+
+
+def _from_transformers(path: str) -> PreTrainedTokenizerFast:
+    # A tokenizer's folder may name code of its own, which must not run, nor ask to.
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(
+            f"{path} has a tokenizer of the class {type(tokenizer).__name__}, of which there is no "
+            "fast version (tokenizer.json): give the tokenizer of a GPT or GPT-2 model"
+        )
+    # Kept in the file by whoever encoded a padded batch before saving it.
+    backend.no_truncation()
+    backend.no_padding()
+    return tokenizer
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -109,27 +112,3 @@ def special_ids(tokenizer: PreTrainedTokenizerFast) -> SpecialIds:
         missing = SPECIAL_TOKENS[ids.index(None)]
         raise UserError(f"the tokenizer has no token {missing}: load it with load_tokenizer()")
     return SpecialIds(*ids)
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, without special tokens.
-
-    A literal `<eos>` or `<speaker1>` in a text is spelled out in ordinary pieces, so that nobody's
-    words can end a reply or change the speaker.
-
-    Raises UserError when the tokenizer's own files contradict each other.
-    """
-    if not texts:
-        return []
-    backend = tokenizer.backend_tokenizer
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = True
-    try:
-        return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise UserError(
-            f"the tokenizer cannot read text ({reason_of(error)}): its files are damaged, get them "
-            "again"
-        ) from error
-    finally:
-        backend.encode_special_tokens = before

@@ -6,7 +6,9 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from convai_fast.data.tokenizer import SPECIAL_TOKENS, encode, load_tokenizer, special_ids
+from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.format import SPECIAL_TOKENS
+from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
 from convai_fast.errors import UserError
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from convai_fast.data.tokenizer import special_ids
-from convai_fast.ops.reference import IGNORED, build_sequence
+from convai_fast.dialogue.format import IGNORED, build_sequence
+from convai_fast.dialogue.tokenizer import special_ids
 
 
 def build_input_from_segments(

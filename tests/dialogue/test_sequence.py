@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convai_fast.data.sequence import build_input_from_segments
-from convai_fast.data.tokenizer import special_ids
-from convai_fast.ops.reference import build_sequence
+from convai_fast.dialogue.format import build_sequence
+from convai_fast.dialogue.sequence import build_input_from_segments
+from convai_fast.dialogue.tokenizer import special_ids
 
 parts = st.lists(st.lists(st.integers(5, 99), max_size=5), max_size=6)
 

@@ -1,0 +1,64 @@
+"""Text into token ids: always whole, and nobody's words ever a special token."""
+
+import hashlib
+from weakref import WeakKeyDictionary
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from convai_fast.dialogue.format import SPECIAL_TOKENS
+from convai_fast.errors import UserError, reason_of
+
+# A copy for each tokenizer, remade when tokens were added since.
+_encoders: WeakKeyDictionary[PreTrainedTokenizerFast, tuple[int, Tokenizer]] = WeakKeyDictionary()
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, without special tokens.
+
+    A literal `<eos>` or `<speaker1>` in a text is spelled out in ordinary pieces, so that nobody's
+    words can end a reply or change the speaker. Truncation, padding and dropout, which a tokenizer
+    keeps from an earlier use and saves in its file, do not apply. Threads may share a tokenizer.
+
+    Raises UserError when a text holds half of a surrogate pair, or when the tokenizer's own files
+    contradict each other.
+    """
+    if not texts:
+        return []
+    encoder = _encoder(tokenizer)
+    try:
+        return [e.ids for e in encoder.encode_batch_fast(texts, add_special_tokens=False)]
+    except Exception as error:  # the tokenizers library raises plain Exception
+        for text in texts:
+            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+                raise UserError(
+                    f"the text {text!r} holds half of a surrogate pair, which is no character: "
+                    "delete it, or decode the text again as UTF-8"
+                ) from error
+        raise UserError(
+            f"the tokenizer cannot read text ({reason_of(error)}): its files are damaged, get them "
+            "again"
+        ) from error
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A hash of how `encode` turns text into ids, and of the special tokens' ids."""
+    digest = hashlib.sha256(_encoder(tokenizer).to_str().encode())
+    digest.update(repr([(t, tokenizer.convert_tokens_to_ids(t)) for t in SPECIAL_TOKENS]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A private copy of the tokenizer, whose settings nobody else changes."""
+    backend = tokenizer.backend_tokenizer
+    size = backend.get_vocab_size()
+    known_size, encoder = _encoders.get(tokenizer, (-1, None))
+    if known_size != size:
+        encoder = Tokenizer.from_str(backend.to_str())
+        encoder.no_truncation()
+        encoder.no_padding()
+        encoder.encode_special_tokens = True
+        if getattr(encoder.model, "dropout", None):
+            encoder.model.dropout = None
+        _encoders[tokenizer] = size, encoder
+    return encoder

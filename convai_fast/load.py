@@ -1,0 +1,101 @@
+"""The one door to a fine-tuned model: the model and its tokenizer, which fit each other."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from convai_fast.archive import unpacked
+from convai_fast.dialogue.format import SPECIAL_TOKENS
+from convai_fast.dialogue.tokenizer import add_special_tokens, read_tokenizer, special_ids
+from convai_fast.errors import UserError
+from convai_fast.model.double_heads import DoubleHeadsModel
+
+
+def load(
+    path: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    resize: bool = False,
+    report: Callable[[str], None] = print,
+) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast]:
+    """Load the model at `path` and its tokenizer.
+
+    `path` is a folder (also a LoRA adapter's, or that of a run, which stands for its best
+    checkpoint), a tar archive of one, or a Hub id, in the layout of transformers or of the old
+    libraries.
+
+    Args:
+        tokenizer: where the tokenizer is, if not with the model.
+        resize: give a model that was not trained on dialogues yet the special tokens that it lacks,
+            and rows for them in its embedding.
+        report: told how many rows that were.
+
+    Returns:
+        The model, in eval mode on the CPU, whose embedding has a row for each token of the
+        tokenizer, and the tokenizer, with the five special tokens.
+
+    Raises:
+        UserError: there is no such model or tokenizer, they are damaged, or do not fit each other.
+
+    Example:
+        >>> model, tokenizer = load("runs/mine/best")
+        >>> engine = GenerationEngine(model, tokenizer)
+    """
+    with unpacked(path) as source:
+        model = DoubleHeadsModel.from_pretrained(source.path)
+        found = read_tokenizer(tokenizer or source.path)
+    rows = model.config.vocab_size
+    if resize:
+        num_tokens, added = len(found), add_special_tokens(found)
+        beyond = set(range(rows, num_tokens + added))
+        if rows <= num_tokens and beyond <= set(special_ids(found)):
+            model.resize_token_embeddings(len(found))
+            if beyond:
+                report(
+                    f"special tokens: {len(beyond)} added, embedding {rows:,} -> {len(found):,} "
+                    "rows"
+                )
+            return model, found
+    check_fit(found, rows, path)
+    return model, found
+
+
+def check_fit(
+    tokenizer: PreTrainedTokenizerFast,
+    rows: int,
+    path: str | Path,
+    *,
+    needs_special_tokens: bool = True,
+) -> None:
+    """Raise UserError unless an embedding of `rows` rows has one for each token of `tokenizer`.
+
+    Where rows and tokens differ, nobody knows which row is whose, so that special tokens must not
+    be given the rows of others. `path` is the model's, for the sentence.
+    """
+    tokens, vocabulary = len(tokenizer), tokenizer.get_vocab()
+    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+    if rows != tokens:
+        raise UserError(
+            f"{path} has embeddings for {rows:,} tokens, but its tokenizer has {tokens:,}: restore "
+            "the tokenizer's files (an old library's special tokens are in special_tokens.txt or "
+            "added_tokens.json), or name the model's own tokenizer"
+        )
+    if missing and needs_special_tokens:
+        raise UserError(
+            f"the tokenizer of {path} lacks {', '.join(missing)}: fine-tune the model with "
+            "`convai-fast train` first, or restore the tokenizer's files"
+        )
+    if not missing:
+        add_special_tokens(tokenizer)  # none is new, but transformers learns which is which
+
+
+def model_fingerprint(model: DoubleHeadsModel) -> str:
+    """A hash of the model's shape and weights, since training again keeps a folder's name."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
