@@ -29,14 +29,16 @@ def store(tmp_path_factory) -> DialogueStore:
 def segments_of(batches: DialogueBatches, row: int):
     """Persona, history and candidates of one example as lists of ids: what Python starts from."""
     store, tables = batches.store, batches.tables
-    first, count, _, kept, history_first, history_count, *candidates = batches.plan[row].tolist()
+    first, count, _, kept, turn, num_turns, skipped, *candidates = batches.plan[row].tolist()
 
     def utterances(table, first: int, count: int):
         return [store.utterance(i) for i in table[first : first + count].tolist()]
 
+    history = utterances(tables.history_ids, turn, num_turns)
+    history[:1] = [ids[skipped:] for ids in history[:1]]
     return (
         utterances(tables.persona_ids, first, count)[:kept],
-        utterances(tables.history_ids, history_first, history_count),
+        history,
         utterances(tables.candidate_ids, *candidates),
     )
 

@@ -28,7 +28,8 @@ inline const PlanRow* plan_rows(const at::Tensor& plan) {
 }
 
 // The plan is checked on the host: it is small, and its rows are where a caller's mistake would
-// read outside the store. The store's own arrays are checked when it is opened.
+// read outside the store. Only skips_within_a_turn is left to where the store lies. The store's own
+// arrays are checked when it is opened.
 inline void check_collate(const CollateArguments& a) {
   const auto dtype = a.tokens.scalar_type();
   TORCH_CHECK_TYPE(dtype == at::kUInt16 || dtype == at::kInt,
@@ -71,6 +72,8 @@ inline void check_collate(const CollateArguments& a) {
                           row.persona_rotation >= 0 && row.persona_rotation <= row.persona_count &&
                           row.persona_kept >= 0 && row.persona_kept <= row.persona_count &&
                           within(row.history_first, row.history_count, a.history_ids) &&
+                          row.history_skip >= 0 &&
+                          (row.history_count > 0 || row.history_skip == 0) &&
                           within(row.candidate_first, row.candidate_count, a.candidate_ids),
                       "collate: row ", i, " of the plan points outside the store");
     TORCH_CHECK_VALUE(row.candidate_count <= a.num_candidates, "collate: row ", i, " has ",

@@ -164,7 +164,7 @@ class DialogueBatches:
         if self.world_size == 1:
             return Share(1.0, 1.0)
         num_labels = self.index.num_labels
-        tokens = float(num_labels[part].sum() / num_labels[batch].sum())
+        tokens = float(num_labels[part].sum() / max(1, num_labels[batch].sum()))
         return Share(tokens * self.world_size, len(part) / len(batch) * self.world_size)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -7,13 +7,15 @@ import numpy as np
 
 from convai_fast import _native
 from convai_fast.data.store import DialogueStore
+from convai_fast.dialogue.fit import fit
 from convai_fast.ops import PLAN_COLUMNS
 
 _MAX_TURNS = 2**31  # more than any history has, and few enough for the host's integers
 
 
 class CutCounts(NamedTuple):
-    """How many examples lost history turns, persona sentences, or the end of a reply."""
+    """How many examples lost history (turns, or the beginning of the one that is answered), persona
+    sentences, or the end of a reply."""
 
     history: int
     persona: int
@@ -28,12 +30,13 @@ class ExampleIndex:
     rotated by r.
 
     Attributes:
-        plan: int64 [p * num_examples, 8], columns as in `convai_fast.ops.PLAN_COLUMNS`.
+        plan: int64 [p * num_examples, 9], columns as in `convai_fast.ops.PLAN_COLUMNS`.
         padded_lengths: int32 [p * num_examples], tokens of the example's longest candidate, which
             is its length in the padded layout.
         shared_lengths: int32 [p * num_examples], tokens of its prefix and of every candidate's own
             part, which is its length in the shared-prefix layout.
-        num_labels: int32 [p * num_examples], labelled tokens: the true reply and `<eos>`.
+        num_labels: int32 [p * num_examples], labelled tokens: the true reply and, unless it
+            was cut, `<eos>`.
         cuts: what did not fit.
     """
 
@@ -56,9 +59,8 @@ def index_examples(
     """Decide for every example of `split` which turns and persona sentences it keeps.
 
     An example keeps its last `2 * max_history + 1` turns and its last `num_candidates` candidates
-    (0: all). Where its longest candidate would still pass `max_length` tokens, the oldest turns go
-    first, down to the one that is being answered, then persona sentences from the end, then that
-    last turn; a reply is cut only when it alone is too long.
+    (0: all). Where its longest candidate would still pass `max_length` tokens, persona and history
+    are cut as `convai_fast.dialogue.fit` says; a reply is cut only when it alone is too long.
 
     Raises ValueError for a number that makes no sense.
     """
@@ -122,39 +124,31 @@ def index_examples_reference(
         if num_candidates > 0:
             candidate_first = max(candidate_first, candidate_end - num_candidates)
         replies = [length_of[i] for i in candidate_ids[candidate_first:candidate_end]]
-        reply = 1 + max(replies, default=0) + 1
+        longest_reply = max(replies, default=0)
 
         first, last = persona_offsets[dialogue[example] : dialogue[example] + 2].tolist()
         rotation = rotation % (last - first) if last > first else 0
-        persona = persona_ids[first:last].tolist()
-        persona = persona[len(persona) - rotation :] + persona[: len(persona) - rotation]
-        sentences = [length_of[i] for i in persona]
+        sentences = [length_of[i] for i in persona_ids[first:last]]
+        sentences = sentences[len(sentences) - rotation :] + sentences[: len(sentences) - rotation]
 
         end = int(history_first[example] + history_count[example])
         begin = max(int(history_first[example]), end - history_turns)
-        turns = [1 + length_of[i] for i in history_ids[begin:end]]
-        all_turns, all_sentences = len(turns), len(sentences)
+        turns = [length_of[i] for i in history_ids[begin:end]]
 
-        def total() -> int:
-            return 1 + sum(sentences) + sum(turns) + reply  # noqa: B023
+        # Beside the prefix stand <speaker1> and <eos>.
+        kept = fit(sentences, turns, max_length - 2 - longest_reply)
+        reply_room = max_length - 2 - kept.num_tokens
+        history_cuts += kept.num_turns < len(turns) or kept.num_skipped_tokens > 0
+        persona_cuts += kept.num_sentences < len(sentences)
+        reply_cuts += longest_reply > reply_room
 
-        while total() > max_length and len(turns) > 1:
-            del turns[0]
-        while total() > max_length and sentences:
-            del sentences[-1]
-        if total() > max_length and turns:
-            del turns[0]
-        history_cuts += len(turns) < all_turns
-        persona_cuts += len(sentences) < all_sentences
-        reply_cuts += total() > max_length
-
-        persona_columns = (first, last - first, rotation, len(sentences))
-        history_columns = (end - len(turns), len(turns))
+        persona_columns = (first, last - first, rotation, kept.num_sentences)
+        history_columns = (end - kept.num_turns, kept.num_turns, kept.num_skipped_tokens)
         candidate_columns = (candidate_first, candidate_end - candidate_first)
         plan[row] = (*persona_columns, *history_columns, *candidate_columns)
-        padded_length = min(total(), max_length)
-        prefix = total() - reply
-        replies = [min(length, padded_length - prefix - 2) for length in replies]
-        num_labels = replies[-1] + 1 if replies else 0
-        sizes[row] = (padded_length, prefix + sum(replies) + 2 * len(replies), num_labels)
+        parts = [min(length, reply_room) + 2 for length in replies]
+        padded_length = kept.num_tokens + 2 + min(longest_reply, reply_room)
+        # A reply that was cut does not end there: its <eos> has no label.
+        num_labels = parts[-1] - 1 - (replies[-1] > reply_room) if replies else 0
+        sizes[row] = (padded_length, kept.num_tokens + sum(parts), num_labels)
     return plan, sizes, (history_cuts, persona_cuts, reply_cuts)

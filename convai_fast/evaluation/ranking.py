@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from convai_fast import ops
+from convai_fast.dialogue.fit import fit
 from convai_fast.dialogue.format import SpecialIds
 from convai_fast.evaluation.overlap import normalize
-from convai_fast.generation.request import fit_prefix
 from convai_fast.model.double_heads import DoubleHeadsModel
 
 
@@ -24,8 +24,8 @@ def rank_candidates(
     """Log-probability of each candidate being the true reply, by the multiple-choice head.
 
     Every candidate is scored at its `<eos>` after the same persona and history, of which, where
-    they leave no room for the longest candidate, what `fit_prefix` cuts is left out; a candidate
-    too long by itself loses its end. The model is put in eval mode.
+    they leave no room for the longest candidate, what `fit` cuts is left out; a candidate too long
+    by itself loses its end. The model is put in eval mode.
 
     Args:
         persona: token ids of each sentence.
@@ -47,20 +47,23 @@ def rank_candidates(
     longest_reply = n_positions - 3  # beside <bos>, <speaker1> and <eos>
     candidates = [candidate[:longest_reply] for candidate in candidates]
     room = n_positions - max(map(len, candidates)) - 2
-    persona, history = fit_prefix(persona, history, room)
+    kept = fit([*map(len, persona)], [*map(len, history)], room)
 
     utterances = [*persona, *history, *candidates]
     ids = torch.arange(len(utterances), dtype=torch.int32)
     counts = [len(persona), len(history), len(candidates)]
     lengths = [len(utterance) for utterance in utterances]
-    # <bos> once, a speaker before each turn, <speaker1> and <eos> around each candidate.
-    num_tokens = 1 + sum(lengths) + len(history) + 2 * len(candidates)
+    # The columns of ops.PLAN_COLUMNS, of persona, history and candidates.
+    plan = [0, len(persona), 0, kept.num_sentences]
+    plan += [len(history) - kept.num_turns, kept.num_turns, kept.num_skipped_tokens]
+    plan += [0, len(candidates)]
+    num_tokens = kept.num_tokens + sum(len(c) + 2 for c in candidates)  # <speaker1> and <eos>
     offsets = torch.tensor([0, num_tokens])
     *columns, _, mc_token_ids = ops.collate_shared(
         torch.tensor(list(chain(*utterances)), dtype=torch.int32),
         torch.tensor([0, *accumulate(lengths)]),
         *ids.split(counts),
-        torch.tensor([[0, counts[0], 0, counts[0], 0, counts[1], 0, counts[2]]]),
+        torch.tensor([plan]),
         special_ids,
         len(candidates),
         offsets,

@@ -15,6 +15,7 @@ PLAN_COLUMNS = (
     "persona_kept",  # how many are kept, after the rotation
     "history_first",  # where the row's history begins in history_ids
     "history_count",  # how many turns it has
+    "history_skip",  # how many tokens are left out at the beginning of the first of them
     "candidate_first",  # where the row's candidates begin in candidate_ids
     "candidate_count",  # how many it has; the last is the true reply
 )
@@ -86,16 +87,17 @@ def collate(
         persona_ids: int32, utterance ids of persona sentences.
         history_ids: int32, utterance ids of history turns.
         candidate_ids: int32, utterance ids of candidates.
-        plan: int64 [batch, 8] on the CPU, a row an example, columns as in `PLAN_COLUMNS`.
+        plan: int64 [batch, 9] on the CPU, a row an example, columns as in `PLAN_COLUMNS`.
         special_ids: ids of bos, eos, speaker1, speaker2, pad (a `SpecialIds`).
         num_candidates: candidates of the output, at least those of every row.
         seq_len: length of the padded sequences, at least that of the longest prefix + 2. A reply
-            that does not fit is cut to what fits before `<eos>`.
+            that does not fit is cut to what fits before `<eos>`, which then has no label.
         pin_memory: put the outputs of a CPU collation in page-locked memory, for CUDA transfers.
 
     Returns:
         input_ids, token_type_ids: int64 [batch, num_candidates, seq_len], padded with `<pad>`.
-        labels: int64 [batch, num_candidates, seq_len]: the true reply and `<eos>`, else -100.
+        labels: int64 [batch, num_candidates, seq_len]: the true reply and, unless it was cut,
+            `<eos>`; else -100.
         mc_token_ids: int64 [batch, num_candidates], position of the last token, -1 where an example
             has no such candidate.
         All on the device of `tokens`.
@@ -158,7 +160,7 @@ def collate_shared(
         input_ids, token_type_ids: int64 [num_tokens].
         position_ids: int64 [num_tokens], which continue from the prefix in every branch.
         branch_ids: int64 [num_tokens], 0 on the prefix, j + 1 on candidate j.
-        labels: int64 [num_tokens]: the true reply and `<eos>`, else -100.
+        labels: int64 [num_tokens]: the true reply and, unless it was cut, `<eos>`; else -100.
         mc_token_ids: int64 [batch, num_candidates], which of the num_tokens is a candidate's last,
             -1 where an example has no such candidate.
         All on the device of `tokens`.

@@ -23,8 +23,9 @@ def _segments_of_plan(
     candidate_ids: Tensor,
     plan: Tensor,
     max_length: int,
-) -> Iterator[tuple[list[list[int]], list[list[int]], list[list[int]]]]:
-    """Persona, history and candidates of each row; a reply is cut to fit `max_length`."""
+) -> Iterator[tuple[list[list[int]], list[list[int]], list[list[int]], bool]]:
+    """Persona, history and candidates of each row, and whether the true reply lost its end, since
+    what is too long is cut to fit `max_length`."""
     bounds = utterance_offsets.tolist()
     arena = tokens.cpu().to(torch.int64)
 
@@ -33,17 +34,20 @@ def _segments_of_plan(
         return [arena[bounds[i] : bounds[i + 1]].tolist() for i in ids]
 
     for row, columns in enumerate(plan.tolist()):
-        first, count, rotation, kept, *ranges = columns
+        first, count, rotation, kept, *rest = columns
+        history_range, skipped, candidate_range = rest[:2], rest[2], rest[3:]
         persona = utterances(persona_ids, first, count)
         # A rotation moves the last sentence to the front: [a, b, c] by 1 is [c, a, b].
         persona = [*persona[count - rotation :], *persona[: count - rotation]][:kept]
-        history = utterances(history_ids, *ranges[:2])
-        candidates = utterances(candidate_ids, *ranges[2:])
+        history = utterances(history_ids, *history_range)
+        history[:1] = [turn[skipped:] for turn in history[:1]]
+        candidates = utterances(candidate_ids, *candidate_range)
         prefix_length = 1 + sum(map(len, persona)) + sum(1 + len(turn) for turn in history)
         room = max_length - prefix_length - 2  # beside <speaker1> and <eos>
         if candidates and room < 0:
             raise ValueError(f"collate: row {row} does not fit max_length {max_length}")
-        yield persona, history, [reply[:room] for reply in candidates]
+        is_cut = bool(candidates) and len(candidates[-1]) > room
+        yield persona, history, [reply[:room] for reply in candidates], is_cut
 
 
 def collate(
@@ -67,11 +71,13 @@ def collate(
 
     tables = (tokens, utterance_offsets, persona_ids, history_ids, candidate_ids)
     rows = _segments_of_plan(*tables, plan, seq_len)
-    for row, (persona, history, candidates) in enumerate(rows):
+    for row, (persona, history, candidates, is_cut) in enumerate(rows):
         for j, reply in enumerate(candidates):
             ids, segments, reply_labels = build_sequence(persona, history, reply, special_ids)
             input_ids[row, j, : len(ids)] = torch.tensor(ids)
             token_type_ids[row, j, : len(ids)] = torch.tensor(segments)
+            if is_cut:
+                reply_labels[-1] = IGNORED  # it does not end where it was cut
             if j == len(candidates) - 1:  # the true reply is the last one
                 labels[row, j, : len(ids)] = torch.tensor(reply_labels)
             mc_token_ids[row, j] = len(ids) - 1
@@ -99,7 +105,7 @@ def collate_shared(
     mc_token_ids = torch.full((len(plan), num_candidates), -1)
     tables = (tokens, utterance_offsets, persona_ids, history_ids, candidate_ids)
     rows = _segments_of_plan(*tables, plan, max_length)
-    for row, (persona, history, candidates) in enumerate(rows):
+    for row, (persona, history, candidates, is_cut) in enumerate(rows):
         prefix, segments, _ = build_sequence(persona, history, [], special_ids, with_eos=False)
         length = len(prefix) - 1  # without <speaker1>, which begins every branch
         ignored = [IGNORED] * length
@@ -107,6 +113,8 @@ def collate_shared(
         for j, reply in enumerate(candidates):
             ids, segments, labels = build_sequence([], [], reply, special_ids)
             ids, segments, labels = ids[1:], segments[1:], labels[1:]  # without <bos>
+            if is_cut:
+                labels[-1] = IGNORED  # it does not end where it was cut
             if j < len(candidates) - 1:  # the true reply is the last one
                 labels = [IGNORED] * len(ids)
             positions = range(length, length + len(ids))

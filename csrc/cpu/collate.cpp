@@ -19,6 +19,10 @@ void fill(const CollateArguments& a, const Output& out, int64_t num_elements) {
   const auto in = collate_input<Token>(a, plan_rows(a.plan), offsets);
   const auto widen = widen_for<Token>(current_isa());
   const int64_t batch = a.plan.size(0);
+  for (int64_t i = 0; i < batch; ++i) {
+    TORCH_CHECK_INDEX(skips_within_a_turn(in, in.plan[i]), "collate: row ", i,
+                      " of the plan points outside the store: history_skip");
+  }
   const int64_t elements_per_row = std::max<int64_t>(1, num_elements / std::max<int64_t>(1, batch));
   std::atomic<int64_t> misfit{-1};
   at::parallel_for(0, batch, std::max<int64_t>(1, kElementsPerTask / elements_per_row),

@@ -28,28 +28,28 @@ __device__ int64_t write_prefix(const CollateInput<Token>& in, const PlanRow& pl
       segments[position + k] = segment;
     }
   };
+  CUDA_KERNEL_ASSERT(skips_within_a_turn(in, plan) && "collate: history_skip points outside");
   const int64_t prefix = walk_prefix(in, plan, limit, write_token, write_utterance);
-  CUDA_KERNEL_ASSERT(prefix + 2 <= in.max_length && "collate: a prefix does not fit max_length");
+  CUDA_KERNEL_ASSERT((plan.candidate_count == 0 || prefix + 2 <= in.max_length) &&
+                     "collate: a prefix does not fit max_length");
   return prefix;
 }
 
 // A candidate's own part, [speaker1] reply [eos], token by token.
 template <typename Token>
 struct ReplyPart {
-  const Token* reply = nullptr;
+  Reply<Token> reply{};
   int64_t length = 0;  // of the whole part; 0 where there is no candidate
 
   ReplyPart() = default;
-  __device__ ReplyPart(const CollateInput<Token>& in, int32_t candidate, int64_t prefix) {
-    const int64_t begin = in.utterance_offsets[candidate];
-    length = 2 + min(in.utterance_offsets[candidate + 1] - begin, in.max_length - prefix - 2);
-    reply = in.tokens + begin;
-  }
+  __device__ ReplyPart(const CollateInput<Token>& in, int32_t candidate, int64_t prefix)
+      : reply(reply_of(in, candidate, in.max_length - prefix - 2)), length(reply.length + 2) {}
   __device__ int64_t token(const SpecialIds& special, int64_t k) const {
     return k == 0            ? special.speaker1
            : k + 1 == length ? special.eos
-                             : static_cast<int64_t>(reply[k - 1]);
+                             : static_cast<int64_t>(reply.tokens[k - 1]);
   }
+  __device__ bool has_label(int64_t k) const { return 0 < k && k <= reply.num_labels; }
 };
 
 // One block a candidate: its threads share out the tokens of each part. Nothing but the plan comes
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t token = inside ? part.token(in.special, k - prefix) : in.special.pad;
       ids[k] = token;
       segments[k] = inside ? in.special.speaker1 : in.special.pad;
-      if (labelled && inside && k > prefix) label = token;
+      if (labelled && part.has_label(k - prefix)) label = token;
     }
     labels[k] = label;
   }
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads)
       out.token_type_ids[end + k] = in.special.speaker1;
       out.position_ids[end + k] = prefix + k;
       out.branch_ids[end + k] = j + 1;
-      out.labels[end + k] = labelled && k > 0 ? token : kIgnoredLabel;
+      out.labels[end + k] = labelled && part.has_label(k) ? token : kIgnoredLabel;
     }
     end += part.length;
     if (threadIdx.x == 0) mc_token_ids[j] = end - 1;

@@ -35,9 +35,29 @@ struct CutCounts {
 struct RowSizes {
   int32_t padded;  // the longest candidate's sequence
   int32_t shared;  // the prefix once, and every candidate's own part
-  int32_t labels;  // the true reply and <eos>
+  int32_t labels;  // the true reply and, unless it was cut, <eos>
 };
 constexpr int64_t kSizeColumns = sizeof(RowSizes) / sizeof(int32_t);
+
+// What is kept of a persona and a history: the twin of convai_fast/dialogue/fit.py.
+struct Fit {
+  int64_t num_sentences, num_turns, num_skipped_tokens, num_tokens;
+};
+
+// `sentence(i)` is the length of persona sentence i, and `turn(i)` that of the i-th turn from the
+// end, the one that is answered being turn(1).
+template <typename Sentence, typename Turn>
+Fit fit(int64_t num_sentences, Sentence&& sentence, int64_t num_turns, Turn&& turn, int64_t room) {
+  int64_t total = 1 + num_turns;  // <bos>, and a speaker for each turn
+  for (int64_t i = 0; i < num_sentences; ++i) total += sentence(i);
+  for (int64_t i = 1; i <= num_turns; ++i) total += turn(i);
+  while (total > room && num_turns > 1) total -= 1 + turn(num_turns--);
+  while (total > room && num_sentences > 0) total -= sentence(--num_sentences);
+  if (total <= room || num_turns == 0) return {num_sentences, num_turns, 0, total};
+  // Only the turn that is answered is left.
+  const int64_t excess = total - room;
+  return excess < turn(1) ? Fit{0, 1, excess, room} : Fit{0, 0, 0, 1};
+}
 
 // Fills one row of the plan (see PLAN_COLUMNS in convai_fast/ops/collate.py) and measures it.
 inline RowSizes index_example(const SplitTables& t, const IndexOptions& options, int64_t example,
@@ -53,7 +73,6 @@ inline RowSizes index_example(const SplitTables& t, const IndexOptions& options,
   for (int64_t j = first; j < last; ++j) {
     longest_reply = std::max(longest_reply, length_of(t.candidate_ids[j]));
   }
-  const int64_t reply_part = 1 + longest_reply + 1;  // <speaker1> reply <eos>
 
   const int64_t persona_first = t.persona_offsets[t.dialogue[example]];
   const int64_t persona_count = t.persona_offsets[t.dialogue[example] + 1] - persona_first;
@@ -61,51 +80,39 @@ inline RowSizes index_example(const SplitTables& t, const IndexOptions& options,
   const auto sentence = [&](int64_t i) {
     return length_of(t.persona_ids[persona_first + (i - rotation + persona_count) % persona_count]);
   };
-  int64_t persona_kept = persona_count;
-  int64_t total = 1 + reply_part;  // <bos> and the reply
-  for (int64_t i = 0; i < persona_count; ++i) total += sentence(i);
-
-  const int64_t all_turns = t.history_count[example];
-  int64_t turns = std::min(all_turns, options.history_turns);
+  const int64_t turns = std::min<int64_t>(t.history_count[example], options.history_turns);
+  const int64_t history_end = t.history_first[example] + t.history_count[example];
   const auto turn = [&](int64_t from_end) {
-    return 1 + length_of(t.history_ids[t.history_first[example] + all_turns - from_end]);
+    return length_of(t.history_ids[history_end - from_end]);
   };
-  for (int64_t k = 1; k <= turns; ++k) total += turn(k);
 
-  // The turn that is being answered goes last: a reply to nothing teaches nothing.
-  bool history_cut = false;
-  while (total > options.max_length && turns > 1) {
-    total -= turn(turns--);
-    history_cut = true;
-  }
-  cuts->persona += total > options.max_length && persona_kept > 0;
-  while (total > options.max_length && persona_kept > 0) total -= sentence(--persona_kept);
-  if (total > options.max_length && turns == 1) {
-    total -= turn(turns--);
-    history_cut = true;
-  }
-  cuts->history += history_cut;
-  const int64_t prefix = total - reply_part;
-  if (total > options.max_length) {
-    total = options.max_length;
-    ++cuts->reply;
-  }
-  int64_t shared = prefix, labels = 0;
+  // Beside the prefix stand <speaker1> and <eos>.
+  const Fit kept =
+      fit(persona_count, sentence, turns, turn, options.max_length - 2 - longest_reply);
+  const int64_t reply_room = options.max_length - 2 - kept.num_tokens;
+  cuts->history += kept.num_turns < turns || kept.num_skipped_tokens > 0;
+  cuts->persona += kept.num_sentences < persona_count;
+  cuts->reply += longest_reply > reply_room;
+
+  const int64_t padded = kept.num_tokens + 2 + std::min(longest_reply, reply_room);
+  int64_t shared = kept.num_tokens, labels = 0;
   for (int64_t j = first; j < last; ++j) {
-    const int64_t reply = std::min(length_of(t.candidate_ids[j]), total - prefix - 2);
-    shared += 1 + reply + 1;
-    labels = reply + 1;  // the true reply is the last one
+    const int64_t reply = length_of(t.candidate_ids[j]);
+    shared += 2 + std::min(reply, reply_room);
+    // The true reply is the last one. Where it was cut it does not end: its <eos> has no label.
+    labels = reply > reply_room ? reply_room : reply + 1;
   }
 
-  *plan = {persona_first,
-           persona_count,
-           rotation,
-           persona_kept,
-           t.history_first[example] + all_turns - turns,
-           turns,
-           first,
-           last - first};
-  return {static_cast<int32_t>(total), static_cast<int32_t>(shared), static_cast<int32_t>(labels)};
+  *plan = {.persona_first = persona_first,
+           .persona_count = persona_count,
+           .persona_rotation = rotation,
+           .persona_kept = kept.num_sentences,
+           .history_first = history_end - kept.num_turns,
+           .history_count = kept.num_turns,
+           .history_skip = kept.num_skipped_tokens,
+           .candidate_first = first,
+           .candidate_count = last - first};
+  return {static_cast<int32_t>(padded), static_cast<int32_t>(shared), static_cast<int32_t>(labels)};
 }
 
 }  // namespace convai_fast

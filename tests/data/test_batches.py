@@ -272,33 +272,61 @@ def long_store(tokenizer, folder, persona, history, replies):
     return build_store({"train": [dialogue]}, tokenizer, folder)
 
 
+@pytest.mark.parametrize("layout", ["padded", "shared"])
 @pytest.mark.parametrize(
-    ("max_length", "kept_turns", "kept_sentences", "length", "cuts"),
+    ("max_length", "turns", "skipped", "sentences", "length", "num_labels", "cuts"),
     [
-        (37, 3, 2, 37, (0, 0, 0)),
-        (36, 2, 2, 31, (1, 0, 0)),  # the oldest turn goes first
-        (30, 1, 2, 25, (1, 0, 0)),
-        (24, 1, 1, 20, (1, 1, 0)),  # then persona sentences from the end
-        (19, 1, 0, 15, (1, 1, 0)),
-        (14, 0, 0, 9, (1, 1, 0)),  # then the turn that is answered
-        (8, 0, 0, 8, (1, 1, 1)),  # and a reply that alone is too long is cut
+        (37, 3, 0, 2, 37, 7, (0, 0, 0)),
+        (36, 2, 0, 2, 31, 7, (1, 0, 0)),  # the oldest turn goes first
+        (30, 1, 0, 2, 25, 7, (1, 0, 0)),
+        (24, 1, 0, 1, 20, 7, (1, 1, 0)),  # then persona sentences from the end
+        (19, 1, 0, 0, 15, 7, (1, 1, 0)),
+        (14, 1, 1, 0, 14, 7, (1, 1, 0)),  # then the beginning of the turn that is answered
+        (11, 1, 4, 0, 11, 7, (1, 1, 0)),
+        (10, 0, 0, 0, 9, 7, (1, 1, 0)),  # of which nothing is left
+        (9, 0, 0, 0, 9, 7, (1, 1, 0)),
+        (8, 0, 0, 0, 8, 5, (1, 1, 1)),  # and a reply that alone is too long is cut, with its end
+        (4, 0, 0, 0, 4, 1, (1, 1, 1)),
     ],
 )
 def test_what_is_too_long_loses_history_then_persona_then_the_reply(
-    tokenizer, tmp_path, max_length, kept_turns, kept_sentences, length, cuts
+    tokenizer, tmp_path, layout, max_length, turns, skipped, sentences, length, num_labels, cuts
 ):
     store = long_store(tokenizer, tmp_path / "s", [5, 5], [5, 5, 5], [6])
-    batches = make_batches(store, max_length=max_length)
-    row = batches.plan[0].tolist()
-    assert (row[5], row[3], batches.index.padded_lengths[0], batches.cuts) == (
-        kept_turns,
-        kept_sentences,
-        length,
-        cuts,
+    batches = make_batches(store, max_length=max_length, layout=layout)
+    row = dict(zip(PLAN_COLUMNS, batches.plan[0].tolist(), strict=True))
+    assert (row["history_count"], row["history_skip"], row["persona_kept"]) == (
+        turns,
+        skipped,
+        sentences,
     )
+    assert (batches.index.padded_lengths[0], batches.index.num_labels[0]) == (length, num_labels)
+    assert batches.cuts == cuts
     batch = batches.collate(np.array([0]))
+    labels = batch["labels"].flatten()
     assert batch["input_ids"].shape[-1] == length <= max_length
-    assert batch["input_ids"][0, 0, -1] == store.special_ids.eos
+    assert batch["input_ids"].flatten()[-1] == store.special_ids.eos
+    assert (labels != -100).sum() == num_labels
+    assert (labels[-1] == -100) == bool(cuts[2])
+
+
+def test_of_a_question_too_long_its_end_is_kept(tokenizer, tmp_path):
+    [question], [reply] = (
+        encode(tokenizer, [text]) for text in ("why do you like tea so much ?", "yes")
+    )
+    dialogue = Dialogue([], [Utterance(["why do you like tea so much ?"], ["yes"])])
+    store = build_store({"train": [dialogue]}, tokenizer, tmp_path / "store")
+    batch = make_batches(store, max_length=len(reply) + 8)[0]
+    bos, eos, speaker1, speaker2, _ = store.special_ids
+    expected = [bos, speaker2, *question[-4:], speaker1, *reply, eos]
+    assert batch["input_ids"].flatten().tolist() == expected
+
+
+def test_a_long_distractor_cuts_the_prefix_but_not_the_true_replys_end(tokenizer, tmp_path):
+    store = long_store(tokenizer, tmp_path / "s", [], [5], [20, 3])
+    batches = make_batches(store, max_length=12)
+    assert (batches.index.num_labels.tolist(), batches.cuts) == ([4], (1, 0, 1))
+    assert batches[0]["labels"][0, 1, :6].tolist()[-1] == store.special_ids.eos
 
 
 @pytest.mark.skipif(_native.host is None, reason="nothing is compiled here")

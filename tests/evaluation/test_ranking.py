@@ -66,6 +66,28 @@ def test_a_long_candidate_shortens_what_stands_before_all_of_them(models):
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("num_tokens", "persona", "history"),
+    [(31, PERSONA[:1], [[14]]), (35, [], [[14]]), (36, [], [])],
+)
+def test_what_a_candidate_leaves_no_room_for_goes_in_order(models, num_tokens, persona, history):
+    theirs, ours = models
+    candidates = [[15, 16], [17] * num_tokens]
+    scores = rank_candidates(ours, SPECIAL, PERSONA, HISTORY, candidates)
+    expected = scores_of_transformers(theirs, persona, history, candidates)
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_of_a_turn_too_long_its_end_is_answered(models):
+    theirs, ours = models
+    turn = [*range(20, 50)] * 2
+    candidates = [[15, 16], [17]]
+    scores = rank_candidates(ours, SPECIAL, PERSONA, [[8], turn], candidates)
+    # 40 positions less <bos>, the turn's speaker, <speaker1>, 2 tokens and <eos>.
+    expected = scores_of_transformers(theirs, [], [turn[-34:]], candidates)
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_candidate_too_long_by_itself_loses_its_end(models):
     theirs, ours = models
     scores = rank_candidates(ours, SPECIAL, PERSONA, HISTORY, [[15, 16], [17] * 100])

@@ -1,8 +1,10 @@
 """`collate` against its reference, and the reference against the predecessor's rules."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,16 +23,17 @@ needs_kernel = pytest.mark.skipif(_native.host is None, reason="nothing is compi
 
 
 def make_arguments(utterances, rows, seq_len, dtype=torch.uint16):
-    """`rows`: (persona ids, rotation, kept, history ids, candidate ids), one an example."""
+    """`rows`: (persona ids, rotation, kept, history ids, candidate ids), one an example, and where
+    they begin within a turn, how many of its tokens are left out."""
     offsets = np.cumsum([0, *map(len, utterances)])
     tokens = [token for utterance in utterances for token in utterance]
     tables, plan = ([], [], []), []
-    for persona, rotation, kept, history, candidates in rows:
+    for persona, rotation, kept, history, candidates, *skip in rows:
         columns = []
         for table, ids in zip(tables, (persona, history, candidates), strict=True):
             columns += [len(table), len(ids)]
             table += ids
-        plan.append([*columns[:2], rotation, kept, *columns[2:]])
+        plan.append([*columns[:2], rotation, kept, *columns[2:4], *(skip or [0]), *columns[4:]])
     persona_ids, history_ids, candidate_ids = (torch.tensor(t, dtype=torch.int32) for t in tables)
     return {
         "tokens": torch.tensor(tokens, dtype=torch.int64).to(dtype),
@@ -38,7 +41,7 @@ def make_arguments(utterances, rows, seq_len, dtype=torch.uint16):
         "persona_ids": persona_ids,
         "history_ids": history_ids,
         "candidate_ids": candidate_ids,
-        "plan": torch.tensor(plan, dtype=torch.int64).reshape(len(rows), 8),
+        "plan": torch.tensor(plan, dtype=torch.int64).reshape(len(rows), len(ops.PLAN_COLUMNS)),
         "special_ids": SPECIAL,
         "num_candidates": max((len(row[4]) for row in rows), default=0),
         "seq_len": seq_len,
@@ -48,10 +51,10 @@ def make_arguments(utterances, rows, seq_len, dtype=torch.uint16):
 def needed_length(utterances, rows):
     """The padded length at which no reply is cut."""
     longest = 0
-    for persona, rotation, kept, history, candidates in rows:
+    for persona, rotation, kept, history, candidates, *skip in rows:
         order = persona[len(persona) - rotation :] + persona[: len(persona) - rotation]
         prefix = 1 + sum(len(utterances[i]) for i in order[:kept])
-        prefix += sum(1 + len(utterances[i]) for i in history)
+        prefix += sum(1 + len(utterances[i]) for i in history) - sum(skip)
         reply = max((len(utterances[i]) for i in candidates), default=0)
         longest = max(longest, prefix + 2 + reply)
     return longest
@@ -69,7 +72,8 @@ def stores(draw, max_token=50_262):
         rotation = draw(st.integers(0, max(0, len(persona) - 1)))
         kept = draw(st.integers(0, len(persona)))
         history = draw(st.lists(ids, max_size=6))
-        rows.append((persona, rotation, kept, history, draw(st.lists(ids, max_size=5))))
+        skip = draw(st.integers(0, len(utterances[history[0]]))) if history else 0
+        rows.append((persona, rotation, kept, history, draw(st.lists(ids, max_size=5)), skip))
     return utterances, rows
 
 
@@ -84,11 +88,12 @@ def in_shared_layout(arguments, max_length):
         return [lengths[i] for i in arguments[name][first : first + count].tolist()]
 
     sizes = []
-    for first, count, rotation, kept, *ranges in arguments["plan"].tolist():
+    for first, count, rotation, kept, *rest in arguments["plan"].tolist():
         persona = lengths_of("persona_ids", first, count)
         persona = (persona[count - rotation :] + persona[: count - rotation])[:kept]
-        prefix = 1 + sum(persona) + sum(1 + n for n in lengths_of("history_ids", *ranges[:2]))
-        replies = lengths_of("candidate_ids", *ranges[2:])
+        prefix = 1 + sum(persona) + sum(1 + n for n in lengths_of("history_ids", *rest[:2]))
+        prefix -= rest[2]
+        replies = lengths_of("candidate_ids", *rest[3:])
         sizes.append(prefix + sum(2 + min(n, max_length - prefix - 2) for n in replies))
     offsets = torch.tensor([0, *np.cumsum(sizes, dtype=np.int64).tolist()])
     return arguments | {
@@ -117,6 +122,36 @@ def test_a_worked_example_has_the_predecessors_layout():
     assert segments[0, 0].tolist() == [s1] * 6 + [s2] * 2 + [s1] * 3 + [pad]
     assert labels[0, 0].tolist() == [-100] * 12
     assert mc_token_ids.tolist() == [[10, 11]]
+
+
+def test_the_first_turn_can_lose_its_beginning():
+    rows = [([0], 0, 1, [1, 2], [3], 2)]
+    arguments = make_arguments([[10], [20, 21, 22], [30], [40]], rows, 10)
+    input_ids, segments, *_ = ops.collate(**arguments)
+    bos, eos, s1, s2, _ = SPECIAL
+    assert input_ids[0, 0].tolist() == [bos, 10, s1, 22, s2, 30, s1, 40, eos, 0]
+    assert segments[0, 0].tolist() == [s1] * 4 + [s2] * 2 + [s1] * 3 + [0]
+    ids, *_, positions, _, _, _ = ops.collate_shared(**in_shared_layout(arguments, 10))
+    assert ids.tolist() == input_ids[0, 0, :-1].tolist()
+    assert positions.tolist() == list(range(9))
+
+
+@pytest.mark.parametrize(("room", "labels"), [(3, [30, 31, 2]), (2, [30, -100]), (1, [-100])])
+def test_a_reply_that_was_cut_has_no_eos_to_learn(room, labels):
+    # The distractor is as long: what it loses changes nothing.
+    utterances, rows = [[40, 41], [30, 31]], [([], 0, 0, [], [0, 1])]
+    arguments = make_arguments(utterances, rows, 2 + room)
+    input_ids, _, padded_labels, mc_token_ids = ops.collate(**arguments)
+    assert padded_labels[0].tolist() == [[-100] * (2 + room), [-100, -100, *labels]]
+    assert input_ids[0, :, -1].tolist() == [SPECIAL[1]] * 2  # which the other head reads
+    assert mc_token_ids.tolist() == [[1 + room, 1 + room]]
+    *_, shared_labels, _ = ops.collate_shared(**in_shared_layout(arguments, 2 + room))
+    assert shared_labels.tolist() == [-100] * (2 + room) + [-100, *labels]
+
+
+def test_a_distractor_that_was_cut_leaves_the_true_replys_eos():
+    arguments = make_arguments([[40] * 9, [30]], [([], 0, 0, [], [0, 1])], 6)
+    assert ops.collate(**arguments)[2][0, 1].tolist() == [-100, -100, 30, 2, -100, -100]
 
 
 @needs_kernel
@@ -227,7 +262,7 @@ def test_an_example_with_fewer_candidates_is_padded_and_marked():
     ("name", "change", "error", "says"),
     [
         ("tokens", lambda t: t.to(torch.int64), TypeError, "uint16 or int32"),
-        ("plan", lambda t: t[:, :5].contiguous(), ValueError, "8 columns"),
+        ("plan", lambda t: t[:, :5].contiguous(), ValueError, "9 columns"),
         ("plan", lambda t: t.int(), TypeError, "plan must be Long"),
         ("num_candidates", lambda n: n - 1, ValueError, "row 0 has 1 candidates"),
         ("special_ids", lambda t: t[:4], ValueError, "5 ids"),
@@ -241,7 +276,7 @@ def test_arguments_that_would_read_foreign_memory_are_refused(name, change, erro
 
 
 @needs_kernel
-@pytest.mark.parametrize("column", range(8))
+@pytest.mark.parametrize("column", range(9))
 @pytest.mark.parametrize("value", [-1, 3, 2**62])
 def test_a_plan_that_points_outside_the_store_is_refused(column, value):
     arguments = make_arguments([[5], [6]], [([0], 0, 1, [1], [0])], 8)
@@ -250,8 +285,40 @@ def test_a_plan_that_points_outside_the_store_is_refused(column, value):
         ops.collate(**arguments)
 
 
+@needs_kernel
+@pytest.mark.parametrize("skip", [2, 3, 2**62, 2**63 - 1])
+def test_a_skip_beyond_the_first_turn_is_refused(skip):
+    # Longer turns come before and after it.
+    rows = [([], 0, 0, [1, 1], [0], 2), ([], 0, 0, [0, 1], [0], 1)]
+    arguments = make_arguments([[5], [6, 7, 8]], rows, 20)
+    shared = in_shared_layout(arguments, 20)
+    arguments["plan"][1, ops.PLAN_COLUMNS.index("history_skip")] = skip
+    with pytest.raises(IndexError, match="row 1 of the plan points outside the store"):
+        ops.collate(**arguments)
+    with pytest.raises(IndexError, match="row 1 of the plan points outside the store"):
+        ops.collate_shared(**shared)
+
+
+@needs_kernel
+def test_a_skip_without_history_is_refused():
+    arguments = make_arguments([[5]], [([], 0, 0, [], [0], 1)], 8)
+    with pytest.raises(IndexError, match="row 0 of the plan points outside the store"):
+        ops.collate(**arguments)
+
+
+def test_a_row_without_candidates_may_leave_them_no_room():
+    arguments = in_shared_layout(make_arguments([[5, 6]], [([0], 0, 1, [], [])], 0), 3)
+    assert ops.collate_shared(**arguments)[0].tolist() == [1, 5, 6]
+
+
+def test_the_columns_of_the_plan_are_those_of_the_compiled_row():
+    header = Path(__file__).parents[2] / "csrc" / "include" / "convai_fast" / "collate.h"
+    row = re.search(r"struct PlanRow {(.*?)};", header.read_text(encoding="utf-8"), re.DOTALL)[1]
+    assert tuple(re.findall(r"(\w+)[,;]", row)) == ops.PLAN_COLUMNS
+
+
 def test_opcheck_passes():
-    arguments = make_arguments([[5, 6], [7]], [([0], 0, 1, [1], [0, 1])], 9)
+    arguments = make_arguments([[5, 6], [7]], [([0], 0, 1, [1], [0, 1], 1)], 9)
     arguments["special_ids"] = list(SPECIAL)
     torch.library.opcheck(torch.ops.convai_fast.collate.default, tuple(arguments.values()))
     arguments = in_shared_layout(arguments, 9)
@@ -273,7 +340,7 @@ def test_every_instruction_set_gives_the_same(isa):
         "tokens = torch.arange(5, 1005).to(torch.uint16)\n"
         "offsets = torch.tensor([0, 3, 40, 137, 1000])\n"
         "ids = torch.tensor([0, 1], dtype=torch.int32)\n"
-        "plan = torch.tensor([[0, 2, 1, 2, 0, 2, 0, 2]])\n"
+        "plan = torch.tensor([[0, 2, 1, 2, 0, 2, 1, 0, 2]])\n"
         "out = ops.collate(tokens, offsets, ids, ids, ids + 2, plan, (1, 2, 3, 4, 0), 2, 1100)\n"
         "print(_native.native_info()['isa'], [int((o * (torch.arange(o.numel()) % 97)"
         ".view_as(o)).sum()) for o in out])"
@@ -293,6 +360,14 @@ def test_every_instruction_set_gives_the_same(isa):
     best, expected = run()
     assert lowered == expected
     assert name in (isa, best)  # `best` where the machine has not even AVX2
+
+
+@pytest.mark.cuda
+def test_on_cuda_a_row_without_candidates_may_leave_them_no_room():
+    arguments = in_shared_layout(make_arguments([[5, 6]], [([0], 0, 1, [], [])], 0), 3)
+    for name in ("tokens", "utterance_offsets", "persona_ids", "history_ids", "candidate_ids"):
+        arguments[name] = arguments[name].cuda()
+    assert ops.collate_shared(**arguments)[0].tolist() == [1, 5, 6]
 
 
 @pytest.mark.cuda

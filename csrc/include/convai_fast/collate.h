@@ -23,7 +23,7 @@ struct SpecialIds {
 // One row of the plan, in the order of PLAN_COLUMNS in convai_fast/ops/collate.py.
 struct PlanRow {
   int64_t persona_first, persona_count, persona_rotation, persona_kept;
-  int64_t history_first, history_count;
+  int64_t history_first, history_count, history_skip;
   int64_t candidate_first, candidate_count;
 };
 constexpr int64_t kPlanColumns = sizeof(PlanRow) / sizeof(int64_t);
@@ -59,6 +59,33 @@ struct SharedOutput {
   int64_t* mc_token_ids;  // [batch, num_candidates]
 };
 
+// A candidate's reply, cut to the room there is. A reply that was cut does not end there: <eos>
+// still follows it, for the multiple-choice head to read, but has no label.
+template <typename Token>
+struct Reply {
+  const Token* tokens;
+  int64_t length, num_labels;
+};
+
+template <typename Token>
+CONVAI_FAST_HOST_DEVICE inline Reply<Token> reply_of(const CollateInput<Token>& in,
+                                                     int32_t candidate, int64_t room) {
+  const int64_t begin = in.utterance_offsets[candidate];
+  const int64_t length = in.utterance_offsets[candidate + 1] - begin;
+  const bool is_cut = length > room;
+  return {in.tokens + begin, is_cut ? room : length, is_cut ? room : length + 1};
+}
+
+// Whether the row leaves out no more of its first turn than there is. Of the plan's columns this is
+// the one that only the store's arrays can tell, wherever they lie.
+template <typename Token>
+CONVAI_FAST_HOST_DEVICE inline bool skips_within_a_turn(const CollateInput<Token>& in,
+                                                        const PlanRow& row) {
+  if (row.history_skip == 0) return true;
+  const int64_t turn = in.history_ids[row.history_first];
+  return row.history_skip <= in.utterance_offsets[turn + 1] - in.utterance_offsets[turn];
+}
+
 // Calls write_token(position, token, segment) and write_utterance(position, source, length,
 // segment) for each part of the row's persona and history. Returns the length of the prefix.
 // Nothing is written at or beyond `limit`, so that a return value above it is safe to report.
@@ -72,8 +99,8 @@ CONVAI_FAST_HOST_DEVICE inline int64_t walk_prefix(const CollateInput<Token>& in
     if (position < limit) write_token(position, token, segment);
     ++position;
   };
-  const auto add_utterance = [&](int64_t utterance, int64_t segment) {
-    const int64_t begin = in.utterance_offsets[utterance];
+  const auto add_utterance = [&](int64_t utterance, int64_t segment, int64_t skip) {
+    const int64_t begin = in.utterance_offsets[utterance] + skip;
     const int64_t length = in.utterance_offsets[utterance + 1] - begin;
     if (position + length <= limit) {
       write_utterance(position, in.tokens + begin, length, segment);
@@ -86,13 +113,13 @@ CONVAI_FAST_HOST_DEVICE inline int64_t walk_prefix(const CollateInput<Token>& in
     // A rotation by 1 reads [a, b, c] as [c, a, b].
     int64_t source = i - row.persona_rotation;
     if (source < 0) source += row.persona_count;
-    add_utterance(in.persona_ids[row.persona_first + source], in.special.speaker1);
+    add_utterance(in.persona_ids[row.persona_first + source], in.special.speaker1, 0);
   }
   for (int64_t i = 0; i < row.history_count; ++i) {
     const bool partner = (row.history_count - i) % 2 == 1;
     const int64_t speaker = partner ? in.special.speaker2 : in.special.speaker1;
     add_token(speaker, speaker);
-    add_utterance(in.history_ids[row.history_first + i], speaker);
+    add_utterance(in.history_ids[row.history_first + i], speaker, i == 0 ? row.history_skip : 0);
   }
   return position;
 }

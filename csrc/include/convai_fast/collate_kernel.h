@@ -64,18 +64,15 @@ int64_t write_prefix(const CollateInput<Token>& in, const PlanRow& row, int64_t 
       });
 }
 
-// Writes [speaker1] reply [eos] at `ids` and `segments`, the reply cut to `room` tokens, and
-// returns the length of the three.
+// Writes [speaker1] reply [eos] at `ids` and `segments`, and returns the length of the three.
 template <typename Token>
-int64_t write_reply(const CollateInput<Token>& in, int32_t candidate, int64_t room, int64_t* ids,
+int64_t write_reply(const SpecialIds& special, const Reply<Token>& reply, int64_t* ids,
                     int64_t* segments, Widen<Token> widen) {
-  const int64_t begin = in.utterance_offsets[candidate];
-  const int64_t reply = std::min(in.utterance_offsets[candidate + 1] - begin, room);
-  ids[0] = in.special.speaker1;
-  widen(in.tokens + begin, ids + 1, reply);
-  ids[reply + 1] = in.special.eos;
-  std::fill_n(segments, reply + 2, in.special.speaker1);
-  return reply + 2;
+  ids[0] = special.speaker1;
+  widen(reply.tokens, ids + 1, reply.length);
+  ids[reply.length + 1] = special.eos;
+  std::fill_n(segments, reply.length + 2, special.speaker1);
+  return reply.length + 2;
 }
 
 // Fills all candidates of example `i`. The prefix is written for the first candidate and copied to
@@ -97,6 +94,7 @@ bool collate_example(const CollateInput<Token>& in, const PaddedOutput& out, int
     int64_t* segments = out.token_type_ids + row * in.seq_len;
     int64_t* labels = out.labels + row * in.seq_len;
     int64_t end = 0;
+    std::fill_n(labels, in.seq_len, kIgnoredLabel);
     if (j < num_present) {
       if (j == 0) {
         prefix = write_prefix(in, in.plan[i], in.seq_len, ids, segments, widen);
@@ -105,15 +103,14 @@ bool collate_example(const CollateInput<Token>& in, const PaddedOutput& out, int
         std::memcpy(ids, first_ids, prefix * sizeof(int64_t));
         std::memcpy(segments, first_segments, prefix * sizeof(int64_t));
       }
-      end = prefix + write_reply(in, candidates[j], in.max_length - prefix - 2, ids + prefix,
-                                 segments + prefix, widen);
+      const auto reply = reply_of(in, candidates[j], in.max_length - prefix - 2);
+      end = prefix + write_reply(in.special, reply, ids + prefix, segments + prefix, widen);
+      if (j == num_present - 1) {  // the true reply is the last one
+        std::copy_n(ids + prefix + 1, reply.num_labels, labels + prefix + 1);
+      }
     }
     std::fill(ids + end, ids + in.seq_len, in.special.pad);
     std::fill(segments + end, segments + in.seq_len, in.special.pad);
-    std::fill_n(labels, in.seq_len, kIgnoredLabel);
-    if (j == num_present - 1) {  // the true reply is the last one
-      std::copy(ids + prefix + 1, ids + end, labels + prefix + 1);
-    }
     out.mc_token_ids[row] = end - 1;
   }
   return true;
@@ -143,15 +140,13 @@ bool collate_example(const CollateInput<Token>& in, const SharedOutput& out, int
   std::fill_n(labels, length, kIgnoredLabel);
   int64_t end = prefix;
   for (int64_t j = 0; j < num_present; ++j) {
-    const int32_t candidate = candidates[j];
-    const int64_t reply =
-        std::min(in.utterance_offsets[candidate + 1] - in.utterance_offsets[candidate], room);
-    if (end + reply + 2 > length) return false;
-    const int64_t part = write_reply(in, candidate, room, ids + end, segments + end, widen);
+    const auto reply = reply_of(in, candidates[j], room);
+    if (end + reply.length + 2 > length) return false;
+    const int64_t part = write_reply(in.special, reply, ids + end, segments + end, widen);
     std::iota(positions + end, positions + end + part, prefix);
     std::fill_n(branches + end, part, j + 1);
     if (j == num_present - 1) {  // the true reply is the last one
-      std::copy(ids + end + 1, ids + end + part, labels + end + 1);
+      std::copy_n(ids + end + 1, reply.num_labels, labels + end + 1);
     }
     end += part;
     mc_token_ids[j] = begin + end - 1;
