@@ -44,9 +44,9 @@ class ExampleResult:
         turn: the turn of its dialogue, from 0.
         expected: the true reply.
         num_candidates, rank: how many candidates it has, and the true reply's place, from 1.
-        nll, num_tokens: negative log-likelihood, in nats, of the true reply with `<eos>`; of how
-            many tokens that is the sum.
-        eos_nll: the part of `<eos>`.
+        nll, num_tokens: negative log-likelihood, in nats, of the true reply with `<eos>`, which a
+            reply that was cut to fit the model has not; of how many tokens that is the sum.
+        eos_nll: the part of `<eos>`; 0 where the reply was cut.
         word_nll, num_words: the sum over the words of the true reply that the vocabulary has, and
             their number.
         num_unknown_words: how many words it does not have.
@@ -117,7 +117,7 @@ def evaluate(
 
     - `hits@K`: see `rank_of_true` and `hits_at`; all candidates of an example are ranked.
     - `ppl`: exp of the mean negative log-likelihood of a token, over all tokens of all true
-      replies, their `<eos>` included; `ppl_without_eos` leaves it out.
+      replies, their `<eos>` included where they were not cut; `ppl_without_eos` leaves it out.
     - `word_ppl`: the same of a word; see `convai_fast.evaluation.word_perplexity`. The vocabulary
       is that of all splits of `dialogues`.
     - `f1`, `bleu`, `distinct` (and `mean_length`): of the replies that the model writes, see
@@ -166,7 +166,7 @@ def evaluate(
         nll, counts["tokens"] = sum(e.nll for e in examples), sum(e.num_tokens for e in examples)
         eos_nll = sum(e.eos_nll for e in examples)
         figures["ppl"] = perplexity(nll, counts["tokens"])
-        figures["ppl_without_eos"] = perplexity(nll - eos_nll, counts["tokens"] - len(examples))
+        figures["ppl_without_eos"] = perplexity(nll - eos_nll, counts["tokens"] - run.num_eos)
     if "word_ppl" in metrics:
         counts["words"] = sum(e.num_words for e in examples)
         counts["unknown_words"] = sum(e.num_unknown_words for e in examples)
@@ -230,6 +230,7 @@ class _Run:
             for row in self.rows
         ]
         self.cuts: dict[str, int] = {}
+        self.num_eos = 0  # replies whose end was scored: all but those that were cut
 
     def _candidates(self, row: int) -> list[str]:
         number, turn = self.turns[row]
@@ -306,12 +307,12 @@ class _Run:
 
     def _note(self, scores: dict[int, Scores]) -> None:
         for row, example in zip(self.rows, self.examples, strict=True):
-            mc_logits, nlls = scores[row]
+            mc_logits, token_nlls, eos_nlls = scores[row]
             if mc_logits:
                 candidates = self._candidates(row)
                 example.num_candidates = len(candidates)
                 example.rank = rank_of_true(_finite(mc_logits, example), candidates)
-            if nlls:
-                _finite(nlls, example)
-                example.nll, example.num_tokens = math.fsum(nlls), len(nlls)
-                example.eos_nll = nlls[-1]
+            if nlls := token_nlls + eos_nlls:
+                example.nll, example.num_tokens = math.fsum(_finite(nlls, example)), len(nlls)
+                example.eos_nll = math.fsum(eos_nlls)
+                self.num_eos += len(eos_nlls)

@@ -28,12 +28,14 @@ class Scores(NamedTuple):
     Attributes:
         mc_logits: the multiple-choice logit of each candidate, the true reply last; empty if that
             head was not asked.
-        token_nlls: the negative log-likelihood, in nats, of each token of the true reply and last
-            of `<eos>`; empty if that head was not asked.
+        token_nlls: the negative log-likelihood, in nats, of each token of the true reply; empty if
+            that head was not asked.
+        eos_nlls: the same of `<eos>` after it; empty, too, where the reply was cut.
     """
 
     mc_logits: list[float]
     token_nlls: list[float]
+    eos_nlls: list[float]
 
 
 @torch.inference_mode()
@@ -65,7 +67,7 @@ def score_examples(
             wanted = [ends.clamp(min=0).flatten()] * ranks + [labelled - 1] * tokens
             shared, place = share_speaker(batch)
             hidden = hidden_states(model, shared, place[torch.cat(wanted)])
-            mc_logits, nlls = [[]] * len(ends), []
+            mc_logits, nlls, is_eos = [[]] * len(ends), [], []
             if ranks:
                 chosen, hidden = hidden[: ends.numel()], hidden[ends.numel() :]
                 # In bfloat16, candidates that are nearly as good would come out equal.
@@ -80,10 +82,12 @@ def score_examples(
                     for part, logits in lm_logits(model, hidden)
                 ]
                 nlls = torch.cat(nlls).tolist()
+                is_eos = (batch["labels"][labelled] == batches.store.special_ids.eos).tolist()
             first = 0
             for row, of_candidates in zip(batches.rows_of(i), mc_logits, strict=True):
                 end = first + int(batches.index.num_labels[row])
-                scores[int(row)] = Scores(of_candidates, nlls[first:end])
+                last = end - any(is_eos[first:end])
+                scores[int(row)] = Scores(of_candidates, nlls[first:last], nlls[last:end])
                 first = end
     return scores
 

@@ -183,11 +183,12 @@ def score_words(
         for i in track(range(len(batches)), "scoring words", "batch", len(batches)):
             batch = batches[i]
             labelled = (batch["labels"] != IGNORED).nonzero().squeeze(1).tolist()
+            eos = batches.store.special_ids.eos  # no word; a reply that was cut has none
             queries: list[_Query] = []
             for row in batches.rows_of(i).tolist():
                 num_labels = int(batches.index.num_labels[row])
-                positions, labelled = labelled[: num_labels - 1], labelled[num_labels:]
-                read = batch["input_ids"][positions].tolist()
+                positions, labelled = labelled[:num_labels], labelled[num_labels:]
+                read = [id for id in batch["input_ids"][positions].tolist() if id != eos]
                 found, unknown = _queries(row, replies[row], positions, read, vocabulary)
                 queries += found
                 scores[row] = WordScores([], unknown)

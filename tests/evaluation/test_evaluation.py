@@ -115,6 +115,28 @@ def test_what_a_true_reply_costs_does_not_depend_on_its_distractors(models):
     assert both.examples[0].rank is not None
 
 
+def test_a_reply_that_was_cut_has_no_end_to_be_scored(models):
+    utterances = [Utterance(["do you like tea ?"], [reply]) for reply in ("tea " * 300, "yes .")]
+    dialogues = {"valid": [Dialogue([], utterances)]}
+    result = evaluate(models.ours, models.tokenizer, dialogues, metrics=["ppl"], batch_size=2)
+    cut, whole = result.examples
+    assert (cut.num_tokens, cut.eos_nll) == (192 - 3, 0)  # beside <bos>, <speaker1> and <eos>
+    assert 0 < whole.eos_nll < whole.nll
+    nll = cut.nll + whole.nll - whole.eos_nll
+    without = math.exp(nll / (cut.num_tokens + whole.num_tokens - 1))
+    assert result.metrics["ppl_without_eos"] == pytest.approx(without)
+    [tokens] = encode(models.tokenizer, ["tea " * 300])
+    instance = build_input_from_segments([], [], tokens[: 192 - 3], models.tokenizer)
+    with torch.no_grad():
+        logits = models.theirs(
+            input_ids=torch.tensor([[instance["input_ids"]]]),
+            token_type_ids=torch.tensor([[instance["token_type_ids"]]]),
+            mc_token_ids=torch.tensor([[191]]),
+        ).logits[0, 0]
+    log_probs = logits.log_softmax(-1)[1:-2].gather(1, torch.tensor(tokens[:189])[:, None])
+    assert cut.nll == pytest.approx(-log_probs.sum().item(), rel=1e-4)
+
+
 def test_figures_of_replies_are_those_of_the_replies(models, dialogues):
     params = SamplingParams(max_length=12, seed=3)
     result = evaluate(

@@ -166,6 +166,16 @@ def test_of_a_reply_too_long_for_the_model_the_beginning_is_scored(models):
     assert 0 < len(cut) < 24
 
 
+def test_every_token_that_fits_is_read(models):
+    [tokens] = encode(models.tokenizer, ["tea"])
+    reply = " ".join(["tea"] * 40)
+    dialogue = Dialogue([], [Utterance(["hello"], [reply])])
+    # Room for <bos>, <speaker1>, as many tokens and <eos>, which no word is mistaken for.
+    [rest] = encode(models.tokenizer, [" tea"])
+    max_length = 3 + len(tokens) + 2 * len(rest)
+    assert len(score(models, dialogue, {"tea": 1}, max_length)[0].word_nlls) == 3
+
+
 def test_tokens_that_join_words_are_refused(models, monkeypatch):
     monkeypatch.setattr(WordVocabulary, "token_ids", lambda self, words: [[1, 2] for _ in words])
     with pytest.raises(UserError, match="word_ppl needs a tokenizer whose tokens end where words"):
