@@ -13,13 +13,14 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast import ops
+from convai_fast.dialogue.prompt import Prompt
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.generation.cache import KVCache
 from convai_fast.generation.constraints import Constraints, constrain
 from convai_fast.generation.decoder import Decoder
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.request import Prompt, Reply, Request, build_prompt, prompt_room
+from convai_fast.generation.request import Reply, Request, build_prompt, prompt_room
 from convai_fast.load import check_fit
 from convai_fast.model.double_heads import DoubleHeadsModel
 

@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.dialogue.encoding import encode
-from convai_fast.dialogue.format import SpecialIds, build_sequence
+from convai_fast.dialogue.format import SpecialIds
+from convai_fast.dialogue.prompt import SHORTEST_PROMPT, Prompt, fit_prompt
 from convai_fast.errors import UserError
 from convai_fast.generation.params import SamplingParams
-
-# <bos>, one turn of a speaker token and one token, and the reply's <speaker1>.
-_SHORTEST_PROMPT = 4
 
 Texts = Sequence[str] | Sequence[Sequence[int]]
 
@@ -60,13 +58,6 @@ class Reply:
     logprobs: list[float] | None = None
 
 
-class Prompt(NamedTuple):
-    """Token and segment ids of what a reply follows, its `<speaker1>` included."""
-
-    input_ids: list[int]
-    token_type_ids: list[int]
-
-
 def build_prompt(
     request: Request,
     tokenizer: PreTrainedTokenizerFast,
@@ -74,8 +65,7 @@ def build_prompt(
     vocab_size: int,
     room: int,
 ) -> Prompt:
-    """The prompt of `request`, of at most `room` tokens; what is too long loses what `fit_prefix`
-    cuts.
+    """The prompt of `request`, of at most `room` tokens; persona and history are cut as `fit` says.
 
     Raises:
         UserError: token ids that do not exist, or given together with persona or history, or too
@@ -86,11 +76,7 @@ def build_prompt(
             raise UserError("the request has token_type_ids, but no input_ids")
         persona = _token_ids(request.persona, "persona", tokenizer, vocab_size)
         history = _token_ids(request.history, "history", tokenizer, vocab_size)
-        persona, history = fit_prefix(persona, history, room - 1)  # beside the reply's <speaker1>
-        input_ids, token_type_ids, _ = build_sequence(
-            persona, history, [], special_ids, with_eos=False
-        )
-        return Prompt(input_ids, token_type_ids)
+        return fit_prompt(persona, history, special_ids, room)
 
     if len(request.persona) or len(request.history):
         raise UserError("the request has both input_ids and persona or history: give only one")
@@ -120,35 +106,12 @@ def prompt_room(n_positions: int, params: SamplingParams) -> int:
     Raises UserError when `params.max_length` leaves no room for a prompt.
     """
     room = n_positions - params.max_length
-    if room < _SHORTEST_PROMPT:
+    if room < SHORTEST_PROMPT:
         raise UserError(
             f"max_length is {params.max_length}, which leaves no room for a prompt in the "
-            f"model's {n_positions} positions: give at most {n_positions - _SHORTEST_PROMPT}"
+            f"model's {n_positions} positions: give at most {n_positions - SHORTEST_PROMPT}"
         )
     return room
-
-
-def fit_prefix(
-    persona: Sequence[Sequence[int]], history: Sequence[Sequence[int]], room: int
-) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
-    """Cut persona and history so that `<bos>` and both take at most `room` tokens.
-
-    The oldest turns go first, then persona sentences from the end, then the beginning of the last
-    turn, which goes altogether where not one token of it fits.
-    """
-    persona, history = list(persona), list(history)
-
-    def excess() -> int:
-        return 1 + sum(map(len, persona)) + sum(1 + len(turn) for turn in history) - room
-
-    while excess() > 0 and len(history) > 1:
-        del history[0]
-    while excess() > 0 and persona:
-        del persona[-1]
-    if history and excess() > 0:
-        kept = history[0][excess() :]
-        history = [kept] if kept else []
-    return persona, history
 
 
 def _token_ids(

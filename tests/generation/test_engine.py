@@ -9,11 +9,12 @@ from peers import both_models, prompt_of, recomputed_reply
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from convai_fast import ops
+from convai_fast.dialogue.prompt import fit_prompt
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.request import Request, fit_prefix
+from convai_fast.generation.request import Request
 from convai_fast.model import DoubleHeadsModel
 
 GREEDY = SamplingParams(no_sample=True, max_length=12)
@@ -200,8 +201,8 @@ def test_a_prompt_longer_than_the_model_is_cut_to_leave_room_for_the_reply(engin
     params = SamplingParams(no_sample=True, max_length=max_length, min_length=max_length)
     reply = reply_to(engine, Request(persona=persona, history=history, params=params))
     assert len(reply.token_ids) == max_length
-    persona, history = fit_prefix(persona, history, 96 - max_length - 1)
-    assert reply == reply_to(engine, Request(persona=persona, history=history, params=params))
+    prompt = fit_prompt(persona, history, engine.special_ids, 96 - max_length)
+    assert reply == reply_to(engine, Request(**prompt._asdict(), params=params))
 
 
 def test_a_max_length_without_room_for_a_prompt_is_refused_at_once(engine):

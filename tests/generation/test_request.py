@@ -7,7 +7,7 @@ from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.request import Request, build_prompt, fit_prefix
+from convai_fast.generation.request import Request
 
 PARAMS = SamplingParams(max_length=8, min_length=8, temperature=2)
 PERSONA, HISTORY = ["i like tea .", "i have a cat ."], ["hello !", "hi , how are you ?", "fine ."]
@@ -24,14 +24,6 @@ def test_text_token_ids_and_a_whole_prompt_ask_for_the_same(engine, tokenizer):
     replies = engine.generate([text, ids, mixed, whole])
     assert replies[1:] == replies[:1] * 3
     assert [*engine.stream(whole)] == replies[0][0].token_ids
-
-
-def test_a_prompt_is_persona_and_turns_with_alternating_speakers(tokenizer):
-    bos, _, speaker1, speaker2, _ = special = special_ids(tokenizer)
-    request = Request(persona=[[10, 11], [12]], history=[[13], [14, 15]])
-    input_ids, token_type_ids = build_prompt(request, tokenizer, special, 400, 50)
-    assert input_ids == [bos, 10, 11, 12, speaker1, 13, speaker2, 14, 15, speaker1]
-    assert token_type_ids == [speaker1] * 6 + [speaker2] * 3 + [speaker1]
 
 
 def test_a_special_token_in_a_text_is_spelled_out(tokenizer):
@@ -95,24 +87,16 @@ def test_a_prompt_of_token_ids_may_fill_the_model(engine):
     assert len(reply.token_ids) == 8
 
 
-@pytest.mark.parametrize(
-    ("room", "kept_persona", "kept_history"),
-    [
-        (13, [[1, 2], [3]], [[4, 5], [6], [7, 8, 9]]),  # fits exactly
-        (12, [[1, 2], [3]], [[6], [7, 8, 9]]),  # the oldest turn goes first
-        (9, [[1, 2], [3]], [[7, 8, 9]]),
-        (7, [[1, 2]], [[7, 8, 9]]),  # then persona sentences, from the end
-        (6, [], [[7, 8, 9]]),
-        (4, [], [[8, 9]]),  # then the beginning of the last turn
-        (3, [], [[9]]),
-        (2, [], []),
-        (1, [], []),
-    ],
-)
-def test_what_does_not_fit_is_cut_oldest_turns_first(room, kept_persona, kept_history):
-    persona, history = [[1, 2], [3]], [[4, 5], [6], [7, 8, 9]]
-    assert fit_prefix(persona, history, room) == (kept_persona, kept_history)
-    assert (len(persona), len(history)) == (2, 3)  # the caller's lists are left alone
+@pytest.mark.parametrize("given", ["text", "token ids"])
+def test_what_does_not_fit_is_cut_and_a_reply_has_its_room(engine, tokenizer, given):
+    persona, history = PERSONA * 20, ["how are you ? " * 30]  # the question alone is too long
+    if given == "token ids":
+        persona, history = encode(tokenizer, persona), encode(tokenizer, history)
+    prompt = prompt_of(Request(persona=persona, history=history, params=PARAMS), tokenizer, 96)
+    bos, _, speaker1, speaker2, _ = special_ids(tokenizer)
+    [turn] = encode(tokenizer, ["how are you ? " * 30])
+    assert prompt.input_ids == [bos, speaker2, *turn[-85:], speaker1]
+    assert len(prompt.input_ids) == 96 - PARAMS.max_length
 
 
 @pytest.mark.parametrize(
