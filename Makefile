@@ -53,7 +53,7 @@ gpu-check:
 	CONVAI_FAST_BACKEND=native $(PYTHON) -m pytest -q -m cuda
 
 clean:
-	rm -rf build .cuda-check *.egg-info convai_fast/*.so convai_fast/_build_info.json $(VENV)
+	rm -rf build .cuda-check *.egg-info convai_fast/*.so convai_fast/_build_info*.json $(VENV)
 
 # What is needed to build: the operators are built against the torch that will load them, so torch
 # comes first and the build is not isolated from it.

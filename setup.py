@@ -14,13 +14,15 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
-BUILD_INFO = ROOT / "convai_fast" / "_build_info.json"
+# Named like the modules, so that several Pythons can build in one clone.
+BUILD_INFO = ROOT / "convai_fast" / f"_build_info.{sysconfig.get_config_var('SOABI')}.json"
 CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 
 
@@ -138,5 +140,5 @@ if {"build_ext", "build_py", "bdist_wheel", "editable_wheel", "develop"} & set(s
 setup(
     ext_modules=modules,
     cmdclass=commands,
-    package_data={"convai_fast": ["_build_info.json"]},
+    package_data={"convai_fast": [BUILD_INFO.name]},
 )

@@ -7,6 +7,7 @@
 import importlib
 import json
 import os
+import sysconfig
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ import convai_fast.ops.schemas  # noqa: F401  (a kernel registers against a defi
 from convai_fast.errors import UserError
 
 BACKEND = os.environ.get("CONVAI_FAST_BACKEND", "auto")
-_BUILD_INFO = Path(__file__).with_name("_build_info.json")
+_BUILD_INFO = Path(__file__).with_name(f"_build_info.{sysconfig.get_config_var('SOABI')}.json")
 _REBUILD = "run `make build`, or `pip install --no-build-isolation .`"
 
 host: ModuleType | None = None
