@@ -58,6 +58,9 @@ clean:
 # What is needed to build: the operators are built against the torch that will load them, so torch
 # comes first and the build is not isolated from it.
 $(VENV)/packages: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+	  "convai_fast needs Python 3.11 or later and $(PYTHON) is %d.%d: run make with PYTHON=python3.11" \
+	  % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt setuptools wheel pybind11 ninja numpy torch
 	touch $@
