@@ -6,15 +6,19 @@
     CONVAI_FAST_BUILD=cpu    CPU operators, or fail
     CONVAI_FAST_BUILD=none   nothing: every operator runs as plain PyTorch
 
-The decision rests on the toolkit and TORCH_CUDA_ARCH_LIST, never on a GPU being present.
+Which of them rests on torch and the toolkit, never on a GPU being present. CUDA operators are
+compiled for TORCH_CUDA_ARCH_LIST; where it is not set, for the visible GPUs, and else for ARCHS.
 """
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from glob import glob
 from pathlib import Path
 
@@ -24,16 +28,67 @@ ROOT = Path(__file__).parent
 # Named like the modules, so that several Pythons can build in one clone.
 BUILD_INFO = ROOT / "convai_fast" / f"_build_info.{sysconfig.get_config_var('SOABI')}.json"
 CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+ARCHS = ["7.5", "8.0", "9.0+PTX"]  # newer GPUs compile the PTX themselves
+USUAL_TOOLKIT = "/usr/local/cuda"
+
+CUDA_PROGRAM = "#include <cuda_runtime.h>\nint main() { return cudaGetLastError(); }\n"
 
 
-def toolkit_version() -> str | None:
-    """The version of the CUDA toolkit whose nvcc would be used, such as "13.0"."""
-    home = os.environ.get("CUDA_HOME")
-    nvcc = f"{home}/bin/nvcc" if home else shutil.which("nvcc")
-    if not nvcc or not Path(nvcc).is_file():
+def output_of(*command: str) -> str:
+    """What a command prints; nothing if it cannot be run."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return result.stdout + result.stderr
+
+
+def cxx() -> list[str]:
+    """The C++ compiler that the build takes, as a command."""
+    return shlex.split(os.environ.get("CXX") or "c++")
+
+
+def links(program: str, *flags: str) -> bool:
+    """Whether the C++ compiler makes an executable of this program."""
+    names = ("CPPFLAGS", "CXXFLAGS", "LDFLAGS")  # the build takes them too
+    given = [flag for name in names for flag in shlex.split(os.environ.get(name, ""))]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "program.cpp"
+        source.write_text(program)
+        executable = source.with_suffix("")
+        output_of(*cxx(), str(source), "-o", str(executable), *given, *flags)
+        return executable.exists()
+
+
+def toolkit_home() -> str:
+    """The folder of the CUDA toolkit, looked for where torch looks for it."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc")
+    if home or not nvcc:
+        return home or USUAL_TOOLKIT
+    # The nvcc on the PATH may be a script that calls the toolkit's, which knows where it is.
+    top = re.search(r"TOP=(.+)", output_of(nvcc, "--dryrun", "-E", "-x", "cu", os.devnull))
+    return os.path.realpath(top[1].strip() if top else Path(nvcc).resolve().parents[1])
+
+
+def toolkit_version(home: str) -> str | None:
+    """The version of the CUDA toolkit in this folder, such as "13.0"; None if none is there."""
+    release = re.search(r"release ([\d.]+)", output_of(f"{home}/bin/nvcc", "--version"))
+    return release[1] if release else None
+
+
+def has_cuda_runtime(home: str) -> bool:
+    """Whether the header and the library that every CUDA extension needs are in the toolkit."""
+    lib = "lib64" if Path(home, "lib64").exists() else "lib"  # as torch chooses
+    return links(CUDA_PROGRAM, f"-I{home}/include", f"-L{home}/{lib}", "-lcudart")
+
+
+def default_archs(home: str, num_gpus: int) -> str | None:
+    """The ARCHS this toolkit knows, where neither the user nor a visible GPU says which."""
+    if num_gpus or os.environ.get("TORCH_CUDA_ARCH_LIST", "") not in ("", "native"):
         return None
-    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    return output.split("release ")[1].split(",")[0] if "release " in output else None
+    known = output_of(f"{home}/bin/nvcc", "--list-gpu-arch").split()
+    return ";".join(a for a in ARCHS if "compute_" + re.sub(r"\D", "", a) in known)
 
 
 def decide() -> tuple[str, str]:
@@ -52,22 +107,29 @@ def decide() -> tuple[str, str]:
             "`pip install --no-build-isolation .`"
         )
 
-    compiler = os.environ.get("CXX") or "c++"
-    if shutil.which(compiler.split()[0]) is None:
-        reason = f"there is no C++ compiler {compiler!r} (install g++, or set CXX)"
+    if shutil.which(cxx()[0]) is None:
+        reason = f"there is no C++ compiler {cxx()[0]!r} (install g++, or set CXX)"
         return ("none", reason) if wanted == "auto" else sys.exit(reason)
     if wanted == "cpu":
         return "cpu", "CONVAI_FAST_BUILD=cpu"
 
-    toolkit, torch_cuda = toolkit_version(), torch.version.cuda
+    home, torch_cuda = toolkit_home(), torch.version.cuda
+    toolkit = toolkit_version(home)
     if torch_cuda is None:
         no_cuda = f"torch {torch.__version__} is built without CUDA"
     elif toolkit is None:
-        no_cuda = "there is no CUDA toolkit (no nvcc on the PATH or in CUDA_HOME)"
+        no_cuda = f"there is no CUDA toolkit in {home} (put its nvcc on the PATH, or set CUDA_HOME)"
     elif toolkit.split(".")[0] != torch_cuda.split(".")[0]:
-        no_cuda = f"the CUDA toolkit is {toolkit} and torch is built for {torch_cuda}"
+        no_cuda = f"the CUDA toolkit in {home} is {toolkit} and torch is built for {torch_cuda}"
+    elif not has_cuda_runtime(home):
+        no_cuda = f"the CUDA toolkit in {home} lacks cuda_runtime.h or libcudart.so"
     else:
-        return "cuda", f"torch is built for CUDA {torch_cuda} and the toolkit is {toolkit}"
+        os.environ["CUDA_HOME"] = home  # read when torch.utils.cpp_extension is imported
+        reason = f"torch is built for CUDA {torch_cuda} and the toolkit in {home} is {toolkit}"
+        if archs := default_archs(home, torch.cuda.device_count()):
+            os.environ["TORCH_CUDA_ARCH_LIST"] = archs
+            reason += f"; for {archs}, as no GPU is visible and TORCH_CUDA_ARCH_LIST is not set"
+        return "cuda", reason
     return ("cpu", no_cuda) if wanted == "auto" else sys.exit(f"CONVAI_FAST_BUILD=cuda: {no_cuda}")
 
 
@@ -131,14 +193,19 @@ def write_build_info(kind: str, reason: str) -> None:
     BUILD_INFO.write_text(json.dumps(info) + "\n")
 
 
-kind, reason = decide()
-modules, commands = extensions(kind)
-if {"build_ext", "build_py", "bdist_wheel", "editable_wheel", "develop"} & set(sys.argv[1:]):
-    write_build_info(kind, reason)
-    print(f"convai_fast: building {kind} operators: {reason}")
+def main() -> None:
+    """Decide, say so, and build."""
+    kind, reason = decide()
+    modules, commands = extensions(kind)
+    if {"build_ext", "build_py", "bdist_wheel", "editable_wheel", "develop"} & set(sys.argv[1:]):
+        write_build_info(kind, reason)
+        print(f"convai_fast: building {kind} operators: {reason}")
+    setup(
+        ext_modules=modules,
+        cmdclass=commands,
+        package_data={"convai_fast": [BUILD_INFO.name]},
+    )
 
-setup(
-    ext_modules=modules,
-    cmdclass=commands,
-    package_data={"convai_fast": [BUILD_INFO.name]},
-)
+
+if __name__ == "__main__":  # pip runs this file under that name too
+    main()
