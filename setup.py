@@ -31,6 +31,7 @@ CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-p
 ARCHS = ["7.5", "8.0", "9.0+PTX"]  # newer GPUs compile the PTX themselves
 USUAL_TOOLKIT = "/usr/local/cuda"
 
+OPENMP_PROGRAM = "#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n"
 CUDA_PROGRAM = "#include <cuda_runtime.h>\nint main() { return cudaGetLastError(); }\n"
 
 
@@ -133,7 +134,14 @@ def decide() -> tuple[str, str]:
     return ("cpu", no_cuda) if wanted == "auto" else sys.exit(f"CONVAI_FAST_BUILD=cuda: {no_cuda}")
 
 
-def extensions(kind: str) -> tuple[list[Extension], dict]:
+def openmp(kind: str, reason: str) -> tuple[list[str], str]:
+    """The flags for OpenMP, if the compiler has it, and the reason with a word on it if not."""
+    if kind == "none" or links(OPENMP_PROGRAM, "-fopenmp"):
+        return ["-fopenmp"], reason
+    return [], f"{reason}; on one thread, as {cxx()[0]} does not build with -fopenmp"
+
+
+def extensions(kind: str, openmp_flags: list[str]) -> tuple[list[Extension], dict]:
     """The extension modules for this kind of build, and the commands that build them."""
     if kind == "none":
         return [], {}
@@ -174,10 +182,10 @@ def extensions(kind: str) -> tuple[list[Extension], dict]:
         include_dirs=[include],
         extra_compile_args={
             # With OpenMP, at::parallel_for uses the threads torch already has.
-            "cxx": [*CXX_FLAGS, "-fopenmp"],
+            "cxx": [*CXX_FLAGS, *openmp_flags],
             "nvcc": ["-O3", "-std=c++20", "--extended-lambda"],
         },
-        extra_link_args=["-fopenmp"],
+        extra_link_args=openmp_flags,
     )
     return [native, host], {"build_ext": BuildExtension}
 
@@ -196,7 +204,8 @@ def write_build_info(kind: str, reason: str) -> None:
 def main() -> None:
     """Decide, say so, and build."""
     kind, reason = decide()
-    modules, commands = extensions(kind)
+    openmp_flags, reason = openmp(kind, reason)
+    modules, commands = extensions(kind, openmp_flags)
     if {"build_ext", "build_py", "bdist_wheel", "editable_wheel", "develop"} & set(sys.argv[1:]):
         write_build_info(kind, reason)
         print(f"convai_fast: building {kind} operators: {reason}")

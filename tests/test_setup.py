@@ -1,4 +1,4 @@
-"""What setup.py decides: which toolkit, and which architectures."""
+"""What setup.py decides: which toolkit and architectures, and whether there is OpenMP."""
 
 import importlib.util
 import os
@@ -89,3 +89,14 @@ def test_there_is_no_default_where_the_user_or_a_gpu_says(
 ):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
     assert setup_py.default_archs(str(toolkit), num_gpus) is None
+
+
+def test_without_openmp_the_build_goes_on_and_says_so(setup_py, tmp_path, monkeypatch):
+    without = tmp_path / "bin" / "clang++"
+    script(without, 'case "$*" in *-fopenmp*) exit 1 ;; *) exec c++ "$@" ;; esac\n')
+    monkeypatch.setenv("CXX", str(without))
+    assert setup_py.links("int main() {}")
+    assert setup_py.openmp("cpu", "why") == (
+        [],
+        f"why; on one thread, as {without} does not build with -fopenmp",
+    )
