@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from benchmarks import shapes
 from benchmarks.timing import compare, ratios, record
 from convai_fast.data.batches import DialogueBatches
-from convai_fast.data.store import DialogueStore, build_store
+from convai_fast.data.build_store import build_store
+from convai_fast.data.store import DialogueStore
 from convai_fast.dialogue.sequence import build_input_from_segments
 
 KEYS = {"input_ids": "input_ids", "token_type_ids": "token_type_ids", "labels": "lm_labels"}

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import shapes
 from benchmarks.timing import machine
-from convai_fast.data.store import build_store
+from convai_fast.data.build_store import build_store
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
 

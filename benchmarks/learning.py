@@ -30,7 +30,8 @@ from torch import Tensor
 from benchmarks import shapes
 from benchmarks.plain_loop import train_plainly
 from benchmarks.timing import machine, record
-from convai_fast.data.store import DialogueStore, build_store
+from convai_fast.data.build_store import build_store
+from convai_fast.data.store import DialogueStore
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.loop import Trainer

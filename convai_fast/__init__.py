@@ -18,7 +18,7 @@ _HOME = {
     "UserError": "errors",
     "Utterance": "dialogue.dialogue",
     "build_input_from_segments": "dialogue.sequence",
-    "build_store": "data.store",
+    "build_store": "data.build_store",
     "Evaluation": "evaluation.evaluate",
     "encode": "dialogue.encoding",
     "evaluate": "evaluation.evaluate",

@@ -1,6 +1,6 @@
 """Batches of examples, in an order that depends on (seed, epoch) alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -56,6 +56,21 @@ def spread(num_rows: int, max_rows: int) -> np.ndarray:
     return np.arange(num_rows)
 
 
+def _weighted(rows: np.ndarray, counts: Sequence[int], weights: Sequence[float]) -> np.ndarray:
+    """`rows` of the plan with those of each source as often as its weight says.
+
+    A weight of 2.5 repeats each row twice, and half of them, spread evenly, once more.
+    """
+    ends = np.cumsum(counts)
+    source_of = np.searchsorted(ends, rows % ends[-1], "right")
+    parts = []
+    for source, weight in enumerate(weights):
+        own, whole = rows[source_of == source], int(weight)
+        num_more = round((weight - whole) * len(own))
+        parts += [own] * whole + ([own[spread(len(own), num_more)]] if num_more else [])
+    return np.concatenate(parts)
+
+
 class Share(NamedTuple):
     """How much a rank's means of a batch count in the mean over ranks, 1 being an equal part.
 
@@ -91,6 +106,8 @@ class DialogueBatches:
         personality_permutations: how often each example is seen, each time with its persona
             rotated by one sentence more.
         max_examples: keep only so many examples, spread evenly over the split (0: all).
+        weights: how often an epoch sees the examples of each of the store's sources: 2 is twice,
+            0.5 every other one.
     """
 
     def __init__(
@@ -105,6 +122,7 @@ class DialogueBatches:
         layout: Layout = "shared",
         personality_permutations: int = 1,
         max_examples: int = 0,
+        weights: Sequence[float] = (),
         shuffle: bool = False,
         seed: int = 42,
         rank: int = 0,
@@ -125,6 +143,9 @@ class DialogueBatches:
         )
         self.index, self.plan, self.cuts = index, index.plan, index.cuts
         self.rows = spread(len(self.plan), max_examples)
+        if any(weight != 1 for weight in weights):
+            counts = store.meta["num_examples"][split]
+            self.rows = _weighted(self.rows, counts, weights)
         self.set_epoch(0)
 
     @property

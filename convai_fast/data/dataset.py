@@ -1,50 +1,104 @@
-"""From whatever the user names as data to an open store."""
+"""From whatever the user names as data to dialogues, or to an open store."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from convai_fast.data.readers import load_dialogues
-from convai_fast.data.store import DialogueStore, build_store, fingerprint, is_store
+from convai_fast.data.build_store import complete_and_write_store
+from convai_fast.data.readers import (
+    Loaded,
+    Source,
+    check_completion,
+    load_sources,
+    read_into,
+    tell,
+)
+from convai_fast.data.readers.user_function import is_function
+from convai_fast.data.spool import Spool
+from convai_fast.data.store import FORMAT_VERSION, DialogueStore, is_store
+from convai_fast.data.trained_with import TrainedSource, TrainedWith
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.dialogue.encoding import tokenizer_fingerprint
 from convai_fast.errors import UserError
+from convai_fast.files import locked, open_bytes
+
+_CHUNK_BYTES = 1 << 20
+_COMPLETION = ("fill_candidates", "valid_fraction", "data_seed")
 
 
 @dataclass
 class DataOptions:
     """Which dialogues to use, and how to complete them."""
 
-    dataset_path: str = ""
-    """File, folder, Hub dataset id, or a store made by `prepare` (also --data)."""
-    reader: str = "auto"
-    """auto, json, parlai, csv, messages, sharegpt, hub, or your own package.module:function."""
+    dataset_path: tuple[str, ...] = ()
+    """Files, folders, Hub dataset ids, or stores made by `prepare` (also --data); several are
+    mixed, and a=2 has training see the examples of a twice."""
+    reader: tuple[str, ...] = ("auto",)
+    """auto, json, parlai, csv, messages, sharegpt, pairs, hub, or your own package.module:function
+    or file.py:function; one for all data, or one for each."""
     fill_candidates: int = 20
     """Where the data has no distractors: draw other dialogues' replies up to so many candidates."""
     valid_fraction: float = 0.1
     """Where the data has no validation split: cut off this share of its dialogues."""
     data_seed: int = 42
     """Seed of the drawn distractors and of the validation split."""
+    skip_bad_records: bool = False
+    """Leave out records that cannot be read, and tell how many; otherwise they are an error."""
 
-    def load(self) -> dict[str, list[Dialogue]]:
-        """Read the dialogues as text; raises UserError when there is nothing to read."""
-        if not self.dataset_path:
+    def __post_init__(self) -> None:
+        """Take one path or reader for a tuple of one, and a list, as JSON has it, for a tuple."""
+        self.dataset_path, self.reader = _texts(self.dataset_path), _texts(self.reader)
+
+    @property
+    def sources(self) -> list[Source]:
+        """What `dataset_path` and `reader` name; UserError where nothing, or not one for each."""
+        paths, readers = _texts(self.dataset_path), _texts(self.reader)
+        if not paths:
             raise UserError(
-                "no dialogues given: name a file, folder or Hub dataset with --dataset_path"
+                "no dialogues given: name a file, folder or Hub dataset with --dataset_path (or "
+                "--data)"
             )
-        if is_store(self.dataset_path):
-            raise UserError(f"{self.dataset_path} is a store of token ids: give the dialogues")
+        if len(readers) == 1:
+            readers = readers * len(paths)
+        if len(readers) != len(paths):
+            raise UserError(
+                f"there are {len(paths)} data sets and {len(readers)} readers: give "
+                "one reader for all, or one for each"
+            )
+        return [Source.parse(*pair) for pair in zip(paths, readers, strict=True)]
+
+    def checked_sources(self) -> list[Source]:
+        """The sources; UserError where one is not there, or a number makes no sense."""
         if self.fill_candidates < 1:
-            raise UserError(f"--fill_candidates must be at least 1, not {self.fill_candidates}")
-        return load_dialogues(
-            self.dataset_path,
-            self.reader,
+            raise UserError(f"fill_candidates must be at least 1, not {self.fill_candidates}")
+        check_completion(self.fill_candidates, self.valid_fraction)
+        sources = self.sources
+        for source in sources:
+            source.files()
+        return sources
+
+    def load(self, report: Callable[[str], None] = tell) -> dict[str, list[Dialogue]]:
+        """Read the dialogues as text; raises UserError when there is nothing to read."""
+        return self.load_sources(report).dialogues
+
+    def load_sources(self, report: Callable[[str], None] = tell) -> Loaded:
+        """Read the dialogues as text, and tell where they come from; UserError as `load`."""
+        return load_sources(
+            self.sources,
             num_candidates=self.fill_candidates,
             valid_fraction=self.valid_fraction,
             seed=self.data_seed,
+            skip_bad_records=self.skip_bad_records,
+            report=report,
         )
+
+
+def _texts(value: str | Sequence[str]) -> tuple[str, ...]:
+    return ((value,) if value else ()) if isinstance(value, str) else tuple(value)
 
 
 def open_dataset(
@@ -55,21 +109,113 @@ def open_dataset(
 ) -> DialogueStore:
     """Open the store for these dialogues and this tokenizer, built in `cache` if need be.
 
-    The cache holds a folder for each combination of dialogues, tokenizer and format version, so a
-    changed file or tokenizer never meets an old store.
+    The cache holds a folder for each combination of dialogues, tokenizer and options. Where the
+    dialogues are files, it is found by a hash of their bytes, without reading them as dialogues;
+    what a function or the Hub gives has to be read first. A store that is damaged is built anew,
+    and of several processes that want the same one, one builds it.
     """
-    if is_store(options.dataset_path):
-        store = DialogueStore(options.dataset_path)
-        if store.meta["tokenizer"] != tokenizer_fingerprint(tokenizer):
-            raise UserError(
-                f"the store {options.dataset_path} was made with another tokenizer than this "
-                f"model's: make it anew with `convai-fast prepare --tokenizer` and this model"
+    sources = options.checked_sources()
+    if len(sources) == 1 and is_store(sources[0].path) and not is_function(sources[0].reader):
+        store = DialogueStore(sources[0].path)
+        if store.meta["tokenizer"] == tokenizer_fingerprint(tokenizer):
+            return store
+        report(f"{sources[0].path} was made with another tokenizer: its texts are tokenised anew")
+    files = [source.files() for source in sources]
+    with Spool() as spool:
+        if None in files:
+            _read(spool, options, report)
+            contents = spool.fingerprints
+        else:
+            contents = [_hash_of_files(each) for each in files]
+        key = _key(options, tokenizer, contents)
+        folder = Path(cache) / key
+        with locked(Path(cache), key):
+            store = _find(folder, report)
+            if store is not None:
+                return store
+            if not spool.fingerprints:
+                _read(spool, options, report)
+            report(f"dialogues: tokenising into {folder}")
+            return complete_and_write_store(
+                spool,
+                tokenizer,
+                folder,
+                data_settings(options),
+                num_candidates=options.fill_candidates,
+                valid_fraction=options.valid_fraction,
+                seed=options.data_seed,
             )
-        return store
-    dialogues = options.load()
-    folder = Path(cache) / fingerprint(dialogues, tokenizer)
-    if is_store(folder):
-        report(f"dialogues: found tokenised in {folder}")
-        return DialogueStore(folder)
-    report(f"dialogues: tokenising into {folder}")
-    return build_store(dialogues, tokenizer, folder)
+
+
+def data_settings(options: DataOptions) -> dict[str, Any]:
+    """What a store's meta.json remembers of how its dialogues were completed."""
+    return {name: getattr(options, name) for name in _COMPLETION}
+
+
+def trained_with(options: DataOptions, store: DialogueStore, max_history: int) -> TrainedWith:
+    """What a model that is trained on `store`, opened for these options, should remember."""
+    fingerprints = store.meta["dialogues"]
+    sources = options.sources if options.dataset_path else [Source("")]
+    if len(sources) != len(fingerprints):  # one store, made of several
+        sources = sources[:1] * len(fingerprints)
+    is_cut = store.meta.get("is_cut", [False] * len(fingerprints))
+    return TrainedWith(
+        max_history=max_history,
+        **{name: store.meta.get(name, getattr(options, name)) for name in _COMPLETION},
+        sources=tuple(
+            TrainedSource(source.path, source.reader, source.weight, fingerprint, cut)
+            for source, fingerprint, cut in zip(sources, fingerprints, is_cut, strict=True)
+        ),
+    )
+
+
+def unknown_share(store: DialogueStore) -> str:
+    """Which share of the tokens is the unknown one, in words; empty where there is none."""
+    unknown, tokens = store.meta["num_unknown_tokens"], len(store.tokens)
+    if not unknown:
+        return ""
+    share = f"{unknown / tokens:.2%} of the tokens are unknown to the tokenizer"
+    warning = (
+        "; its vocabulary lacks what these texts are written in" if unknown > tokens / 100 else ""
+    )
+    return f"{'WARNING: ' if warning else ''}{share}{warning}"
+
+
+def _read(spool: Spool, options: DataOptions, report: Callable[[str], None]) -> None:
+    read_into(spool, options.sources, skip_bad_records=options.skip_bad_records, report=report)
+
+
+def _find(folder: Path, report: Callable[[str], None]) -> DialogueStore | None:
+    if not is_store(folder):
+        return None
+    try:
+        store = DialogueStore(folder)
+    except UserError as error:
+        report(f"dialogues: {error}; it is built again")
+        return None
+    report(f"dialogues: found tokenised in {folder}")
+    return store
+
+
+def _key(options: DataOptions, tokenizer: PreTrainedTokenizerFast, contents: list[str]) -> str:
+    settings = (
+        FORMAT_VERSION,
+        tokenizer_fingerprint(tokenizer),
+        data_settings(options),
+        options.skip_bad_records,
+        [
+            (source.reader, content)
+            for source, content in zip(options.sources, contents, strict=True)
+        ],
+    )
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+
+
+def _hash_of_files(files: dict[str, str]) -> str:
+    digest = hashlib.sha256()
+    for split, path in files.items():
+        digest.update(f"\0{split}\0{Path(path).suffixes}\0".encode())
+        with open_bytes(path) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -78,6 +78,11 @@ def _from_transformers(path: str) -> PreTrainedTokenizerFast:
             f"{path} has a tokenizer of the class {type(tokenizer).__name__}, of which there is no "
             "fast version (tokenizer.json): give the tokenizer of a GPT or GPT-2 model"
         )
+    if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):
+        raise UserError(
+            f"{path} says which tokenizer the model has, but lacks its vocabulary: restore "
+            "tokenizer.json, or vocab.json and merges.txt"
+        )
     # Kept in the file by whoever encoded a padded batch before saving it.
     backend.no_truncation()
     backend.no_padding()

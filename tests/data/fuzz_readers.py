@@ -21,13 +21,15 @@ from copy import deepcopy
 from pathlib import Path
 
 from convai_fast.data.builtin import builtin_dialogues
-from convai_fast.data.readers import FILE_READERS, load_dialogues
+from convai_fast.data.readers import load_dialogues
+from convai_fast.data.readers.file import FILE_READERS
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.errors import UserError
 
 TIMEOUT_S = 10
 MAX_BYTES = 100_000
-SUFFIXES = {"json": "json", "parlai": "txt", "csv": "csv", "messages": "jsonl", "sharegpt": "jsonl"}
+SUFFIXES = {"json": "json", "parlai": "txt", "csv": "csv", "messages": "jsonl"}
+SUFFIXES |= {"sharegpt": "jsonl", "pairs": "jsonl"}
 
 
 class HangError(BaseException):
@@ -79,6 +81,10 @@ def good_records():
         lines = [f"your persona: {sentence}" for sentence in dialogue.personality]
         pairs = zip(turns[::2], turns[1::2], strict=False)
         lines += [f"{text}\t{reply}\t\tno .|{reply}|yes ." for text, reply in pairs]
+        records["pairs"] += [
+            {"persona": persona, "prompt": text, "completion": reply, "label": i % 2}
+            for i, (text, reply) in enumerate(zip(turns[::2], turns[1::2], strict=False))
+        ]
         records["parlai"].append("\n".join(f"{i} {line}" for i, line in enumerate(lines, 1)))
     return records
 
@@ -247,7 +253,7 @@ def read_input(number, seed, folder):
     path, reader, true_format = make_input(number, seed, folder)
     try:
         with alarm(TIMEOUT_S):
-            splits = load_dialogues(path, reader, num_candidates=number % 4 + 1)
+            splits = load_dialogues(path, reader, num_candidates=number % 4 + 1, report=check_line)
     except UserError as error:
         check_sentence(str(error), path, reader)
         return true_format, "refused"
@@ -255,11 +261,16 @@ def read_input(number, seed, folder):
     return true_format, "read"
 
 
+def check_line(line):
+    assert len(line.splitlines()) == 1, f"not one line: {line!r}"
+
+
 def check_sentence(sentence, path, reader):
     assert len(sentence.splitlines()) == 1, f"not one line: {sentence!r}"
     assert not sentence.endswith("."), f"more than a sentence: {sentence!r}"
     assert str(path) in sentence or reader in sentence, f"names no file: {sentence!r}"
-    assert len(sentence) < len(str(path)) + 400, f"too long to read: {sentence!r}"
+    named = 10 if "records cannot be read" in sentence else 1
+    assert len(sentence) < named * (len(str(path)) + 500), f"too long to read: {sentence!r}"
     sentence.encode()
 
 

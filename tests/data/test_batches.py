@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from convai_fast import _native
 from convai_fast.data.batches import DialogueBatches
+from convai_fast.data.build_store import build_store
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.index import index_examples, index_examples_reference
 from convai_fast.data.readers import load_dialogues
-from convai_fast.data.store import build_store
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.sequence import build_input_from_segments

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import assert_user_error, load_bare
 
-from convai_fast.data.readers import FILE_READERS, load_dialogues
+from convai_fast.data.readers import load_dialogues
+from convai_fast.data.readers.file import FILE_READERS
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.errors import UserError
 
@@ -262,7 +263,7 @@ BAD_DATA = [
     ("a.json", '{"train": [\n{"utterances": [', ["line 2", "not valid JSON"]),
     ("a.json", '{"train": []} x', ["line 1", "not valid JSON", "column 15"]),
     ("a.json", "[" * 100_000, ["line 1", "nested too deeply"]),
-    ("a.json", "3", ["a number", "list of dialogues"]),
+    ("a.json", "3", ["holds '3'", "list of dialogues"]),
     ("a.json", '[{"utterances": [{"history": [' + "9" * 5000 + "]}]}]", [
         "[0].utterances[0].history[0] must be text, not a number"]),
     ("a.json", {}, ["train is missing"]),
@@ -273,9 +274,10 @@ BAD_DATA = [
     ("a.json", {"train": {"a": 1}}, ["train must be a list, not an object"]),
     ("a.json", {"train": [DOG_DIALOGUE], "valid": 1}, ["valid must be a list, not a number"]),
     ("a.json", {"train": [DOG_DIALOGUE], "val": [3]}, ["val[0] must be an object, not a number"]),
-    ("a.json", {"train": [{"personality": []}]}, ["train[0].utterances is missing"]),
-    ("a.json", {"train": [DOG_DIALOGUE | {"personality": "i sing"}]}, [
-        "train[0].personality must be a list, not text"]),
+    ("a.json", {"train": [{"personality": []}]}, [
+        "train[0]: the fields are 'personality'", "utterances"]),
+    ("a.json", {"train": [DOG_DIALOGUE | {"personality": 3}]}, [
+        "train[0].personality must be a list, not a number"]),
     ("a.json", {"train": [DOG_DIALOGUE | {"personality": [None]}]}, [
         "train[0].personality[0] must be text, not null"]),
     ("a.json", {"train": [{"utterances": {}}]}, ["train[0].utterances must be a list"]),
@@ -307,26 +309,27 @@ BAD_DATA = [
     ("a.jsonl", messages_with({"role": "user"}), ["line 2: messages[1].content is missing"]),
     ("a.jsonl", messages_with({"content": "b"}), ["line 2: messages[1].role is missing"]),
     ("a.jsonl", messages_with({"role": "tool", "content": "b"}), [
-        "line 2: messages[1].role is 'tool'", "system, user, assistant"]),
+        
+        "line 2: messages[1].role is 'tool', a turn of a tool", "system, developer, user"]),
     ("a.jsonl", messages_with({"role": ["user"], "content": "b"}), [
         "line 2: messages[1].role must be text, not a list"]),
     ("a.jsonl", messages_with({"role": "assistant", "content": None}), [
-        "line 2: messages[1].content must be text, not null"]),
+        "line 2: messages[1].content is null, not text"]),
     ("a.jsonl", messages_with({"role": "assistant", "content": ""}), [
         "line 2: messages[1].content is blank"]),
     ("a.jsonl", messages_with({"role": "system", "content": 1}), [
         "line 2: messages[1].content must be text, not a number"]),
     ("a.jsonl", f"{json.dumps(MESSAGES)}\n{{\"messages\": 1}}", [
         "line 2: messages must be a list, not a number"]),
-    ("a.jsonl", f"{json.dumps(MESSAGES)}\n{json.dumps(SHAREGPT)}", [
-        "line 2: messages is missing"]),
+    ("a.jsonl", f"{json.dumps(MESSAGES)}\n{{\"other\": 1}}", [
+        "line 2: the fields are 'other'", "messages"]),
     ("a.json", [{"conversations": [{"from": "human", "value": 7}]}], [
         "[0].conversations[0].value must be text, not a number"]),
-    ("a.json", [{"conversations": [{"from": "bot", "value": "a"}]}], [
-        "[0].conversations[0].from is 'bot'", "human, gpt"]),
+    ("a.json", [{"conversations": [{"from": "narrator", "value": "a"}]}], [
+        "[0].conversations[0].from is 'narrator', not a known role", "human"]),
     # parlai
     ("a.txt", "1 hi\thello\nhi\thello\n", ["line 2", "begins with its number"]),
-    ("a.txt", "1 hi\thello\n\n2 hi hello\n", ["line 3", "no tab", "N text<TAB>reply"]),
+    ("a.txt", "1 hi\thello\n\n2 hi hello\n3 a\tb\n", ["line 3", "no tab", "N text<TAB>reply"]),
     ("a.txt", "1 hi\thello\n2 hi\t\n", ["line 2: the reply is blank"]),
     ("a.txt", "1 hi\thello\n2 \thi\n", ["line 2: the text is blank"]),
     ("a.txt", "1 hi\t \t\tyes|no\n", ["line 1: the reply is blank"]),
@@ -334,7 +337,7 @@ BAD_DATA = [
     ("a.txt", f"1 hi\thello\n{'9' * 5000} hi\thello\n", ["line 2", "begins with its number"]),
     ("a.txt", "1 your persona: i sing .\n", ["no reply to learn from"]),
     # csv
-    ("a.csv", "a,b\n1,2\n", ["line 1", "user 1 personas", "missing from the header"]),
+    ("a.csv", "a,b\n1,2\n", ["line 1", "the columns are 'a', 'b'", "user 1 personas"]),
     ("a.csv", f"{HEADER}\n", ["no reply to learn from"]),
     ("a.csv", f'{HEADER}\np,p,"User 1: a\nUser 2: b"\n\np,p,"User 1: a\nUser 2: b', [
         "line 5", "quotes"]),
@@ -349,8 +352,8 @@ BAD_DATA = [
     ("a.json", "", ["is empty"]),
     ("a.csv", "\ufeff \r\n", ["is empty"]),
     ("a.json", '[\n"é"]'.encode("latin-1"), ["line 2", "0xe9", "UTF-8"]),
-    ("a.txt", "1 hi\thello\n".encode("utf-16"), ["line 1", "UTF-8"]),
-    ("a.txt", b"1 hi\thello\n2 a\0b\tc\n", ["line 2", "NUL byte"]),
+    ("a.txt", "1 hi\thello\n".encode("utf-16"), ["text in UTF-16", "UTF-8"]),
+    ("a.txt", b"1 hi\thello\n2 a\0b\tc\n", ["line 2", "NUL character"]),
     ("a.txt", "hello there\n", ["not recognised", "json, parlai, csv, messages, sharegpt"]),
     ("a", "hello there\n", ["not recognised"]),
 ]  # fmt: skip
@@ -363,12 +366,16 @@ def test_bad_data_is_named_by_file_place_and_field(write, name, content, parts):
 
 
 @pytest.mark.parametrize(
-    ("reader", "field"),
-    [("json", "utterances"), ("messages", "messages"), ("sharegpt", "conversations")],
+    ("reader", "part"),
+    [
+        ("json", "[0]: the fields are 'something'"),
+        ("messages", "[0].messages is missing (found are 'something')"),
+        ("pairs", "[0].prompt is missing (found are 'something')"),
+    ],
 )
-def test_a_reader_that_does_not_fit_names_the_field_it_misses(write, reader, field):
+def test_a_reader_that_does_not_fit_names_what_was_found(write, reader, part):
     path = write("a.json", [{"something": "else"}])
-    parts = [f"{path}: [0].{field} is missing", "choose the reader that fits"]
+    parts = [f"{path}: {part}", "a function of your own, reader my_module:load"]
     assert_user_error(lambda: load_dialogues(path, reader), parts)
 
 

@@ -9,4 +9,4 @@ def test_broken_dialogues_are_read_or_refused_in_one_sentence():
     outcomes, findings = fuzz(range(2_000), seed=0)
     assert not findings, next(iter(findings.values()))
     # It would find nothing if it broke everything, or nothing.
-    assert min(outcomes[name, outcome] for name in FORMATS for outcome in ("read", "refused")) > 40
+    assert min(outcomes[name, outcome] for name in FORMATS for outcome in ("read", "refused")) > 30

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from convai_fast.data.build_store import build_store
 from convai_fast.data.builtin import builtin_dialogues
-from convai_fast.data.store import DialogueStore, build_store, fingerprint
+from convai_fast.data.spool import fingerprint
+from convai_fast.data.store import DialogueStore, checksum
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.encoding import encode
 from convai_fast.errors import UserError
@@ -74,24 +76,25 @@ def test_small_vocabularies_take_two_bytes_a_token(store):
     assert (store.folder / "tokens.bin").stat().st_size == 2 * len(store.tokens)
 
 
-def test_the_fingerprint_changes_with_every_text_and_with_the_tokenizer(dialogues, tokenizer):
-    key = fingerprint(dialogues, tokenizer)
-    assert key == fingerprint(builtin_dialogues(num_train=12, num_valid=3), tokenizer)
-    swapped = {"train": [Dialogue(["a", "b"], [])], "valid": []}
-    joined = {"train": [Dialogue(["ab"], [])], "valid": []}
-    moved = {"train": [], "valid": [Dialogue(["ab"], [])]}
-    from convai_fast.data.builtin import train_builtin_tokenizer
-
-    other = train_builtin_tokenizer(dialogues["train"], vocab_size=350)
-    keys = [fingerprint(d, tokenizer) for d in (dialogues, swapped, joined, moved)]
-    assert len({*keys, fingerprint(dialogues, other)}) == 5
+def test_the_fingerprint_changes_with_every_text_and_with_where_it_stands(dialogues):
+    assert fingerprint(dialogues) == fingerprint(builtin_dialogues(num_train=12, num_valid=3))
+    others = [
+        {"train": [Dialogue(["a", "b"], [])]},
+        {"train": [Dialogue(["ab"], [])]},
+        {"train": [Dialogue(["a\x01b"], [])]},
+        {"train": [Dialogue(["a"], []), Dialogue(["b"], [])]},
+        {"valid": [Dialogue(["ab"], [])]},
+        {"train": [Dialogue([], [Utterance(["a", "b"], ["c"])])]},
+        {"train": [Dialogue([], [Utterance(["a"], ["b", "c"])])]},
+    ]
+    assert len({fingerprint(each) for each in (dialogues, *others)}) == len(others) + 1
 
 
 def test_an_interrupted_build_leaves_nothing(dialogues, tokenizer, tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("convai_fast.data.store.encode", fail)
+    monkeypatch.setattr("convai_fast.data.build_store.encode", fail)
     with pytest.raises(KeyboardInterrupt):
         build_store(dialogues, tokenizer, tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
@@ -176,5 +179,10 @@ def test_arrays_that_point_outside_are_refused(store, name, dtype, value):
     array = np.fromfile(path, dtype)
     array[len(array) // 2] = value
     array.tofile(path)
+    with pytest.raises(UserError, match="is not what was written"):
+        DialogueStore(store.folder)
+    meta = json.loads((store.folder / "meta.json").read_text())
+    meta["checksums"][name] = checksum(path)
+    (store.folder / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(UserError, match="contradict one another"):
         DialogueStore(store.folder)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from convai_fast import GenerationEngine, Request, SamplingParams
 from convai_fast.data.batches import DialogueBatches
-from convai_fast.data.store import build_store
+from convai_fast.data.build_store import build_store
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.fit import Fit, fit

@@ -8,8 +8,8 @@ from parity import assert_gradients, make_peer, relative_error
 
 from convai_fast import ops
 from convai_fast.data.batches import DialogueBatches
+from convai_fast.data.build_store import build_store
 from convai_fast.data.readers import load_dialogues
-from convai_fast.data.store import build_store
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.model import attention

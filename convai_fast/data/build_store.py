@@ -1,0 +1,280 @@
+"""Writes a store: dialogues completed, equal utterances under one number, each tokenised once."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from convai_fast.data.complete import Numbering, SplitArrays, split_conversations
+from convai_fast.data.spool import Spool
+from convai_fast.data.store import (
+    FORMAT_VERSION,
+    INT64_TABLES,
+    DialogueStore,
+    checksum,
+    is_store,
+)
+from convai_fast.dialogue.dialogue import Dialogue
+from convai_fast.dialogue.encoding import encode, tokenizer_fingerprint
+from convai_fast.dialogue.tokenizer import special_ids
+from convai_fast.errors import UserError, shown
+
+_ENCODE_CHUNK = 2_000  # texts tokenised at once: bounds the memory that ids take as Python lists
+_COPY = 1 << 20  # numbers renumbered at a time
+
+
+def build_store(
+    dialogues: dict[str, list[Dialogue]],
+    tokenizer: PreTrainedTokenizerFast,
+    folder: str | Path,
+) -> DialogueStore:
+    """Tokenise `dialogues`, by split and as they are, into a store in `folder` and open it.
+
+    The folder appears complete or not at all: it is written beside its place and renamed. A store
+    that is already there is replaced; any other folder with files in it is refused (UserError).
+    """
+    with Spool() as spool:
+        for split, members in dialogues.items():
+            for dialogue in members:
+                spool.add(split, [dialogue])
+        split_of = spool["conversation_split"]
+        chosen = {
+            split: np.flatnonzero(split_of == spool.splits.index(split))
+            if split in spool.splits
+            else np.zeros(0, np.int64)
+            for split in dialogues
+        }
+        return write_store(spool, chosen, tokenizer, folder, {}, num_candidates=1, seed=0)
+
+
+def complete_and_write_store(
+    spool: Spool,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: str | Path,
+    meta: dict[str, Any],
+    *,
+    num_candidates: int,
+    valid_fraction: float,
+    seed: int,
+) -> DialogueStore:
+    """Split and complete what was read as `load_dialogues` does, into a store in `folder`.
+
+    `meta` is what its meta.json says beside. Raises UserError as `build_store`.
+    """
+    chosen, is_cut = split_conversations(spool, valid_fraction, seed)
+    meta = {**meta, "is_cut": is_cut}
+    return write_store(
+        spool, chosen, tokenizer, folder, meta, num_candidates=num_candidates, seed=seed
+    )
+
+
+def write_store(
+    spool: Spool,
+    conversations: dict[str, np.ndarray],
+    tokenizer: PreTrainedTokenizerFast,
+    folder: str | Path,
+    meta: dict[str, Any],
+    *,
+    num_candidates: int,
+    seed: int,
+) -> DialogueStore:
+    """Write the chosen conversations of each split; see `complete_and_write_store`."""
+    folder = Path(folder)
+    try:
+        if folder.exists() and not is_store(folder) and any(folder.iterdir()):
+            raise UserError(
+                f"{folder} is not empty and holds no store: choose another folder for it"
+            )
+        place = folder.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # Everything happens in one folder beside the target, which goes at the end.
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as scratch:
+            new, old = Path(scratch) / "new", Path(scratch) / "old"
+            new.mkdir()
+            _Writer(spool, tokenizer, new).write(conversations, meta, num_candidates, seed)
+            _put_in_place(new, place, old)
+    except OSError as error:
+        raise UserError(f"cannot write a store to {folder}: {error.strerror}") from error
+    return DialogueStore(folder)
+
+
+def _put_in_place(new: Path, place: Path, old: Path) -> None:
+    """Rename `new` to `place`, where an older store may be, or one that is just being written."""
+    while True:
+        try:
+            os.rename(new, place)
+            break
+        except OSError:
+            if not place.exists():
+                raise
+        try:
+            os.rename(place, old)
+        except FileNotFoundError:
+            continue
+        shutil.rmtree(old)
+    _flush(place.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until what was written to a file, or renamed in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Writer:
+    """Writes the files of one store into a folder of its own."""
+
+    def __init__(self, spool: Spool, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+        self.spool, self.tokenizer, self.folder = spool, tokenizer, folder
+        self.numbering = Numbering.of(spool)
+        self.sizes: dict[str, int] = {}
+        self.num_examples: dict[str, list[int]] = {}  # of each split, by source
+        self.is_used = np.zeros(spool.num_texts, bool)
+
+    def write(
+        self,
+        conversations: dict[str, np.ndarray],
+        meta: dict[str, Any],
+        num_candidates: int,
+        seed: int,
+    ) -> None:
+        replies = []
+        for split, chosen in conversations.items():
+            replies += self._write_split(split, chosen, num_candidates, seed)
+        numbers = self.is_used.cumsum(dtype=np.int32) - 1
+        for split in conversations:
+            for name in ("persona_ids", "history_ids", "candidate_ids"):
+                self._renumber(self.folder / f"{split}.{name}.bin", numbers)
+        del self.numbering  # whose memory is needed
+        lengths, num_unknown = self._write_texts(np.flatnonzero(self.is_used).astype(np.int32))
+        self._check_replies(numbers, lengths, replies)
+
+        ids = special_ids(self.tokenizer)
+        files = sorted(self.folder.glob("*.bin"))
+        for file in files:
+            _flush(file)
+        checksums = {file.stem: checksum(file) for file in files}
+        content = {
+            "format_version": FORMAT_VERSION,
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "splits": list(conversations),
+            "token_dtype": self._token_dtype.name,
+            "vocab_size": len(self.tokenizer),
+            "special_ids": list(ids),
+            "num_unknown_tokens": num_unknown,
+            "dialogues": self.spool.fingerprints,
+            "num_examples": self.num_examples,
+            **meta,
+            "sizes": self.sizes,
+            "checksums": checksums,
+            "fingerprint": hashlib.sha256(repr(checksums).encode()).hexdigest()[:16],
+        }
+        # Last, since its presence is what makes the folder a store.
+        path = self.folder / "meta.json"
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        _flush(path)
+        _flush(self.folder)
+
+    @property
+    def _token_dtype(self) -> np.dtype:
+        return np.dtype(np.uint16 if len(self.tokenizer) <= 2**16 else np.int32)
+
+    def _write_split(
+        self, split: str, chosen: np.ndarray, num_candidates: int, seed: int
+    ) -> list[np.ndarray]:
+        """Write the tables of a split; returns the true replies of its examples, in parts."""
+        arrays = SplitArrays(self.spool, self.numbering, chosen)
+        for name, table in arrays.tables():
+            self._append(f"{split}.{name}", [table])
+            if name.endswith("_ids"):
+                self.is_used[table] = True
+        self.num_examples[split] = arrays.num_examples_by_source()
+        counts, replies = [np.zeros(1, np.int64)], []
+
+        def ids() -> Iterator[np.ndarray]:
+            for candidates, count in arrays.candidates(num_candidates, split, seed):
+                self.is_used[candidates] = True
+                counts.append(count)
+                replies.append(candidates[count.cumsum() - 1])
+                yield candidates
+
+        self._append(f"{split}.candidate_ids", ids())
+        self._append(f"{split}.candidate_offsets", [np.concatenate(counts).cumsum()])
+        return replies
+
+    def _append(self, name: str, parts: Iterable[np.ndarray]) -> None:
+        dtype = np.int64 if name.split(".")[-1] in (*INT64_TABLES, "text_offsets") else np.int32
+        size = 0
+        with open(self.folder / f"{name}.bin", "wb") as file:
+            for part in parts:
+                part.astype(dtype, copy=False).tofile(file)
+                size += len(part)
+        self.sizes[name] = size
+
+    def _renumber(self, path: Path, numbers: np.ndarray) -> None:
+        if path.stat().st_size == 0:
+            return
+        ids = np.memmap(path, np.int32, "r+")
+        for start in range(0, len(ids), _COPY):
+            ids[start : start + _COPY] = numbers[ids[start : start + _COPY]]
+        ids.flush()
+
+    def _write_texts(self, used: np.ndarray) -> tuple[np.ndarray, int]:
+        """Write the texts with these numbers, and their tokens; returns how many each has, and how
+        many of all are unknown."""
+        data, ends = (np.asarray(self.spool[name]) for name in ("texts", "text_ends"))
+        lengths, sizes = np.zeros(len(used), np.int32), np.zeros(len(used), np.int32)
+        unknown, num_unknown = _unknown_id(self.tokenizer), 0
+        with (
+            open(self.folder / "tokens.bin", "wb") as tokens,
+            open(self.folder / "texts.bin", "wb") as texts,
+        ):
+            for start in range(0, len(used), _ENCODE_CHUNK):
+                part = slice(start, start + _ENCODE_CHUNK)
+                own = used[part]
+                begins = np.where(own > 0, ends[np.maximum(own, 1) - 1], 0)
+                bounds = zip(begins.tolist(), ends[own].tolist(), strict=True)
+                raw = [data[begin:end].tobytes() for begin, end in bounds]
+                texts.write(b"".join(raw))
+                encoded = encode(self.tokenizer, [text.decode() for text in raw])
+                sizes[part] = [len(text) for text in raw]
+                lengths[part] = [len(ids) for ids in encoded]
+                ids = np.fromiter(chain.from_iterable(encoded), self._token_dtype)
+                num_unknown += int((ids == unknown).sum()) if unknown is not None else 0
+                ids.tofile(tokens)
+        self.sizes |= {"tokens": int(lengths.sum()), "texts": int(sizes.sum())}
+        for name, counts in (("utterance_offsets", lengths), ("text_offsets", sizes)):
+            offsets = np.concatenate([np.zeros(1, np.int64), counts.cumsum(dtype=np.int64)])
+            offsets.tofile(self.folder / f"{name}.bin")
+            self.sizes[name] = len(offsets)
+        return lengths, num_unknown
+
+    def _check_replies(
+        self, numbers: np.ndarray, lengths: np.ndarray, replies: list[np.ndarray]
+    ) -> None:
+        """Raise UserError for a true reply without a token: only its end could be learnt."""
+        for part in replies:
+            empty = part[lengths[numbers[part]] == 0]
+            if len(empty):
+                text = self.spool.text_of()(int(empty[0]))
+                raise UserError(
+                    f"the reply {shown(text)} has no token in this tokenizer, so that nothing of "
+                    "it can be learnt: delete it, or mend its text"
+                )
+
+
+def _unknown_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The id of texts that the vocabulary cannot spell; None where there are none such."""
+    token = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
+    return tokenizer.backend_tokenizer.token_to_id(token) if token else None

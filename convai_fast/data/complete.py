@@ -1,0 +1,303 @@
+"""What dialogues lack is filled in: a validation split, and distractors beside lone true replies.
+
+It depends on the dialogues and a seed alone, and works on the numbers of a `Spool`.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from convai_fast.data.spool import VALID_NAMES, Spool, first_equal, groups
+
+_ROWS = 1 << 14  # examples whose distractors are drawn at a time
+_DRAWS = 4  # as many as are wanted, before the reserve is asked
+_NONE = -1
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Equal texts under one number.
+
+    Attributes:
+        first: int32 [num_texts], for each text of the spool the first that equals it.
+        classes: int32 [num_examples], the same of true replies, but for case and white space.
+    """
+
+    first: np.ndarray
+    classes: np.ndarray
+
+    @classmethod
+    def of(cls, spool: Spool) -> "Numbering":
+        """That of what was read so far."""
+        return cls(first_equal(spool["text_keys"]), first_equal(spool["reply_keys"]))
+
+
+def split_conversations(
+    spool: Spool, valid_fraction: float, seed: int
+) -> tuple[dict[str, np.ndarray], list[bool]]:
+    """The conversations of "train" and "valid", each in the order of reading: int64 numbers.
+
+    And, for each source, whether its validation split was cut off from it.
+
+    A source's validation split is the first of VALID_NAMES that it has; other splits are left out.
+    Where it has none, `valid_fraction` of its conversations is cut off from train: at least one
+    unless there is only one or the fraction is 0. One that is held twice, from either side, is in
+    one split as a whole; which ones are cut off does not depend on other sources.
+    """
+    split_of, source_of = spool["conversation_split"], spool["conversation_source"]
+    train, valid, is_cut = [], [], []
+    group_of: np.ndarray | None = None
+    for source in range(len(spool.fingerprints)):
+        own = {
+            name: np.flatnonzero((source_of == source) & (split_of == i))
+            for i, name in enumerate(spool.splits)
+        }
+        in_train = own.get("train", np.zeros(0, np.int64))
+        in_valid = next((own[n] for n in VALID_NAMES if len(own.get(n, ()))), None)
+        is_own_cut = in_valid is None
+        if is_own_cut:
+            if group_of is None and valid_fraction > 0:
+                group_of = groups(spool["conversation_keys"])
+            chosen = _choose(in_train, group_of, valid_fraction, random.Random(f"valid {seed}"))
+            in_valid, in_train = in_train[chosen], in_train[~chosen]
+        is_cut.append(is_own_cut)
+        train.append(in_train)
+        valid.append(in_valid)
+    return {"train": np.concatenate(train), "valid": np.concatenate(valid)}, is_cut
+
+
+def _choose(
+    conversations: np.ndarray, group_of: np.ndarray | None, fraction: float, rng: random.Random
+) -> np.ndarray:
+    """Whether each conversation is cut off: whole groups in random order, as far as they fit."""
+    chosen = np.zeros(len(conversations), bool)
+    if group_of is None or not len(conversations):
+        return chosen
+    _, own, sizes = np.unique(group_of[conversations], return_inverse=True, return_counts=True)
+    wanted = max(1, round(len(conversations) * fraction))
+    order = list(range(len(sizes)))
+    rng.shuffle(order)
+    taken = np.zeros(len(sizes), bool)
+    left = len(conversations)
+    for group in order:
+        if sizes[group] <= min(wanted, left - 1):
+            taken[group] = True
+            wanted -= sizes[group]
+            left -= sizes[group]
+        if wanted == 0:
+            break
+    if not taken.any() and len(sizes) > 1:  # each is larger than what is wanted
+        taken[sizes.argmin()] = True
+    return taken[own]
+
+
+@dataclass(frozen=True)
+class SplitArrays:
+    """One split of a spool, its conversations chosen; texts by their numbers in the spool.
+
+    The arrays are those of a store's split (see `convai_fast.data.store`), except that the
+    candidates are completed as they are asked for: `candidates` yields the rest.
+    """
+
+    spool: Spool
+    numbering: Numbering
+    conversations: np.ndarray
+
+    @cached_property
+    def _dialogues(self) -> np.ndarray:
+        return _runs(self.spool["conversation_dialogue_end"], self.conversations)[0]
+
+    @cached_property
+    def _examples(self) -> np.ndarray:
+        ends = np.searchsorted(
+            self.spool["example_dialogue"], np.arange(len(self.spool["persona_ends"])), "right"
+        )
+        return _runs(ends, self._dialogues)[0]
+
+    def num_examples_by_source(self) -> list[int]:
+        """How many examples come from each source; those of one follow one another."""
+        owners = self._owners
+        sources = self.spool["conversation_source"][owners]
+        return np.bincount(sources, minlength=len(self.spool.fingerprints)).tolist()
+
+    @cached_property
+    def _owners(self) -> np.ndarray:
+        """The conversation of each example, int32."""
+        ends = self.spool["conversation_dialogue_end"]
+        dialogues = self.spool["example_dialogue"][self._examples]
+        return np.searchsorted(ends, dialogues, "right").astype(np.int32)
+
+    def tables(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield name and content of each table but those of the candidates, one after another,
+        since together they are large."""
+        spool, dialogues, examples = self.spool, self._dialogues, self._examples
+        places, offsets = _runs(spool["persona_ends"], dialogues)
+        yield "persona_offsets", offsets
+        yield "persona_ids", self._ids(spool["persona_ids"][places])
+        places, offsets = _runs(spool["conversation_history_end"], self.conversations)
+        yield "history_ids", self._ids(spool["history_ids"][places])
+        del places
+        # Where the run of an example's conversation has moved to.
+        begins = np.concatenate([[0], spool["conversation_history_end"]])
+        moved = offsets[:-1] - begins[self.conversations]
+        first = spool["example_history_first"][examples]
+        first += moved[np.searchsorted(self.conversations, self._owners)]
+        yield "history_first", first
+        del first
+        yield "history_count", np.asarray(spool["example_history_count"][examples])
+        number = np.empty(len(spool["persona_ends"]), np.int32)
+        number[dialogues] = np.arange(len(dialogues), dtype=np.int32)
+        yield "dialogue", number[spool["example_dialogue"][examples]]
+
+    def candidates(
+        self, num_candidates: int, name: str, seed: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (ids, count of each example) of some examples after others.
+
+        An example with a lone true reply gets distractors in front of it, until it has
+        `num_candidates`: true replies of other conversations of its split, drawn as often as they
+        occur there, lest "the frequent one is true" be learnt. None equals the true reply or
+        another one but for case and white space, so there are fewer where the split has too few.
+        """
+        spool, examples = self.spool, self._examples
+        ends, all_ids = spool["candidate_ends"], spool["candidate_ids"]
+        replies = np.empty(len(examples), np.int32)
+        for start in range(0, len(examples), _ROWS):
+            part = slice(start, start + _ROWS)
+            replies[part] = self._ids(all_ids[ends[examples[part]] - 1])
+        draw = _Distractors(
+            self.numbering.classes[examples], self._owners, num_candidates - 1, f"{name} {seed}"
+        )
+        for start in range(0, len(examples), _ROWS):
+            rows = np.arange(start, min(start + _ROWS, len(examples)))
+            own, offsets = _runs(ends, examples[rows])
+            counts = np.diff(offsets)
+            lone = counts == 1
+            ids = np.full((len(rows), max(num_candidates, counts.max())), _NONE, np.int32)
+            ids[lone, num_candidates - 1] = replies[rows[lone]]
+            if num_candidates > 1:
+                drawn = draw.rows(rows[lone])
+                ids[lone, : num_candidates - 1] = np.where(drawn >= 0, replies[drawn], _NONE)
+            # The others keep what they have.
+            column = np.arange(len(own)) - np.repeat(offsets[:-1], counts)
+            row = np.repeat(np.arange(len(rows)), counts)
+            kept = ~lone[row]
+            ids[row[kept], column[kept]] = self._ids(all_ids[own[kept]])
+            present = ids != _NONE
+            yield ids[present], present.sum(1)
+
+    def _ids(self, texts: np.ndarray) -> np.ndarray:
+        return self.numbering.first[texts]
+
+
+class _Distractors:
+    """Draws, for each example, the places of other examples whose replies are its distractors."""
+
+    def __init__(self, classes: np.ndarray, owners: np.ndarray, wanted: int, seed: str) -> None:
+        self.classes, self.owners, self.wanted = classes, owners, wanted
+        digest = hashlib.sha256(f"distractors {seed}".encode()).digest()
+        self.seed = int.from_bytes(digest[:8])
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [len(rows), wanted], -1 where there are too few different replies."""
+        found = self._draw(rows, self.wanted + 8)
+        lacking = np.flatnonzero(found[:, -1] < 0)
+        if len(lacking):
+            found[lacking] = self._draw(rows[lacking], _DRAWS * self.wanted)
+            for i in lacking[found[lacking, -1] < 0].tolist():
+                self._ask_reserve(int(rows[i]), found[i])
+        return found
+
+    def _draw(self, rows: np.ndarray, num_draws: int) -> np.ndarray:
+        counters = rows[:, None].astype(np.uint64) << np.uint64(20)
+        counters = counters + np.arange(num_draws, dtype=np.uint64)
+        drawn = (_mixed(counters, self.seed) % np.uint64(len(self.classes))).astype(np.int64)
+        classes = self.classes[drawn].astype(np.int64)
+        fits = (classes != self.classes[rows, None]) & (
+            self.owners[drawn] != self.owners[rows, None]
+        )
+        # The first draw of each class counts; what does not fit is made a class of its own.
+        classes = np.where(fits, classes, -1 - np.arange(num_draws))
+        order = classes.argsort(axis=1, kind="stable")
+        ordered = np.take_along_axis(classes, order, 1)
+        is_first = np.ones_like(fits)
+        is_first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        np.put_along_axis(fits, order, np.take_along_axis(fits, order, 1) & is_first, 1)
+        place = fits.cumsum(1) - 1
+        fits &= place < self.wanted
+        found = np.full((len(rows), self.wanted), -1, np.int64)
+        row, column = fits.nonzero()
+        found[row, place[row, column]] = drawn[row, column]
+        return found
+
+    @cached_property
+    def _reserve(self) -> tuple[np.ndarray, np.ndarray]:
+        """A place of each class, and one more of another conversation, so that any conversation
+        finds it; those of a conversation side by side. And the conversation of each."""
+        order = np.argsort(self.classes, kind="stable")
+        classes, owners = self.classes[order], self.owners[order]
+        starts = np.flatnonzero(np.concatenate([[True], classes[1:] != classes[:-1]]))
+        first_owner = np.repeat(owners[starts], np.diff([*starts, len(order)]))
+        foreign = np.flatnonzero(owners != first_owner)
+        _, second = np.unique(classes[foreign], return_index=True)
+        places = np.concatenate([order[starts], order[foreign[second]]])
+        places = places[_mixed(places.astype(np.uint64), self.seed).argsort(kind="stable")]
+        places = places[self.owners[places].argsort(kind="stable")]
+        return places, self.owners[places]
+
+    def _ask_reserve(self, row: int, found: np.ndarray) -> None:
+        """Fill up `found` with what was not drawn, from a random place of the reserve on."""
+        places, owners = self._reserve
+        begin, end = (np.searchsorted(owners, self.owners[row], side) for side in ("left", "right"))
+        num_foreign = len(places) - (end - begin)
+        taken = {int(self.classes[row]), *self.classes[found[found >= 0]].tolist()}
+        count = int((found >= 0).sum())
+        start = int(_mixed(np.array([row], np.uint64), self.seed + 1)[0] % np.uint64(2**32))
+        for i in range(num_foreign):
+            if count == len(found):
+                break
+            at = (start + i) % num_foreign
+            place = int(places[at if at < begin else at + end - begin])
+            if (reply := int(self.classes[place])) not in taken:
+                taken.add(reply)
+                found[count] = place
+                count += 1
+
+
+def _runs(ends: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of runs that end at `ends` [n], the places of all elements of the chosen ones (int32), one
+    run after another, and where each begins among them, int64 [len(chosen) + 1]."""
+    offsets = np.zeros(len(chosen) + 1, np.int64)
+    for start in range(0, len(chosen), _ROWS):
+        part = slice(start, start + _ROWS)
+        first, last = _bounds(ends, chosen[part])
+        offsets[1:][part] = last - first
+    offsets.cumsum(out=offsets)
+    places = np.empty(offsets[-1], np.int32)
+    for start in range(0, len(chosen), _ROWS):
+        first, last = _bounds(ends, chosen[start : start + _ROWS])
+        own = offsets[start : start + len(first) + 1]
+        moved = np.repeat(first - own[:-1], last - first)
+        places[own[0] : own[-1]] = np.arange(own[0], own[-1]) + moved
+    return places, offsets
+
+
+def _bounds(ends: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the chosen runs begin and end, int64."""
+    return np.where(chosen > 0, ends[np.maximum(chosen, 1) - 1], 0), np.asarray(ends[chosen])
+
+
+def _mixed(values: np.ndarray, seed: int) -> np.ndarray:
+    """Random 64-bit numbers, one for each of `values` (uint64): SplitMix64 (Steele et al. 2014).
+
+    Written out, since the streams of numpy's generators may change between its versions.
+    """
+    with np.errstate(over="ignore"):
+        z = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))

@@ -1,0 +1,166 @@
+"""Chat data: messages with roles, in the dialects that people have.
+
+    {"messages": [{"role": "system", "content": "I like tea."},
+                  {"role": "user", "content": "Hello!"},
+                  {"role": "assistant", "content": "Hi, some tea?"}]}
+
+The turns may be `conversations` (or `conversation`, `thread`), a turn `from` and `value` (or
+`text`), or the turns plain texts that alternate, the user's first. A persona may stand beside them
+as `system`, `system_prompt` or `persona`. A turn with `weight` 0, `loss` false or `train` false is
+seen and never learnt.
+"""
+
+from typing import Any
+
+from convai_fast.data.readers.fields import (
+    OWN_READER,
+    Texts,
+    Turns,
+    as_list,
+    fields_of,
+    kind,
+    listed,
+    quote,
+)
+from convai_fast.data.readers.log import ReadingLog
+from convai_fast.dialogue.dialogue import Conversation
+from convai_fast.errors import UserError
+
+TURNS = ("messages", "conversations", "conversation", "thread")
+_PERSONAS = ("system", "system_prompt", "persona", "personality", "personas")
+_ROLES = ("role", "from")
+_TEXTS = ("content", "value", "text")
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "bing", "bard"), "assistant"),
+}
+_TOOLS = ("tool", "function", "function_call", "function_response", "observation", "ipython")
+# Beside a turn or a record, these look as if they changed what is learnt.
+_NOT_UNDERSTOOD = ("mask", "masked", "loss_mask", "loss_scale", "ignore", "train_detail")
+
+
+def turns_field(names: Any) -> str | None:
+    """Which of a record's fields holds the turns of a chat, or None."""
+    return next((name for name in TURNS if name in names), None)
+
+
+def read_chat(record: object, where: str, texts: Texts, log: ReadingLog) -> Conversation:
+    """One conversation: the lines of the system are the persona, the assistant's turns the replies.
+
+    What the system says in the middle is known only from there on.
+    """
+    fields = fields_of(record, where)
+    name = turns_field(fields)
+    if name is None:
+        raise UserError(
+            f"{where}messages is missing (found are {listed(fields)}); "
+            f"name the turns messages or conversations, {OWN_READER}"
+        )
+    persona = [
+        sentence
+        for beside in _PERSONAS
+        if beside in fields
+        for sentence in texts.persona(fields[beside], f"{where}{beside}")
+    ]
+    _note_not_understood(fields, log)
+    is_good = not _is_false(fields, ("label",))
+    turns, sides, begin = Turns(texts), [], 0
+    for role, text, place, learnt in _messages(fields[name], f"{where}{name}", texts, log):
+        if role == "system":
+            if len(turns.said) > begin:
+                sides.append((persona, begin, len(turns.said)))
+                begin = len(turns.said)
+            persona = [*persona, *texts.check_lines(text, place)]
+        else:
+            turns.add(role, texts.check(text, place).strip(), learnt and is_good)
+    sides.append((persona, begin, len(turns.said)))
+    return [turns.side(known, "assistant", first, end) for known, first, end in sides]
+
+
+def _messages(
+    items: object, where: str, texts: Texts, log: ReadingLog
+) -> list[tuple[str, object, str, bool]]:
+    """Role, text, place and whether it is learnt, of each turn."""
+    items = as_list(items, where)
+    if items and all(isinstance(item, str) for item in items):
+        return [
+            (("user", "assistant")[i % 2], item, f"{where}[{i}]", True)
+            for i, item in enumerate(items)
+        ]
+    found = []
+    for i, item in enumerate(items):
+        place = f"{where}[{i}]"
+        message = fields_of(item, f"{place}.")
+        if pair := _pair(message):
+            found += [(role, message[name], f"{place}.{name}", True) for role, name in pair]
+            continue
+        role_name = _one_of(message, _ROLES, place)
+        role = _role(texts.check(message[role_name], f"{place}.{role_name}"), place, role_name)
+        _note_not_understood(message, log)
+        learnt = not _is_false(message, ("weight", "loss", "train"))
+        if role == "assistant" and not learnt:
+            log.note("turns of weight 0 are seen and not learnt")
+        text_name = _one_of(message, _TEXTS, place)
+        text = _text_of(message[text_name], f"{place}.{text_name}")
+        found.append((role, text, f"{place}.{text_name}", learnt))
+    return found
+
+
+def _pair(message: dict[str, Any]) -> list[tuple[str, str]] | None:
+    """The two turns of an object such as {"human": …, "assistant": …}."""
+    names = {ROLES.get(name.lower()): name for name in message}
+    if len(message) == 2 and {"user", "assistant"} == names.keys():
+        return [(role, names[role]) for role in ("user", "assistant")]
+    return None
+
+
+def _one_of(message: dict[str, Any], names: tuple[str, ...], place: str) -> str:
+    name = next((name for name in names if name in message), None)
+    if name is None:
+        raise UserError(
+            f"{place}.{names[0]} is missing (found are {listed(message)}); add it, {OWN_READER}"
+        )
+    return name
+
+
+def _role(role: str, place: str, name: str) -> str:
+    known = ROLES.get(role.strip().lower())
+    if known is None:
+        is_tool = role.strip().lower() in _TOOLS
+        reason = "a turn of a tool, which no model here reads" if is_tool else "not a known role"
+        raise UserError(
+            f"{place}.{name} is {quote(role)}, {reason}; it must be one of {', '.join(ROLES)}"
+        )
+    return known
+
+
+def _text_of(content: object, place: str) -> object:
+    """The text of a turn's content, which may be a list of parts."""
+    if content is None:
+        raise UserError(f"{place} is null, not text, as in a tool call; give the turn a text")
+    if not isinstance(content, list | tuple):
+        return content
+    parts = []
+    for i, part in enumerate(content):
+        part_kind = part.get("type", "text") if isinstance(part, dict) else kind(part)
+        if isinstance(part, str):
+            parts.append(part)
+        elif isinstance(part, dict) and isinstance(part.get("text"), str) and part_kind == "text":
+            parts.append(part["text"])
+        else:
+            raise UserError(
+                f"{place}[{i}] is {quote(str(part_kind))}, not text; dialogues here are text alone"
+            )
+    return "\n".join(parts)
+
+
+def _is_false(fields: dict[str, Any], names: tuple[str, ...]) -> bool:
+    """Whether one of these fields says no: false or 0 (null says nothing)."""
+    return any(fields.get(name) in (False, 0) for name in names)
+
+
+def _note_not_understood(fields: dict[str, Any], log: ReadingLog) -> None:
+    for name in _NOT_UNDERSTOOD:
+        if fields.get(name) not in (None, False, 0):
+            log.note(f"the field {name!r} is not understood and not used")

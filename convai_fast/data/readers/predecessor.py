@@ -1,0 +1,82 @@
+"""The JSON of huggingface/transfer-learning-conv-ai, as it and its forks wrote it.
+
+    {"personality": ["i like tea ."],
+     "utterances": [{"history": ["hello !"], "candidates": ["no .", "hi , some tea ?"]}]}
+
+or a row a turn: {"personality": […], "history": […], "candidates": […], "conv_id": 3}.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from convai_fast.data.readers.fields import Texts, as_list, fields_of, get
+from convai_fast.data.readers.log import ReadingLog
+from convai_fast.dialogue.dialogue import Conversation, Dialogue, Utterance
+from convai_fast.errors import UserError
+
+PERSONAS = ("personality", "persona", "personas")
+
+
+def read_dialogue(record: object, where: str, texts: Texts, log: ReadingLog) -> Conversation:
+    """The predecessor's dialogue, or a `Dialogue`: personality, and utterances with candidates."""
+    fields = fields_of(record, where)
+    dialogue = Dialogue(_persona(fields, where, texts), [])
+    utterances = as_list(get(fields, "utterances", where), f"{where}utterances")
+    for i, item in enumerate(utterances):
+        place = f"{where}utterances[{i}]."
+        dialogue.utterances.append(_utterance(fields_of(item, place), place, texts))
+    return [dialogue]
+
+
+def is_row(names: Iterable[str]) -> bool:
+    """Whether a record with these fields is one turn of a dialogue."""
+    return {"history", "candidates"} <= set(names)
+
+
+def read_row(record: object, where: str, texts: Texts, log: ReadingLog) -> Conversation:
+    """A row a turn: a dialogue of one utterance; see `join_rows`."""
+    fields = fields_of(record, where)
+    return [Dialogue(_persona(fields, where, texts), [_utterance(fields, where, texts)])]
+
+
+def join_rows(
+    rows: Iterable[tuple[object, Conversation]],
+) -> Iterator[Conversation]:
+    """Join the rows (conversation id or None, dialogue of one utterance) that follow one another.
+
+    They do where their ids are equal, or, without ids, where one's history goes on from the other's
+    reply.
+    """
+    current: Dialogue | None = None
+    current_id: object = None
+    for row_id, (row,) in rows:
+        if current is not None and _follows(current, current_id, row, row_id):
+            current.utterances += row.utterances
+            continue
+        if current is not None:
+            yield [current]
+        current, current_id = row, row_id
+    if current is not None:
+        yield [current]
+
+
+def _follows(current: Dialogue, current_id: object, row: Dialogue, row_id: object) -> bool:
+    if current_id is not None or row_id is not None:
+        return current_id == row_id and current.personality == row.personality
+    last, (new,) = current.utterances[-1], row.utterances
+    before = [*last.history, last.candidates[-1]]
+    return len(new.history) > len(before) and list(new.history[: len(before)]) == before
+
+
+def _persona(fields: dict[str, Any], where: str, texts: Texts) -> list[str]:
+    name = next((name for name in PERSONAS if name in fields), None)
+    return texts.persona(fields[name], f"{where}{name}") if name else []
+
+
+def _utterance(fields: dict[str, Any], place: str, texts: Texts) -> Utterance:
+    history = texts.check_all(get(fields, "history", place), f"{place}history")
+    candidates = as_list(get(fields, "candidates", place), f"{place}candidates")
+    if not candidates:
+        raise UserError(f"{place}candidates is empty; its last text must be the true reply")
+    texts.check(candidates[-1], f"{place}candidates[{len(candidates) - 1}], the true reply,")
+    return Utterance(history, texts.check_all(candidates, f"{place}candidates", drop_blank=True))

@@ -1,0 +1,67 @@
+"""What a model was trained with, kept beside its weights: those who use it should see as much.
+
+A model that has learnt with one exchange of history answers worse with three, and one that is
+measured on another split of its own dialogues is measured on what it has learnt.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from convai_fast.archive import unpacked
+from convai_fast.errors import UserError
+
+FILE = "trained_with.json"
+
+
+@dataclass(frozen=True)
+class TrainedSource:
+    """One set of dialogues of a training run.
+
+    Attributes:
+        path, reader, weight: as they were named.
+        dialogues: a hash of all its dialogues; see `convai_fast.data.spool.Spool.fingerprints`.
+        is_cut: whether its validation split was cut off from it.
+    """
+
+    path: str
+    reader: str
+    weight: float
+    dialogues: str
+    is_cut: bool
+
+
+@dataclass(frozen=True)
+class TrainedWith:
+    """The settings of a training run that those who use its model should share; see DataOptions."""
+
+    max_history: int
+    fill_candidates: int
+    valid_fraction: float
+    data_seed: int
+    sources: Sequence[TrainedSource] = field(default_factory=tuple)
+
+    def write(self, folder: Path) -> None:
+        """Write the file into a checkpoint's folder."""
+        (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | Path) -> "TrainedWith | None":
+        """What the model at `path` was trained with; None where that was not written down.
+
+        Raises UserError when the file is there and holds something else.
+        """
+        with unpacked(path) as source:
+            file = Path(source.path).expanduser() / FILE
+            if not file.is_file():
+                return None
+            try:
+                values = json.loads(file.read_text(encoding="utf-8"))
+                sources = tuple(TrainedSource(**each) for each in values.pop("sources"))
+                return cls(**values, sources=sources)
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                raise UserError(
+                    f"{file} does not say what the model was trained with ({error}): restore it, "
+                    "or delete it and name the settings"
+                ) from error

@@ -1,0 +1,110 @@
+"""Files: opened whether or not they are compressed, and locked."""
+
+import bz2
+import fcntl
+import io
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import zstandard
+
+from convai_fast.errors import UserError, reason_of
+
+# By what a file of it begins with: a kind of archive, and what makes a decoder of one.
+_KINDS: dict[bytes, tuple[str, Callable[[], Any]]] = {
+    rb"\x1f\x8b": ("gzip", lambda: zlib.decompressobj(16 + zlib.MAX_WBITS)),
+    rb"BZh[1-9](1AY&SY|\x17rE8P\x90)": ("bzip2", bz2.BZ2Decompressor),
+    rb"\xfd7zXZ\x00": ("xz", lzma.LZMADecompressor),
+    rb"\x28\xb5\x2f\xfd": ("zstd", lambda: zstandard.ZstdDecompressor().decompressobj()),
+}
+_CHUNK_BYTES = 16 * 1024  # that are read at a time: unpacked, they may be a thousand times as many
+
+
+def open_bytes(path: Path | str) -> BinaryIO:
+    """Open a file to read its bytes, unpacked where it is gzip, bzip2, xz or zstd.
+
+    What it begins with decides, whatever its name.
+
+    Raises:
+        OSError: it cannot be read.
+        UserError: while it is read, that it is a damaged archive.
+    """
+    file = open(path, "rb")  # noqa: SIM115
+    beginning = file.peek()
+    for magic, (kind, new_decoder) in _KINDS.items():
+        if re.match(magic, beginning):
+            return io.BufferedReader(_Unpacked(path, file, kind, new_decoder))
+    return file
+
+
+class _Unpacked(io.RawIOBase):
+    """What is packed in a file, be it one archive or several, one after another."""
+
+    def __init__(
+        self, path: Path | str, file: BinaryIO, kind: str, new_decoder: Callable[[], Any]
+    ) -> None:
+        self._path, self._file, self._kind, self._new_decoder = path, file, kind, new_decoder
+        self._decoder: Any = None  # between archives there is none
+        self._packed = b""
+        self._unpacked = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._unpacked:
+            self._packed = self._packed or self._file.read(_CHUNK_BYTES)
+            if not self._packed and not self._decoder:
+                return 0
+            self._decode()
+        count = min(len(buffer), len(self._unpacked))
+        buffer[:count] = self._unpacked[:count]
+        self._unpacked = self._unpacked[count:]
+        return count
+
+    def _decode(self) -> None:
+        packed, self._packed = self._packed, b""
+        try:
+            if not self._decoder:
+                packed = packed.lstrip(b"\0")  # which may fill up the last block of a tape
+                if not packed:
+                    return
+                self._decoder = self._new_decoder()
+            if not packed:
+                raise EOFError("it ends too early")
+            self._unpacked = memoryview(self._decoder.decompress(packed))
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+            raise UserError(
+                f"{self._path} cannot be unpacked as {self._kind} ({reason_of(error)}): get a "
+                "complete copy of it, or unpack it yourself"
+            ) from error
+        if self._decoder.eof:
+            self._packed, self._decoder = self._decoder.unused_data, None
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock `name` of `folder`, which is made where missing, while the context lasts.
+
+    Another process that wants it waits. On a file system without locks nobody does.
+
+    Raises UserError when the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / f".{name}.lock", "ab")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    with file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

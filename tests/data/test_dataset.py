@@ -1,0 +1,190 @@
+"""From what a user names to an open store: cached, mixed, rebuilt, built once."""
+
+import gzip
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from convai_fast.data import dataset
+from convai_fast.data.batches import DialogueBatches
+from convai_fast.data.dataset import DataOptions, open_dataset, trained_with, unknown_share
+from convai_fast.data.readers import load_dialogues
+from convai_fast.errors import UserError
+
+
+def write_pairs(path, names, valid=()):
+    records = [{"utterances": [{"history": ["hi"], "candidates": [name]}]} for name in names]
+    content = {"train": records}
+    if valid:
+        content["valid"] = [{"utterances": [{"history": ["hi"], "candidates": [n]}]} for n in valid]
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def replies(store, split="train"):
+    return [u.candidates[-1] for d in store.dialogues(split) for u in d.utterances]
+
+
+@pytest.fixture
+def files(tmp_path):
+    a = write_pairs(tmp_path / "a.json", [f"a {i}" for i in range(10)])
+    b = write_pairs(tmp_path / "b.json", [f"b {i}" for i in range(6)], ["v 1", "v 2"])
+    return a, b
+
+
+def test_a_store_holds_the_dialogues_that_load_dialogues_gives(files, tokenizer, tmp_path):
+    options = DataOptions(files, data_seed=3)
+    store = open_dataset(options, tokenizer, tmp_path / "cache", report=lambda line: None)
+    dialogues = load_dialogues(files, seed=3)
+    assert {split: list(store.dialogues(split)) for split in store.splits} == dialogues
+    again = load_dialogues(store.folder)
+    assert again == dialogues
+
+
+def test_a_cached_store_is_found_without_reading_the_data(files, tokenizer, tmp_path, monkeypatch):
+    said = []
+    first = open_dataset(DataOptions(files), tokenizer, tmp_path / "cache", said.append)
+    monkeypatch.setattr(dataset, "read_into", None)
+    again = open_dataset(DataOptions(files), tokenizer, tmp_path / "cache", said.append)
+    assert again.folder == first.folder and "found tokenised" in said[-1]
+    with pytest.raises(TypeError):  # it has to be read for another seed
+        open_dataset(DataOptions(files, data_seed=1), tokenizer, tmp_path / "cache", said.append)
+    write_pairs(tmp_path / "a.json", ["changed", "too"])
+    with pytest.raises(TypeError):
+        open_dataset(DataOptions(files), tokenizer, tmp_path / "cache", said.append)
+
+
+def test_a_compressed_copy_is_the_same_data(files, tokenizer, tmp_path):
+    a, _ = files
+    with open(a, "rb") as plain, gzip.open(tmp_path / "a.json.gz", "wb") as packed:
+        packed.write(plain.read())
+    assert load_dialogues(a) == load_dialogues(tmp_path / "a.json.gz")
+
+
+def test_a_damaged_store_is_built_again(files, tokenizer, tmp_path):
+    said = []
+    store = open_dataset(DataOptions(files), tokenizer, tmp_path / "cache", said.append)
+    expected = replies(store)
+    tokens = store.folder / "tokens.bin"
+    tokens.write_bytes(bytes(tokens.stat().st_size))
+    store = open_dataset(DataOptions(files), tokenizer, tmp_path / "cache", said.append)
+    assert replies(store) == expected and store.tokens.any()
+    assert any("is not what was written" in line and "built again" in line for line in said)
+
+
+def test_foreign_files_of_a_file_manager_do_not_matter(files, tokenizer, tmp_path):
+    store = open_dataset(DataOptions(files), tokenizer, tmp_path / "cache")
+    (store.folder / ".DS_Store").write_bytes(b"x")
+    assert replies(open_dataset(DataOptions(store.folder.as_posix()), tokenizer, tmp_path / "c"))
+
+
+def test_processes_that_want_the_same_store_all_get_it(files, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    code = (
+        "import sys\n"
+        "from convai_fast.data.dataset import DataOptions, open_dataset\n"
+        "from convai_fast.dialogue.tokenizer import load_tokenizer\n"
+        f"t = load_tokenizer({str(tmp_path / 'tokenizer')!r})\n"
+        "sys.stdin.readline()\n"
+        "for seed in range(6):\n"
+        f"    o = DataOptions({files!r}, data_seed=seed)\n"
+        f"    print(len(open_dataset(o, t, {str(tmp_path / 'cache')!r}, print).tokens))\n"
+    )
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    results = [worker.communicate("go\n") for worker in workers]
+    assert [w.returncode for w in workers] == [0, 0], results
+    built = sum(out.count("tokenising into") for out, _ in results)
+    assert built == 6
+
+
+def test_data_sets_are_mixed_each_with_its_reader_and_weight(files, tokenizer, tmp_path):
+    a, b = files
+    options = DataOptions((f"{a}=2", f"{b}=0.5"), ("json", "auto"), valid_fraction=0.2)
+    store = open_dataset(options, tokenizer, tmp_path / "cache")
+    assert store.meta["num_examples"] == {"train": [8, 6], "valid": [2, 2]}
+    assert replies(store, "valid")[2:] == ["v 1", "v 2"]
+    weights = [source.weight for source in options.sources]
+    batches = DialogueBatches(
+        store,
+        "train",
+        batch_size=4,
+        num_candidates=1,
+        max_history=1,
+        max_length=64,
+        weights=weights,
+        personality_permutations=2,
+        shuffle=True,
+    )
+    seen = Counter(np.concatenate([batches.rows_of(i) for i in range(len(batches))]).tolist())
+    assert batches.num_examples == sum(seen.values()) == 2 * (2 * 8 + 3)
+    texts = replies(store)
+    of_a = [count for row, count in seen.items() if texts[row % 14].startswith("a")]
+    of_b = [count for row, count in seen.items() if texts[row % 14].startswith("b")]
+    assert set(of_a) == {2} and len(of_a) == 16
+    assert set(of_b) == {1} and len(of_b) == 6
+
+
+@pytest.mark.parametrize(
+    ("path", "readers", "says"),
+    [
+        ((), ("auto",), "no dialogues given"),
+        (("a.json", "b.json"), ("json", "csv", "json"), "2 data sets and 3 readers"),
+        (("a.json=0",), ("auto",), "the weight of a.json is 0"),
+        (("a.json=-1",), ("auto",), "the weight of a.json is -1"),
+        (("missing.json=2",), ("auto",), "missing.json: there is no such file"),
+    ],
+)
+def test_what_cannot_be_mixed_is_one_sentence(path, readers, says):
+    with pytest.raises(UserError, match=says):
+        DataOptions(path, readers).checked_sources()
+
+
+def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "b=2", ["x"])
+    (source,) = DataOptions("b=2").sources
+    assert (source.path, source.weight) == ("b=2", 1)
+
+
+def test_a_model_remembers_what_it_was_trained_with(files, tokenizer, tmp_path):
+    a, b = files
+    options = DataOptions((f"{a}=2", b), valid_fraction=0.3, data_seed=5)
+    store = open_dataset(options, tokenizer, tmp_path / "cache")
+    trained = trained_with(options, store, max_history=1)
+    trained.write(tmp_path)
+    assert type(trained).read(tmp_path) == trained
+    assert [(s.path, s.weight, s.is_cut) for s in trained.sources] == [(a, 2, True), (b, 1, False)]
+    assert trained.data_seed == 5 and trained.valid_fraction == 0.3
+    # A store that is opened as it is was cut when it was made.
+    again = trained_with(DataOptions(str(store.folder)), store, max_history=1)
+    assert [s.dialogues for s in again.sources] == [s.dialogues for s in trained.sources]
+    assert again.data_seed == 5
+    (tmp_path / "trained_with.json").write_text("[]")
+    with pytest.raises(UserError, match="does not say what the model was trained with"):
+        type(trained).read(tmp_path)
+
+
+def test_the_share_of_unknown_tokens_is_told(tmp_path, shared_dir):
+    from convai_fast.dialogue.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(shared_dir / "tokenizers" / "openai-gpt")
+    path = write_pairs(tmp_path / "a.json", ["漢字", "some words of a long reply to the first"])
+    store = open_dataset(DataOptions(path, valid_fraction=0), tokenizer, tmp_path / "cache")
+    assert unknown_share(store).startswith("WARNING: ")
+    assert "of the tokens are unknown" in unknown_share(store)
+    path = write_pairs(tmp_path / "b.json", ["fine"])
+    store = open_dataset(DataOptions(path, valid_fraction=0), tokenizer, tmp_path / "cache")
+    assert unknown_share(store) == ""
