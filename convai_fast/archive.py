@@ -1,9 +1,11 @@
 """A checkpoint packed as a tar archive, checked member by member and opened as a folder."""
 
+import json
 import re
 import shutil
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -16,9 +18,18 @@ _CHECKPOINT_FILE = re.compile(
     r"(config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
     r"|(merges|special_tokens)\.txt"
     r"|(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
-    r"|adapter_config\.json|adapter_model\.safetensors"
+    r"|adapter_config\.json|adapter_model\.safetensors|trained_with\.json"
 )
 _MAX_MEMBERS = 10_000
+# Headers that tarfile reads whole before it names the member that they belong to.
+_EXTENDED_TYPES = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_MAX_EXTENDED_BYTES = 2**16
 
 
 class Unpacked(NamedTuple):
@@ -44,7 +55,11 @@ def unpacked(path: str | Path) -> Iterator[Unpacked]:
     """
     source = Path(path).expanduser()
     if not source.is_file():
-        if (source / "options.json").is_file() and not (source / "config.json").is_file():
+        if _is_store(source):
+            raise UserError(
+                f"{path} is a store of dialogues, which --data takes: give the folder of a model"
+            )
+        if _is_run(source):
             path = source = _best_checkpoint(source)
         names = (file.name for file in source.iterdir()) if source.is_dir() else ()
         yield Unpacked(path, sorted(name for name in names if not is_checkpoint_file(name)))
@@ -55,6 +70,29 @@ def unpacked(path: str | Path) -> Iterator[Unpacked]:
             yield Unpacked(Path(temporary), ignored)
         except UserError as error:
             raise UserError(str(error).replace(temporary, str(path))) from error
+
+
+def checkpoint_of(path: str | Path) -> Path:
+    """The folder at `path` by its own name, not by that of a link; of a run its best checkpoint.
+
+    What is no folder is given back as it is. Raises UserError for a run without a checkpoint.
+    """
+    folder = Path(path).expanduser()
+    if _is_run(folder):
+        folder = _best_checkpoint(folder)
+    return folder.resolve() if folder.exists() else Path(path)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "options.json").is_file() and not (folder / "config.json").is_file()
+
+
+def _is_store(folder: Path) -> bool:
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(meta, dict) and {"format_version", "sizes"} <= meta.keys()
 
 
 def _best_checkpoint(run: Path) -> Path:
@@ -72,10 +110,29 @@ def is_checkpoint_file(name: str) -> bool:
     return _CHECKPOINT_FILE.fullmatch(name) is not None
 
 
+class _TarInfo(tarfile.TarInfo):
+    """A member whose name is not longer than any checkpoint needs."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_TarInfo":
+        """The member of a header, as in tarfile; raises ValueError for one that is too long."""
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _EXTENDED_TYPES and member.size > _MAX_EXTENDED_BYTES:
+            raise ValueError(f"it holds a name of {member.size:,} bytes")
+        return member
+
+
 def _extract(archive: Path, folder: Path) -> list[str]:
     """Extract the checkpoint's files into `folder`, and name those that were left."""
+    if archive.suffix in (".bin", ".pt", ".pth", ".safetensors"):
+        raise UserError(
+            f"{archive} is a file of weights: give the folder that holds it, with config.json and "
+            "the tokenizer's files."
+        )
+    if zipfile.is_zipfile(archive):
+        raise UserError(f"{archive} is a zip archive: unpack it, and give the folder.")
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, tarinfo=_TarInfo) as tar:
             members = _checked_members(tar, archive, shutil.disk_usage(folder).free)
             configs = [name for name in members if name.name == "config.json"]
             if len(configs) != 1:
@@ -86,7 +143,8 @@ def _extract(archive: Path, folder: Path) -> list[str]:
             ignored = []
             for name, member in members.items():
                 if name.parent == configs[0].parent and is_checkpoint_file(name.name):
-                    tar.extract(member.replace(name=name.name, deep=False), folder, filter="data")
+                    with tar.extractfile(member) as source, open(folder / name.name, "xb") as file:
+                        shutil.copyfileobj(source, file)
                 else:
                     ignored.append(str(name))
             return sorted(ignored)

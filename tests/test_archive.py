@@ -128,6 +128,7 @@ def test_an_archive_that_was_cut_off_is_refused(archive, kept):
 
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path):
-    (tmp_path / "model.bin").write_bytes(bytes(range(256)) * 8)
-    with pytest.raises(UserError, match="cannot be unpacked as a tar archive"):
-        DoubleHeadsModel.from_pretrained(tmp_path / "model.bin")
+    for name, says in (("model.tgz", "cannot be unpacked as a tar"), ("model.bin", "of weights")):
+        (tmp_path / name).write_bytes(bytes(range(256)) * 8)
+        with pytest.raises(UserError, match=says):
+            DoubleHeadsModel.from_pretrained(tmp_path / name)

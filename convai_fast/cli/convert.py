@@ -1,20 +1,24 @@
-"""`convai-fast convert`: a checkpoint of the old libraries, in today's layout."""
+"""`convai-fast convert`: an old checkpoint, or a LoRA adapter, as an ordinary model of today."""
 
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 import transformers
 import tyro
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.archive import unpacked
+from convai_fast.data.trained_with import TrainedWith
 from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.format import SPECIAL_TOKENS
 from convai_fast.dialogue.sequence import build_input_from_segments
@@ -24,7 +28,7 @@ from convai_fast.load import check_fit
 from convai_fast.model import adapter, checkpoint, legacy
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.model.tensors import Accounted, account_for
+from convai_fast.model.tensors import EMBEDDING, Accounted, account_for, transformers_names
 
 _PEERS = {
     "openai-gpt": (transformers.OpenAIGPTConfig, transformers.OpenAIGPTDoubleHeadsModel),
@@ -38,10 +42,11 @@ _TOLERANCE = 1e-4
 class ConvertOptions:
     """Bring a checkpoint of pytorch-pretrained-bert 0.6 or pytorch-transformers 1.x into the layout
     of today's transformers, check that it computes the same, and say what became of every tensor.
+    A LoRA adapter that `train` wrote is merged into its base model.
     """
 
     old: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OLD")]
-    """Folder, .tar.gz or Hub id of the old checkpoint."""
+    """Folder, .tar.gz or Hub id of the old checkpoint or of the adapter."""
     new: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NEW")]
     """Folder to write; it must not exist, or be empty."""
 
@@ -57,6 +62,15 @@ class _Source:
     tokenizer: PreTrainedTokenizerFast
     has_special_tokens: bool
     has_multiple_choice_head: bool
+    adapter: "_Adapter | None"
+
+
+@dataclass
+class _Adapter:
+    """A LoRA adapter as it was found; what is said of its source is said of the base model."""
+
+    settings: dict[str, Any]  # the content of adapter_config.json
+    tensors: dict[str, Tensor]
 
 
 def run(options: ConvertOptions) -> None:
@@ -66,14 +80,17 @@ def run(options: ConvertOptions) -> None:
         raise UserError(f"{options.new} is there already: name a folder that is not, or is empty.")
     with unpacked(options.old) as unpacked_old:
         folder = checkpoint.find_folder(unpacked_old.path)
-        source = _read(folder)
         torch.manual_seed(0)  # a multiple-choice head that has to be added
         model = DoubleHeadsModel.from_pretrained(folder)
+        source = _read(folder)
+    trained = TrainedWith.read(options.old)
     ancestor = next(parent for parent in new.parents if parent.is_dir())
     try:
         with tempfile.TemporaryDirectory(dir=ancestor, prefix=".converting-") as temporary:
             staging = Path(temporary) / "model"
             model.save_pretrained(staging, source.tokenizer)
+            if trained is not None:
+                trained.write(staging)
             difference = _check(staging, source)
             new.parent.mkdir(parents=True, exist_ok=True)
             staging.rename(new)
@@ -90,15 +107,16 @@ def run(options: ConvertOptions) -> None:
 
 def _read(folder: Path) -> _Source:
     """Read everything but the weights' values, and compare what belongs together."""
-    if adapter.is_adapter(folder):
-        raise UserError(
-            f"{folder} holds a LoRA adapter, not a model: train with --merge_lora to save ordinary "
-            "weights."
-        )
-    tensors, file = checkpoint.read_tensors(folder)
-    settings = checkpoint.read_config_file(folder)
-    config = checkpoint.read_config(folder, tensors)
-    accounted = account_for(tensors, config, file)
+    is_adapter = adapter.is_adapter(folder)
+    with adapter.base_of(folder) if is_adapter else nullcontext(folder) as base:
+        tensors, file = checkpoint.read_tensors(base)
+        settings = checkpoint.read_config_file(base)
+        config = checkpoint.read_config(base, tensors)
+        accounted = account_for(tensors, config, file)
+    found = None
+    if is_adapter:
+        config = checkpoint.read_config(folder)  # which has a row for every special token
+        found = _Adapter(adapter.read_settings(folder), load_file(folder / adapter.WEIGHTS_FILE))
     tokenizer = read_tokenizer(folder)
     check_fit(tokenizer, config.vocab_size, folder, needs_special_tokens=False)
     has_special_tokens = set(SPECIAL_TOKENS) <= tokenizer.get_vocab().keys()
@@ -109,7 +127,9 @@ def _read(folder: Path) -> _Source:
         accounted=accounted,
         tokenizer=tokenizer,
         has_special_tokens=has_special_tokens,
-        has_multiple_choice_head="multiple_choice_head.summary.weight" in accounted.parameters,
+        has_multiple_choice_head=is_adapter
+        or "multiple_choice_head.summary.weight" in accounted.parameters,
+        adapter=found,
     )
 
 
@@ -182,6 +202,7 @@ def _peer(source: _Source) -> torch.nn.Module:
     settings = source.config.to_transformers()
     settings |= {k: v for k, v in source.settings.items() if k in settings and v is not None}
     settings |= {"vocab_size": source.config.vocab_size}
+    parameters = dict(source.accounted.parameters)
     try:
         peer = model_class(config_class(**settings)).eval()
     except Exception as error:  # transformers checks settings in more than one way
@@ -189,20 +210,40 @@ def _peer(source: _Source) -> torch.nn.Module:
             f"config.json has settings that transformers refuses ({reason_of(error)}): correct "
             "them."
         ) from error
-    state = peer.load_state_dict(source.accounted.parameters, strict=False)
-    absent = (
-        {"lm_head.weight"}
-        if source.has_multiple_choice_head
-        else {
-            "lm_head.weight",
-            "multiple_choice_head.summary.weight",
-            "multiple_choice_head.summary.bias",
-        }
-    )
+    if source.adapter:  # which gives the embedding's new rows their values
+        name = transformers_names(source.config)[EMBEDDING]
+        new_rows = source.config.vocab_size - len(parameters[name])
+        parameters[name] = F.pad(parameters[name], (0, 0, 0, new_rows))
+    state = peer.load_state_dict(parameters, strict=False)
+    absent = {
+        "lm_head.weight",
+        "multiple_choice_head.summary.weight",
+        "multiple_choice_head.summary.bias",
+    }
     if state.unexpected_keys or not set(state.missing_keys) <= absent:
         raise UserError("transformers' model has other tensors than the source.")
     peer.tie_weights()
+    if source.adapter:
+        _adapt(peer, source.adapter)
     return peer
+
+
+def _adapt(peer: torch.nn.Module, adapter: _Adapter) -> None:
+    """Have transformers' model compute with an adapter beside its layers, not merged into them."""
+    tensors = {k.removeprefix("base_model.model."): v for k, v in adapter.tensors.items()}
+    scale = adapter.settings["lora_alpha"] / adapter.settings["r"]
+
+    def beside(lora_a: Tensor, lora_b: Tensor) -> Callable[..., Tensor]:
+        return lambda module, inputs, output: output + scale * (inputs[0] @ lora_a.T @ lora_b.T)
+
+    for name, module in peer.named_modules():
+        if f"{name}.lora_A.weight" in tensors:
+            lora = (tensors[f"{name}.lora_{letter}.weight"] for letter in "AB")
+            module.register_forward_hook(beside(*lora))
+    (rows,) = adapter.settings["trainable_token_indices"].values()
+    (trained,) = (v for k, v in tensors.items() if k.endswith("trainable_tokens_delta"))
+    peer.get_input_embeddings().weight[rows] = trained
+    peer.load_state_dict(tensors, strict=False)  # the multiple-choice head
 
 
 def _report(source: _Source, ignored: list[str]) -> list[tuple[str, str]]:
@@ -221,6 +262,10 @@ def _report(source: _Source, ignored: list[str]) -> list[tuple[str, str]]:
         ),
     ]
     rows += [("", line) for line in _grouped(f"{k} -> {v}" for k, v in accounted.renamed.items())]
+    if source.adapter:
+        found = source.adapter.settings
+        text = f"adapter of rank {found['r']} into {found['base_model_name_or_path']}"
+        rows.append(("merged", text))
     dropped = list(_grouped(f"{key}: {why}" for key, why in accounted.dropped.items()))
     rows += [("dropped", line) for line in dropped or ["nothing"]]
     if source.has_multiple_choice_head:

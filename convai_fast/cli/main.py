@@ -1,10 +1,14 @@
 """`convai-fast COMMAND …`: finds the command's file, parses its options, runs it."""
 
+import difflib
 import importlib
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 from convai_fast.errors import UserError
 
@@ -17,9 +21,15 @@ COMMANDS = {
     "evaluate": ("EvaluateOptions", "measure a model as ConvAI2 did: hits@1, perplexity, F1, …"),
     "interact": ("InteractOptions", "talk to a model"),
     "generate": ("GenerateOptions", "write replies in bulk, from JSONL or a dataset"),
-    "convert": ("ConvertOptions", "bring a checkpoint of the old libraries into today's layout"),
+    "convert": ("ConvertOptions", "bring an old checkpoint into today's layout, or merge LoRA"),
     "info": ("InfoOptions", "print versions, what is compiled, and which devices there are"),
 }
+
+# Options that have a second name, that take many values, and that add to what was given before.
+ALIASES = {"data": "dataset_path", "model_checkpoint": "model", "n": "num_return"}
+_LISTS = ("dataset_path", "reader", "metrics", "stop")
+_APPENDING = ("persona",)
+_OPTION = re.compile(r"(--[A-Za-z][\w-]*)(=.*)?", re.DOTALL)
 
 
 def usage() -> str:
@@ -32,12 +42,20 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (2: a mistake the user can mend, 130: Ctrl-C)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack a character that we print
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
     name, *rest = arguments
+    if name == "--version":
+        print(f"convai-fast {_version()}")
+        return 0
     if name not in COMMANDS:
-        print(f"convai-fast: no command {name!r}\n\n{usage()}", file=sys.stderr)
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        advice = f": do you mean {near[0]}?" if near else f"\n\n{usage()}"
+        print(f"convai-fast: no command {name!r}{advice}", file=sys.stderr)
         return 2
 
     # transformers' advice on stderr would stand between a user and the one sentence that matters.
@@ -46,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import tyro
 
     try:
+        _check_given_once(rest)
         module = importlib.import_module(f"convai_fast.cli.{name}")
         options = tyro.cli(
             getattr(module, COMMANDS[name][0]),
@@ -70,6 +89,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def _check_given_once(arguments: Sequence[str]) -> None:
+    """Raise UserError for an option that is named twice, since the first would not count."""
+    given: dict[str, str] = {}
+    for option in (match[1] for match in map(_OPTION.fullmatch, arguments) if match):
+        name = option[2:].replace("-", "_")
+        name = ALIASES.get(name, name)
+        if name not in given or name in _APPENDING:
+            given[name] = option
+            continue
+        twice = f"{option} is given twice"
+        if given[name].replace("-", "_") != option.replace("-", "_"):
+            twice = f"{given[name]} and {option} are the same option"
+        if name in _LISTS:
+            raise UserError(f"{twice}: give them all after one {option}: {option} a b")
+        raise UserError(f"{twice}: give it once")
+
+
+def _version() -> str:
+    try:
+        return version("convai-fast")
+    except PackageNotFoundError:
+        return "(not installed as a package)"
 
 
 if __name__ == "__main__":

@@ -4,21 +4,30 @@ adapter_config.json         the base model, r, alpha
 adapter_model.safetensors   under transformers' names: `lora_A` and `lora_B` of every linear layer,
                             the multiple-choice head, and the embedding's rows of special tokens
 config.json                 the shape of the merged model
+
+The base model is the one that adapter_config.json names. If that was a checkpoint of another run,
+which removes it when it goes on, the adapter's run keeps it in `base`, beside `checkpoints`.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from convai_fast.archive import unpacked
 from convai_fast.errors import UserError
+from convai_fast.model.checkpoint import find_folder
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.tensors import transformers_names
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+KEPT_BASE = "base"
 # The layers that have one, by transformers' names.
 TARGET_MODULES = ("c_attn", "c_proj", "c_fc")
 _HEAD = "multiple_choice_head"
@@ -29,15 +38,37 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file()
 
 
-def base_model_of(folder: Path) -> str:
-    """The folder or hub id of the model that the adapter in `folder` changes.
+@contextmanager
+def base_of(folder: Path) -> Iterator[Path]:
+    """The folder of the model that the adapter in `folder` changes, for as long as in the context.
 
-    Raises UserError when adapter_config.json does not say.
+    Raises UserError when adapter_config.json names none, one that is not there, or an adapter.
     """
-    base = _read_config(folder).get("base_model_name_or_path")
-    if not isinstance(base, str):
-        raise UserError(f"{folder / CONFIG_FILE} names no base_model_name_or_path: add it")
-    return base
+    path = folder / CONFIG_FILE
+    named = read_settings(folder).get("base_model_name_or_path")
+    if not isinstance(named, str):
+        raise UserError(f"{path} names no base_model_name_or_path: add it")
+    places = [Path(named).expanduser(), folder / named]
+    checkpoints = folder.resolve().parent
+    if Path(named).name == KEPT_BASE and checkpoints.name == "checkpoints":
+        # By its place, since the run may have been moved.
+        places.insert(0, checkpoints.parent / KEPT_BASE)
+    with unpacked(next((place for place in places if place.exists()), named)) as source:
+        try:
+            base = find_folder(source.path)
+        except UserError as error:
+            raise UserError(
+                f"{folder} is a LoRA adapter, whose base model cannot be found "
+                f"({str(error).rstrip('.')}): put it back, or write where it is into {path} as "
+                "base_model_name_or_path"
+            ) from error
+        if is_adapter(base):
+            raise UserError(
+                f"{folder} is a LoRA adapter, and so is {named}, its base model: merge that into a "
+                "model with `convai-fast convert`, and write the model into "
+                f"{path} as base_model_name_or_path"
+            )
+        yield base
 
 
 def tensor_names(config: TransformerConfig) -> dict[str, list[str]]:
@@ -67,7 +98,7 @@ def merge_adapter(folder: Path, config: TransformerConfig, parameters: dict[str,
 
     Raises UserError when the adapter is damaged or does not fit the model.
     """
-    settings, path = _read_config(folder), folder / WEIGHTS_FILE
+    settings, path = read_settings(folder), folder / WEIGHTS_FILE
     for key in ("use_rslora", "rank_pattern", "alpha_pattern"):
         if settings.get(key):
             raise UserError(
@@ -97,11 +128,12 @@ def merge_adapter(folder: Path, config: TransformerConfig, parameters: dict[str,
         raise UserError(f"{path} holds tensors that are unknown here, such as {min(tensors)}")
 
 
-def _read_config(folder: Path) -> dict:
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The content of the adapter's `adapter_config.json`; raises UserError if it is damaged."""
     path = folder / CONFIG_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object")

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from convai_fast.errors import UserError, reason_of
+from convai_fast.errors import UserError, reason_of, shown
 from convai_fast.model import legacy
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.tensors import EMBEDDING, listing, to_transformers
@@ -33,6 +33,9 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+
+# What the predecessor's run saved after each epoch, and renamed when it ended.
+_UNFINISHED = re.compile(r"checkpoint_mymodel_(\d+)\.pth?")
 
 # Floating-point weights, and what constants beside them are stored as.
 _DTYPES = (
@@ -50,6 +53,7 @@ _TEXT_FILES = (
     "special_tokens.txt",
     "vocab.json",
     "merges.txt",
+    "trained_with.json",
 )
 
 
@@ -132,11 +136,7 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
     """
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if path is None:
-        raise UserError(
-            f"{folder} holds no weights; it needs one of {', '.join(WEIGHT_FILES)} (rename the "
-            "checkpoint_mymodel_N.pth of a run that the predecessor did not finish to "
-            "pytorch_model.bin; `convai-fast train --from_scratch` begins without any)."
-        )
+        raise UserError(f"{folder} holds no weights; {_why_no_weights(folder)}.")
     if path.suffix != ".json":
         return _read_file(path), path
 
@@ -156,6 +156,25 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
             )
         tensors |= _read_file(folder / shard)
     return tensors, path
+
+
+def _why_no_weights(folder: Path) -> str:
+    unfinished = {
+        int(match[1]): match[0]
+        for match in (_UNFINISHED.fullmatch(file.name) for file in folder.iterdir())
+        if match
+    }
+    if unfinished:
+        return (
+            f"rename its {unfinished[max(unfinished)]}, of a run that the predecessor did not "
+            "finish, to pytorch_model.bin"
+        )
+    if (folder / "adapter_model.safetensors").exists():
+        return "its adapter_model.safetensors needs the adapter_config.json that was saved with it"
+    return (
+        f"it needs one of {', '.join(WEIGHT_FILES)} (`convai-fast train --from_scratch` begins "
+        "without any)"
+    )
 
 
 def write_config(
@@ -242,7 +261,13 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
     ):
-        raise UserError(f"{path} is not a table of named tensors; save the model's state_dict.")
+        raise UserError(f"{path} is not a table of named tensors; {_how_to_unpack(path, tensors)}.")
+    if tensors and all(name.startswith("module.") for name in tensors):
+        raise UserError(
+            f"{path} holds tensors with the prefix `module.` of DataParallel; save "
+            "model.module.state_dict(), or take it off: "
+            + _rewriting(path, '{k.removeprefix("module."): v for k, v in t.items()}')
+        )
     odd = [name for name, tensor in tensors.items() if not _is_ordinary(tensor)]
     if odd:
         raise UserError(
@@ -250,6 +275,28 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             f"of their own: {listing(odd)}; save the model's state_dict as dense float32 tensors."
         )
     return tensors
+
+
+def _how_to_unpack(path: Path, content: Any) -> str:
+    """What to do with a file that holds more than a state dict, or something else."""
+    tables = [
+        key
+        for key, value in (content.items() if isinstance(content, dict) else ())
+        if isinstance(value, dict) and any(isinstance(part, Tensor) for part in value.values())
+    ]
+    key = next((k for k in tables if re.search("model|state_dict", str(k))), None)
+    if key is None:
+        return "save the model's state_dict"
+    expression = f"t[{json.dumps(key)}]"
+    return f"its {shown(key)} holds one, so keep that alone: {_rewriting(path, expression)}"
+
+
+def _rewriting(path: Path, expression: str) -> str:
+    """The command that saves `expression` in place of the table `t` that `path` holds."""
+    return (
+        f"""python -c 'import torch; t = torch.load("{path}", map_location="cpu"); """
+        f"""torch.save({expression}, "{path}")'"""
+    )
 
 
 def _is_ordinary(tensor: Tensor) -> bool:

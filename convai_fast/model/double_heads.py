@@ -205,14 +205,15 @@ class DoubleHeadsModel(nn.Module):
     def _from_folder(cls, folder: Path, dtype: torch.dtype) -> "DoubleHeadsModel":
         if adapter.is_adapter(folder):
             config = checkpoint.read_config(folder)
-            model = cls.from_pretrained(adapter.base_model_of(folder))
-            model.resize_token_embeddings(config.vocab_size)
-            if model.config != config:
-                raise UserError(
-                    f"{adapter.base_model_of(folder)} is not the model that the adapter in "
-                    f"{folder} was trained on: correct base_model_name_or_path in its "
-                    f"{adapter.CONFIG_FILE}"
-                )
+            with adapter.base_of(folder) as base:
+                model = cls._from_folder(base, torch.float32)
+                if model.config.vocab_size < config.vocab_size:
+                    model.resize_token_embeddings(config.vocab_size)
+                if model.config != config:
+                    raise UserError(
+                        f"{base} is not the model that the adapter in {folder} was trained on: "
+                        f"correct base_model_name_or_path in its {adapter.CONFIG_FILE}"
+                    )
             adapter.merge_adapter(folder, config, dict(model.named_parameters()))
             return model.to(dtype).eval()
         tensors, file = checkpoint.read_tensors(folder)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from convai_fast._native import keep_freed_memory
 from convai_fast.data.batches import Batch, DialogueBatches, Share, count_tokens
-from convai_fast.data.dataset import open_dataset
+from convai_fast.data.dataset import open_dataset, trained_with, unknown_share
 from convai_fast.data.store import DialogueStore
 from convai_fast.dialogue.format import IGNORED
 from convai_fast.dialogue.tokenizer import special_ids
@@ -26,10 +26,7 @@ from convai_fast.errors import UserError
 from convai_fast.hardware import resolve_precision
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.layers import to_device
-from convai_fast.training.checkpoints import (
-    STATE_FORMAT,
-    RunFolder,
-)
+from convai_fast.training.checkpoints import STATE_FORMAT
 from convai_fast.training.distributed import Ranks, join_ranks
 from convai_fast.training.flops import FlopsCounter, matrix_rate
 from convai_fast.training.guard import FiniteGuard, describe_batch
@@ -44,7 +41,8 @@ from convai_fast.training.lora import Lora
 from convai_fast.training.losses import Metrics, MetricSums, StepLog, combined_loss
 from convai_fast.training.optimizer import lr_factor, make_optimizer
 from convai_fast.training.options import TrainOptions
-from convai_fast.training.resume import CHANGEABLE, resolve_resume
+from convai_fast.training.resume import CHANGEABLE, resolve_resume, resume_command
+from convai_fast.training.run_folder import RunFolder
 from convai_fast.training.start import start_or_continue
 
 # How far a run is, as `Trainer.state_dict` saves it.
@@ -108,7 +106,7 @@ def _train(
     if options.resume:
         options = ranks.from_main(lambda: resolve_resume(options, given))
     with ranks.together():
-        model, tokenizer, state = start_or_continue(options, report)
+        model, tokenizer, state, base = start_or_continue(options, report)
     if ranks.world_size > 1:
         # Weights are drawn alike on all ranks; dropout, from here on, is not.
         torch.manual_seed(options.seed + ranks.rank)
@@ -117,12 +115,12 @@ def _train(
     )
     with ranks.together():
         store = DialogueStore(folder)
-    trainer = Trainer(options, model, tokenizer, store, report, ranks)
+    trainer = Trainer(options, model, tokenizer, store, report, ranks, base)
     if state is not None:
         trainer.load_state_dict(state)
     result = trainer.run()
     if result.stopped_by is not None:
-        report(f"continue with: convai-fast train --resume {result.run}")
+        report(f"continue with: {resume_command(options, result.run)}")
     return result
 
 
@@ -130,6 +128,7 @@ class Trainer:
     """One run, or one rank of it: what `train` does once model and data are there.
 
     On a CPU the process keeps, from then on, the memory that it frees (`keep_freed_memory`).
+    `base` is where the weights that LoRA adapts were read, by default `options.model`.
     """
 
     def __init__(
@@ -140,6 +139,7 @@ class Trainer:
         store: DialogueStore,
         report: Callable[[str], None] = print,
         ranks: Ranks = Ranks(),  # noqa: B008
+        base: str = "",
     ) -> None:
         self.options, self.tokenizer, self.report = options, tokenizer, report
         self.ranks = ranks
@@ -153,12 +153,13 @@ class Trainer:
         if self.device.type == "cpu":
             keep_freed_memory()
         ids = special_ids(tokenizer)
-        self.lora = Lora(model, options, ids) if options.lora_r else None
+        self.lora = Lora(model, options, ids, base) if options.lora_r else None
         self.model = model.to(self.device)
         model.transformer.gradient_checkpointing = options.gradient_checkpointing
         self.wrapped = self.forward = ranks.wrap(model, self.device, options.fsdp)
         if options.compile:
             self.forward = torch.compile(self.wrapped, dynamic=True)
+        self.trained_with = trained_with(options, store, options.max_history)
         self.batches = self._batches(store, "train")
         self.valid_batches = self._batches(store, "valid")
         if len(self.batches) == 0:
@@ -196,6 +197,7 @@ class Trainer:
             layout=options.layout,
             personality_permutations=options.personality_permutations if training else 1,
             max_examples=0 if training else options.valid_examples,
+            weights=[source.weight for source in self.trained_with.sources] if training else (),
             shuffle=training,
             seed=options.seed,
             rank=self.ranks.rank,
@@ -240,6 +242,8 @@ class Trainer:
 
     def _open_folder(self) -> Path:
         self.folder = RunFolder(self.options, self._resumed)
+        if self.lora:
+            self.lora.keep_base(self.folder.path)
         return self.folder.path
 
     @property
@@ -309,6 +313,7 @@ class Trainer:
             "model shape (config.json)": self.model.config.to_transformers(),
             "tokenizer": store.meta["tokenizer"],
             "set of dialogues": store.meta["fingerprint"],
+            "weighting of data sets": [source.weight for source in self.trained_with.sources],
             "number of processes": self.ranks.world_size,
             **{f"--{name}": options[name] for name in sorted(fixed)},
         }
@@ -327,6 +332,8 @@ class Trainer:
                 f"cut to {self.model.config.n_positions} positions: history in {cuts.history:,}, "
                 f"persona in {cuts.persona:,}, reply in {cuts.reply:,} examples"
             )
+        if unknown := unknown_share(self.batches.store):
+            self.report(unknown)
         self.report(f"run folder: {self.path}")
         if options.compile and not self.is_finished:
             self.report("compiling: the first step takes about a minute")
@@ -334,6 +341,8 @@ class Trainer:
             self.report(f"this run is finished, with {self.step:,} steps: nothing left to do")
         elif self._resumed:
             self.report(f"continuing after step {self.step:,}, in epoch {self.epoch + 1}")
+        elif options.resume:
+            self.report("nothing was saved in this run yet: beginning it anew")
 
     def _train_epoch(self, stop: Stop) -> None:
         """The rest of an epoch; one that is done already takes no step."""
@@ -355,8 +364,7 @@ class Trainer:
                 self.log.seconds += time.perf_counter() - started
                 if is_logged:
                     values = self.log.read(self.lr, self.ranks)
-                    if self.folder:
-                        self.folder.log(self.step, "train", values)
+                    self._record("train", values)
                     progress.set_postfix_str(
                         f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s, "
                         f"mfu {values['mfu']:.0%}",
@@ -435,10 +443,14 @@ class Trainer:
             "grad_norm": bad.grad_norm,
             "batches": [part for parts in self.ranks.gather(own) for part in parts],
         }
-        path = self.ranks.from_main(lambda: self.folder.set_aside(record))
+        try:
+            path = self.ranks.from_main(lambda: self.folder.set_aside(record))
+            where = f"its batches are in {path}"
+        except UserError as error:
+            where = str(error)
         raise UserError(
-            f"the {bad}: its batches are in {path}, and nothing of it was saved; start again with "
-            f"a lower --lr, or with --precision fp32"
+            f"the {bad}: {where}, and nothing of it was saved; start again with a lower --lr, or "
+            f"with --precision fp32"
         )
 
     @torch.no_grad()  # not inference_mode, whose tensors FSDP cannot train with afterwards
@@ -460,10 +472,13 @@ class Trainer:
                     output = self.model(**self._to_device(batch), return_logits=False)
                 sums.add(output, batch["labels"], batch["mc_labels"])
         metrics = sums.compute(self.ranks)
-        if self.folder:
-            self.folder.log(self.step, "valid", metrics.as_dict())
+        self._record("valid", metrics.as_dict())
         self.report(f"step {self.step:,}: {metrics}")
         return metrics
+
+    def _record(self, split: str, values: dict[str, float]) -> None:
+        # A disk that is full ends all ranks alike.
+        self.ranks.from_main(lambda: self.folder and self.folder.log(self.step, split, values))
 
     def _end_epoch(self, metrics: Metrics | None) -> None:
         """Note and save what the evaluation after an epoch, or after the last step, has shown."""
@@ -501,6 +516,7 @@ class Trainer:
                 self.lora.save_pretrained(folder, self.tokenizer)
             else:
                 self.model.save_pretrained(folder, self.tokenizer, weights)
+            self.trained_with.write(folder)
 
         self.ranks.from_main(lambda: self.folder.save(write_model, values, state, best))
         self._saved = self._counters()

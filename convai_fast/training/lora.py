@@ -7,6 +7,9 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2
 implements it.
 """
 
+import os
+import shutil
+import tempfile
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -17,10 +20,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedTokenizerFast
 
+from convai_fast.archive import is_checkpoint_file
 from convai_fast.errors import UserError
 from convai_fast.model import adapter, checkpoint
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.tensors import transformers_names
+from convai_fast.training.checkpoints import explained, flush
 from convai_fast.training.options import TrainOptions
 
 _LAYERS = ("qkv", "out", "up", "down")
@@ -43,12 +48,17 @@ class Lora:
     """The adapter of a model: made, saved, and put back where a run continues."""
 
     def __init__(
-        self, model: DoubleHeadsModel, options: TrainOptions, token_ids: Sequence[int]
+        self,
+        model: DoubleHeadsModel,
+        options: TrainOptions,
+        token_ids: Sequence[int],
+        base: str = "",
     ) -> None:
         """Add the adapter to `model`, whose other parameters no longer ask for a gradient.
 
         Args:
             token_ids: whose rows of the embedding are trained.
+            base: folder or Hub id of the model's weights; by default `options.model`.
 
         Raises UserError without peft.
         """
@@ -73,17 +83,40 @@ class Lora:
         )
         names = transformers_names(model.config)
         embedding_module = names["transformer.token_embedding.weight"].split(".")[-2]
-        base = Path(options.model).expanduser()
+        self.base = Path(base or options.model).expanduser()
         # What peft and transformers read: their layers are stored as [in, out].
         self._saved_config = LoraConfig(
             **settings,
-            base_model_name_or_path=str(base.resolve()) if base.exists() else options.model,
+            base_model_name_or_path=str(self.base.resolve() if self.base.exists() else self.base),
             target_modules=list(adapter.TARGET_MODULES),
             fan_in_fan_out=True,
             modules_to_save=["multiple_choice_head"],
             trainable_token_indices={embedding_module: self.token_ids},
             inference_mode=True,
         )
+
+    def keep_base(self, run: Path) -> None:
+        """Keep the base model in the folder `run` if it is a checkpoint that another run removes.
+
+        Its files are linked where the file system can, so that they take no room.
+
+        Raises UserError when they are gone already, or cannot be written.
+        """
+        checkpoints, kept = self.base.resolve().parent, run.resolve() / adapter.KEPT_BASE
+        if checkpoints.name != "checkpoints" or not (checkpoints.parent / "options.json").exists():
+            return
+        with (
+            explained(f"the base model {self.base} cannot be kept in {kept}", "begin again"),
+            tempfile.TemporaryDirectory(dir=run, prefix=".base-") as name,
+        ):
+            scratch = Path(name) / kept.name
+            scratch.mkdir()
+            for file in self.base.iterdir():
+                if is_checkpoint_file(file.name):
+                    _link_or_copy(file, scratch / file.name)
+            os.rename(scratch, kept)
+            flush(run)
+        self._saved_config.base_model_name_or_path = str(kept)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that is trained, by the parameters' names."""
@@ -141,3 +174,11 @@ class Lora:
             if kind == "weight" and hasattr(module, "lora_A"):
                 weights[name] = weights[name] + module.get_delta_weight("default")
         return weights
+
+
+def _link_or_copy(file: Path, place: Path) -> None:
+    try:
+        os.link(file.resolve(), place)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(file, place)
+        flush(place)

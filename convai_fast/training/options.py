@@ -19,8 +19,9 @@ class TrainOptions(DataOptions):
     best checkpoint, which `convai-fast interact` and transformers open.
     """
 
-    dataset_path: Annotated[str, tyro.conf.arg(aliases=["--data"])] = ""
-    """File, folder, Hub dataset id, or a store made by `prepare` (also --data)."""
+    dataset_path: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--data"])] = ()
+    """Files, folders, Hub dataset ids, or stores made by `prepare` (also --data); several are
+    mixed, and a=2 has an epoch see the examples of a twice."""
     dataset_cache: str = "dataset_cache"
     """Folder in which tokenised dialogues are kept for the next run."""
     model: Annotated[str, tyro.conf.arg(aliases=["--model_checkpoint"])] = (
@@ -132,11 +133,21 @@ class TrainOptions(DataOptions):
             "max_norm": 0,
             "lora_r": 0,
             "lora_dropout": 0,
+            "seed": 0,
+        }
+        at_most = {
+            "num_candidates": 10_000,
+            "personality_permutations": 1_000,
+            "seed": 2**63 - 1,
         }
         for name, least in at_least.items():
             value = getattr(self, name)
             if not value >= least:
                 raise UserError(f"--{name} must be at least {least}, not {value}")
+            # The compiled operators count in 32 bits.
+            most = at_most.get(name, 2**31 - 1)
+            if isinstance(value, int) and value > most:
+                raise UserError(f"--{name} must be at most {most}, not {value}")
         if not self.adam_beta2 < 1:
             raise UserError(f"--adam_beta2 must be below 1, not {self.adam_beta2}")
         if not self.lora_dropout < 1:

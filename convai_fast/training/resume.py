@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 
+from convai_fast.data.readers.user_function import is_function
 from convai_fast.errors import UserError
-from convai_fast.training.checkpoints import is_busy, last_checkpoint
+from convai_fast.training.checkpoints import last_checkpoint
 from convai_fast.training.options import TrainOptions
+from convai_fast.training.run_folder import is_busy
 
 # What may be given anew: how long to train, how often to save and to report, where things are.
 CHANGEABLE = (
@@ -29,6 +32,9 @@ def resolve_resume(options: TrainOptions, given: Collection[str] | None = None) 
 
     Args:
         given: the options that were named on purpose; by default all that differ from the default.
+
+    A reader that is a function of the user's is code, and a run folder may come from anybody: what
+    the folder names is never run unless it was named in `given` too.
 
     Raises UserError when the folder is no run, or its options are not the given ones.
     """
@@ -53,6 +59,12 @@ def resolve_resume(options: TrainOptions, given: Collection[str] | None = None) 
     return dataclasses.replace(options, resume="")
 
 
+def resume_command(options: TrainOptions, run: Path) -> str:
+    """The command that continues `run`, which was started with `options`."""
+    reader = ["--reader", *options.reader] if any(map(is_function, options.reader)) else []
+    return shlex.join(["convai-fast", "train", "--resume", str(run), *reader])
+
+
 def _age(path: Path) -> float:
     return -path.stat().st_mtime
 
@@ -73,6 +85,13 @@ def _merge(
     changeable: Collection[str] = CHANGEABLE,
 ) -> TrainOptions:
     stored = _read_options(run)
+    named = "reader" in given and options.reader == stored.reader
+    if any(map(is_function, stored.reader)) and not named:
+        reader = " ".join(stored.reader)
+        raise UserError(
+            f"the run {run} was made with the reader {reader}, which is code: give --reader "
+            f"{reader} again to allow it"
+        )
     if "output" in given and Path(options.output).resolve() != run.resolve():
         raise UserError(f"--output {options.output} is not the run {run}: leave it out")
     for name in given:
@@ -93,6 +112,8 @@ def _read_options(run: Path) -> TrainOptions:
     path = run / "options.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: get permission for it") from error
     except OSError as error:
         raise UserError(
             f"{run} is not a run folder (there is no {path}): give --resume the folder that "
@@ -106,7 +127,10 @@ def _read_options(run: Path) -> TrainOptions:
     for name, value in values.items():
         if name not in default:
             raise UserError(f"{path} has an option {name!r} that this version does not know")
-        kinds = (int, float) if isinstance(default[name], float) else type(default[name])
-        if not isinstance(value, kinds):
+        kinds = {float: (int, float), tuple: (list, str)}.get(
+            type(default[name]), type(default[name])
+        )
+        texts = value if isinstance(value, list) else []
+        if not isinstance(value, kinds) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{path}: {name} cannot be {value!r}")
     return TrainOptions(**values)

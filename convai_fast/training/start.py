@@ -2,44 +2,78 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from convai_fast.archive import checkpoint_of, unpacked
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
 from convai_fast.load import load
+from convai_fast.model import adapter
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.training.checkpoints import (
-    check_output,
-    last_checkpoint,
-    read_training_state,
-)
+from convai_fast.training.checkpoints import last_checkpoint, read_training_state
 from convai_fast.training.options import TrainOptions
+from convai_fast.training.run_folder import check_output
 
 
-def start_or_continue(
-    options: TrainOptions, report: Callable[[str], None]
-) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast, dict[str, Any] | None]:
-    """The model, its tokenizer, and the state of the run that is continued, if any.
+class Start(NamedTuple):
+    """A model, its tokenizer, the state of the run that is continued, if any, and the base model.
+
+    `base` is the folder or Hub id from which the weights that LoRA adapts were read.
+    """
+
+    model: DoubleHeadsModel
+    tokenizer: PreTrainedTokenizerFast
+    state: dict[str, Any] | None
+    base: str
+
+
+def start_or_continue(options: TrainOptions, report: Callable[[str], None]) -> Start:
+    """What the options name, or with `options.resume` what was saved of that run.
 
     Raises UserError for options that cannot be used, and for a checkpoint that is damaged.
     """
     options.check()
+    options.checked_sources()
     last = state = None
     if not options.resume:
         check_output(options.output)
     else:
-        last = last_checkpoint(Path(options.resume))
-    if last is not None:
-        state = read_training_state(last)
+        try:
+            last = last_checkpoint(Path(options.resume))
+            state = read_training_state(last) if last is not None else None
+        except PermissionError as error:
+            raise UserError(f"{error.filename} cannot be read: get permission for it") from error
     torch.manual_seed(options.seed)
     if state is not None and not options.lora_r:
-        return *load(last), state
-    return *load_model_and_tokenizer(options, report), state
+        return Start(*load(last), state, base=options.model)
+    base = _base(options) if options.lora_r else options.model
+    model, tokenizer = load_model_and_tokenizer(replace(options, model=base), report)
+    if model.config.n_positions < 4:
+        raise UserError(
+            f"{options.model} has {model.config.n_positions} positions (n_positions in its "
+            "config.json), too few for any reply: name another model"
+        )
+    return Start(model, tokenizer, state, base)
+
+
+def _base(options: TrainOptions) -> str:
+    """Where the base model of LoRA is now; of a checkpoint of a run its own name, not a link's."""
+    kept = Path(options.resume) / adapter.KEPT_BASE
+    if options.resume and kept.is_dir():
+        return str(kept)
+    base = checkpoint_of(options.model)
+    if adapter.is_adapter(Path(base)):
+        raise UserError(
+            f"{options.model} is a LoRA adapter itself: merge it into ordinary weights with "
+            f"`convai-fast convert {options.model} NEW`, and give --model NEW"
+        )
+    return str(base)
 
 
 def load_model_and_tokenizer(
@@ -50,7 +84,8 @@ def load_model_and_tokenizer(
     Raises UserError when the embedding and the tokenizer do not belong together.
     """
     if options.from_scratch:
-        config = _read_config(options.model)
+        with unpacked(options.model) as source:
+            config = _read_config(source.path)
         tokenizer = load_tokenizer(options.tokenizer or options.model)
         settings = {**config, "vocab_size": len(tokenizer)}
         model = DoubleHeadsModel(TransformerConfig.from_transformers(settings))
@@ -64,7 +99,7 @@ def load_model_and_tokenizer(
     return model, tokenizer
 
 
-def _read_config(path: str) -> dict:
+def _read_config(path: str | Path) -> dict:
     file = Path(path) / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

@@ -106,7 +106,7 @@ def test_every_tensor_is_accounted_for(old, name, tensor, sentence):
 def test_a_run_that_the_predecessor_did_not_finish_says_what_to_rename(old):
     (old / "pytorch_model.bin").rename(old / "checkpoint_mymodel_3.pth")
     with pytest.raises(
-        UserError, match=r"rename the checkpoint_mymodel_N.pth .* pytorch_model.bin"
+        UserError, match=r"rename its checkpoint_mymodel_3.pth, .* pytorch_model.bin"
     ):
         DoubleHeadsModel.from_pretrained(old)
 

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from convai_fast.data.build_store import build_store
 from convai_fast.data.builtin import builtin_dialogues
-from convai_fast.data.store import build_store
 from convai_fast.training.options import TrainOptions
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from convai_fast.cli.main import main
-from convai_fast.training.checkpoints import RunFolder
+from convai_fast.training.run_folder import RunFolder
 
 # A server that has imported everything is forked for each rank.
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -29,6 +29,8 @@ def arguments_of(options) -> list[str]:
         value = getattr(options, field.name)
         if value is True:
             arguments.append(f"--{field.name}")
+        elif isinstance(value, tuple):
+            arguments += [f"--{field.name}", *value] if value else []
         elif value is not False:
             arguments += [f"--{field.name}", str(value)]
     return arguments

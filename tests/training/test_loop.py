@@ -11,19 +11,20 @@ import time
 
 import pytest
 import torch
+from ranks import arguments_of
 from transformers import AutoTokenizer, GPT2Config, GPT2DoubleHeadsModel
 
 from benchmarks.plain_loop import train_plainly
+from convai_fast.data.build_store import build_store
 from convai_fast.data.builtin import builtin_dialogues
-from convai_fast.data.store import build_store
 from convai_fast.errors import UserError
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.training.checkpoints import RunFolder
 from convai_fast.training.distributed import Ranks
 from convai_fast.training.loop import Trainer, train
 from convai_fast.training.losses import MetricSums
 from convai_fast.training.optimizer import lr_factor
+from convai_fast.training.run_folder import RunFolder
 
 NO_DROPOUT = dict.fromkeys(
     ("embd_pdrop", "attn_pdrop", "resid_pdrop", "summary_first_dropout"), 0.0
@@ -302,16 +303,8 @@ def test_special_tokens_are_added_to_a_plain_model_and_reported(
 
 def start(options, **environment):
     """The command in a process of its own, as a user starts it."""
-    values = dataclasses.asdict(options)
-    arguments = []
-    for field in dataclasses.fields(options):
-        value = values[field.name]
-        if value is True:
-            arguments.append(f"--{field.name}")
-        elif value is not False:
-            arguments += [f"--{field.name}", str(value)]
     return subprocess.Popen(
-        [sys.executable, "-m", "convai_fast", "train", *arguments],
+        [sys.executable, "-m", "convai_fast", "train", *arguments_of(options)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,6 +1,7 @@
 """LoRA: what is trained, what is saved, and that everybody who loads it gets the same model."""
 
 import dataclasses
+import errno
 import json
 import resource
 import shutil
@@ -10,6 +11,7 @@ import sys
 import pytest
 import torch
 from interruptions import assert_equal_runs, die_at, in_a_process
+from old_checkpoints import pack
 from peft import PeftModel
 from transformers import GPT2DoubleHeadsModel, OpenAIGPTDoubleHeadsModel
 
@@ -17,9 +19,10 @@ from convai_fast.cli.main import main
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.load import load
+from convai_fast.model import double_heads
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.training import checkpoints, loop
+from convai_fast.training import checkpoints, loop, lora
 from convai_fast.training.options import TrainOptions
 
 PEERS = {"gpt2": GPT2DoubleHeadsModel, "openai-gpt": OpenAIGPTDoubleHeadsModel}
@@ -128,7 +131,7 @@ def test_an_adapter_that_cannot_be_written_is_one_sentence(lora_options):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "make room" not in str(raised.value)
-    assert str(raised.value).endswith("from the checkpoint before it with --resume")
+    assert str(raised.value).endswith("begin again with --resume")
 
 
 @pytest.mark.parametrize("base", ["gpt2"], indirect=True)
@@ -163,7 +166,7 @@ def test_another_base_model_is_refused(lora_options, base, tokenizer):
 @pytest.mark.parametrize("base", ["gpt2"], indirect=True)
 def test_without_peft_there_is_one_sentence(lora_options, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "peft", None)
-    arguments = ["--model", lora_options.model, "--data", lora_options.dataset_path]
+    arguments = ["--model", lora_options.model, "--data", *lora_options.dataset_path]
     arguments += ["--dataset_cache", lora_options.dataset_cache, "--output", str(tmp_path / "run")]
     assert main(["train", *arguments, "--lora_r", "4"]) == 2
     assert "--lora_r needs peft: pip install 'convai-fast[lora]'" in capsys.readouterr().err
@@ -189,3 +192,134 @@ def test_the_state_of_a_run_with_an_adapter_is_small(tokenizer, lora_options):
     state = torch.load(run / "last" / checkpoints.STATE_FILE)
     assert not any("base_layer" in name for name in state["adapter"])
     assert len(state["optimizer"]["state"]) == len(state["adapter"])
+
+
+@pytest.fixture
+def run_over_a_run(options, data_file, lora_options, base, tmp_path):
+    """Options of LoRA over the best checkpoint of another run, and what that other run was."""
+    plain = dataclasses.replace(
+        options, model=str(base), dataset_path=str(data_file), output=f"{tmp_path}/plain"
+    )
+    train(dataclasses.replace(plain, max_steps=1, n_epochs=4))
+    return dataclasses.replace(lora_options, model=f"{tmp_path}/plain/best"), plain
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("base", ["gpt2"], indirect=True)
+def test_an_adapter_outlives_the_checkpoint_it_was_trained_on(
+    run_over_a_run, tokenizer, tmp_path, monkeypatch, links
+):
+    options, plain = run_over_a_run
+    if not links:
+        monkeypatch.setattr(lora.os, "link", fail_to_link)
+    old = (tmp_path / "plain" / "best").resolve()
+    run = train(dataclasses.replace(options, max_steps=2))
+    weights = run / "base" / "model.safetensors"
+    assert weights.samefile(old / weights.name) == links
+    assert {p.name for p in run.iterdir() if p.name.startswith(".")} == set()
+    expected = load(str(run / "last"))[0].state_dict()
+    train(TrainOptions(resume=plain.output, max_steps=9, n_epochs=4, patience=0))
+    shutil.rmtree(plain.output)
+    assert not old.exists()
+    assert_same(load(str(run / "last"))[0].state_dict(), expected)
+    assert_same(load(str(run))[0].state_dict(), expected)
+    over = GPT2DoubleHeadsModel.from_pretrained(
+        json.loads((run / "last" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    )
+    over.resize_token_embeddings(len(tokenizer))
+    PeftModel.from_pretrained(over, run / "last")
+    moved = run.rename(tmp_path / "moved")
+    assert_same(load(str(moved / "last"))[0].state_dict(), expected)
+    train(TrainOptions(resume=str(moved), max_steps=4))
+    assert json.loads((moved / "last" / "metrics.json").read_text())["step"] == 4
+
+
+def fail_to_link(*args):
+    raise OSError(errno.EXDEV, "another file system")
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("base", ["gpt2"], indirect=True)
+def test_a_run_folder_as_base_is_named_by_its_checkpoint(run_over_a_run, tmp_path):
+    options, plain = run_over_a_run
+    run = train(dataclasses.replace(options, model=plain.output, max_steps=2))
+    named = json.loads((run / "last" / "adapter_config.json").read_text())
+    assert named["base_model_name_or_path"] == str(run / "base")
+    assert json.loads((run / "options.json").read_text())["model"] == plain.output
+
+
+@pytest.mark.parametrize("base", ["gpt2"], indirect=True)
+def test_a_base_model_that_is_not_there_or_no_model_is_one_sentence(lora_options, base, tmp_path):
+    run = train(dataclasses.replace(lora_options, max_steps=2))
+    adapter, path = run / "last", run / "last" / "adapter_config.json"
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        UserError, match=r"last is a LoRA adapter, whose base model cannot be found"
+    ):
+        load(str(adapter))
+    settings = json.loads(path.read_text())
+    for named in (adapter, adapter.resolve()):
+        path.write_text(json.dumps(settings | {"base_model_name_or_path": str(named)}))
+        with pytest.raises(UserError, match=r"is a LoRA adapter, and so is .*, its base model"):
+            load(str(adapter))
+    pack(adapter, tmp_path / "adapter.tar.gz")
+    named = str(tmp_path / "adapter.tar.gz")
+    path.write_text(json.dumps(settings | {"base_model_name_or_path": named}))
+    with pytest.raises(UserError, match=r"and so is .*adapter\.tar\.gz, its base model"):
+        load(str(adapter))
+    named = "../../../elsewhere"
+    path.write_text(json.dumps(settings | {"base_model_name_or_path": named}))
+    load(str(adapter))
+
+
+@pytest.mark.parametrize("base", ["gpt2"], indirect=True)
+def test_lora_over_an_adapter_says_to_merge_it_first(lora_options, tmp_path, capsys):
+    run = train(dataclasses.replace(lora_options, max_steps=2))
+    again = dataclasses.replace(lora_options, model=str(run), output=f"{tmp_path}/again")
+    with pytest.raises(UserError, match=rf"merge it .* `convai-fast convert {run} NEW`"):
+        train(again)
+    assert main(["convert", str(run), f"{tmp_path}/merged"]) == 0
+    train(dataclasses.replace(again, model=f"{tmp_path}/merged", max_steps=1))
+
+
+def test_convert_merges_an_adapter(lora_options, base, tokenizer, tmp_path, capsys):
+    run = train(lora_options)
+    assert main(["convert", str(run / "best"), f"{tmp_path}/new"]) == 0
+    printed = capsys.readouterr().out
+    assert f"merged          adapter of rank 4 into {base}\n" in printed
+    assert "added           nothing\n" in printed
+    assert "checked         logits differ" in printed
+    files = {p.name for p in (tmp_path / "new").iterdir()}
+    assert "model.safetensors" in files and "adapter_config.json" not in files
+    merged, _ = load(f"{tmp_path}/new")
+    assert_same(merged.state_dict(), load(str(run / "best"))[0].state_dict())
+    kind = PEERS[merged.config.architecture]
+    over = kind.from_pretrained(base)
+    over.resize_token_embeddings(len(tokenizer))
+    with torch.no_grad():
+        peer = kind.from_pretrained(tmp_path / "new")(**a_batch(tokenizer))
+        expected = PeftModel.from_pretrained(over, run / "best").eval()(**a_batch(tokenizer))
+    old = slice(0, len(tokenizer) - 5)  # see above
+    torch.testing.assert_close(
+        peer.logits[..., old], expected.logits[..., old], atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(peer.mc_logits, expected.mc_logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("base", ["gpt2"], indirect=True)
+def test_an_adapter_merged_wrongly_fails_the_check(lora_options, tmp_path, capsys, monkeypatch):
+    run = train(dataclasses.replace(lora_options, max_steps=2))
+    merge = double_heads.adapter.merge_adapter
+
+    def wrong(folder, config, parameters):
+        merge(folder, config, parameters)
+        parameters["transformer.blocks.0.mlp.up.weight"].data *= 1.01
+
+    monkeypatch.setattr(double_heads.adapter, "merge_adapter", wrong)
+    assert main(["convert", str(run), f"{tmp_path}/new"]) == 2
+    assert "so nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -1,6 +1,7 @@
 """A run that was killed and continued ends as one that was not; what cannot continue is refused."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +18,9 @@ from interruptions import assert_equal_runs, die_at, in_a_process, records
 
 from convai_fast.cli.main import main
 from convai_fast.errors import UserError
-from convai_fast.training import checkpoints, loop
+from convai_fast.training import checkpoints, loop, run_folder
 from convai_fast.training.options import TrainOptions
+from convai_fast.training.resume import resume_command as resume_command_of
 
 STEPS = 14  # of `run_options`: two epochs of 7
 
@@ -74,12 +77,12 @@ def resume_command(run, *arguments):
         (loop.MetricSums, "add", 6),  # evaluating after an epoch
         (checkpoints.torch, "save", 4),  # of the checkpoint after an epoch
         (checkpoints.torch, "save", 9),  # of the same step once more, when it is evaluated
-        (checkpoints.os, "rename", 3),
-        (checkpoints.RunFolder, "_point", 1),  # before there is any link
-        (checkpoints.RunFolder, "_point", 2),  # between `last` and `best`
-        (checkpoints.RunFolder, "_point", 10),
+        (run_folder.os, "rename", 3),
+        (run_folder.RunFolder, "_point", 1),  # before there is any link
+        (run_folder.RunFolder, "_point", 2),  # between `last` and `best`
+        (run_folder.RunFolder, "_point", 10),
         (checkpoints.os, "replace", 19),
-        (checkpoints.shutil, "rmtree", 9),
+        (run_folder.shutil, "rmtree", 9),
     ],
 )
 def test_killed_at_a_chosen_moment(run_options, undisturbed, tmp_path, target, name, call):
@@ -159,6 +162,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing_before_it(
         loop.train(dataclasses.replace(run_options, output=str(run)), lambda _: None)
     assert "step 6 cannot be saved" in str(raised.value)
     assert "make room" in str(raised.value)
+    assert not (run / "checkpoints" / ".step-000006").exists()
     assert json.loads((run / "last" / "metrics.json").read_text())["step"] == 4
     loop.train(TrainOptions(resume=str(run)), lambda _: None)
     assert_equal_runs(run, undisturbed)
@@ -255,12 +259,12 @@ def test_auto_takes_the_newest_unfinished_run_with_these_options(
     auto = dataclasses.replace(run_options, resume="auto")
     assert loop.resolve_resume(auto).resume == "runs/newer"
     with open("runs/newer/metrics.jsonl") as file:
-        assert checkpoints._lock(file.fileno())  # as by a process that trains there
+        assert run_folder._lock(file.fileno())  # as by a process that trains there
         assert loop.resolve_resume(auto).resume == "runs/older"
         with pytest.raises(UserError, match="another process is training in runs/newer"):
             loop.train(TrainOptions(resume="runs/newer"), lambda _: None)
     assert loop.resolve_resume(dataclasses.replace(auto, seed=9)).resume == ""
-    assert loop.resolve_resume(dataclasses.replace(auto, dataset_path="b.json")).resume == ""
+    assert loop.resolve_resume(dataclasses.replace(auto, dataset_path=("b.json",))).resume == ""
     assert loop.resolve_resume(dataclasses.replace(auto, output="runs/new")).resume == ""
 
 
@@ -347,3 +351,136 @@ def test_a_damaged_checkpoint_names_the_newest_of_the_older_ones_by_number(tmp_p
     with pytest.raises(UserError) as raised:
         checkpoints.read_training_state(tmp_path / "run" / "checkpoints" / "step-999998")
     assert "ln -sfn" not in str(raised.value)
+
+
+MODULE = "def load(path):\n    import json\n    return json.load(open(path))\n"
+
+
+@pytest.fixture
+def run_with_a_reader(run_options, tmp_path, monkeypatch):
+    """A run that was stopped after a step, whose dialogues a function of the user's reads."""
+    (tmp_path / "mine.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    options = dataclasses.replace(run_options, reader="mine:load", output="runs/a", max_steps=1)
+    loop.train(options, lambda _: None)
+    Path("runs/a/last/metrics.json").write_text('{"finished": false}')
+    yield options
+    sys.modules.pop("mine", None)
+
+
+def test_a_stored_reader_that_is_code_runs_only_when_it_is_given_again(run_with_a_reader, capsys):
+    options = run_with_a_reader
+    sys.modules.pop("mine")
+    before = tree(Path("runs"))
+    for given in ([], ["--reader", "auto"], ["--reader", "other:load"]):
+        assert main(["train", "--resume", "runs/a", *given]) == 2
+        assert "the reader mine:load, which is code: give --reader mine:load again" in (
+            capsys.readouterr().err
+        )
+    with pytest.raises(UserError, match="which is code"):
+        loop.train(TrainOptions(resume="runs/a"), lambda _: None)
+    assert "mine" not in sys.modules
+    assert tree(Path("runs")) == before
+    auto = dataclasses.replace(options, resume="auto", output="")
+    assert loop.resolve_resume(auto).resume == "runs/a"
+    assert loop.resolve_resume(dataclasses.replace(auto, reader="auto")).resume == ""
+    assert main(["train", "--resume", "runs/a", "--max_steps", "2", "--reader", "mine:load"]) == 0
+    assert "mine" in sys.modules
+
+
+def test_the_command_that_continues_names_a_reader_that_is_code(run_options):
+    options = dataclasses.replace(run_options, reader="mine:load")
+    command = "convai-fast train --resume 'my runs/a' --reader mine:load"
+    assert resume_command_of(options, Path("my runs/a")) == command
+    assert resume_command_of(run_options, Path("a")) == "convai-fast train --resume a"
+
+
+def failing(name, number, when=lambda path: True):
+    """A stand-in for a function of `os` or `open` that fails for some paths."""
+    function = open if name == "open" else getattr(os, name)
+
+    def fail(path, *args, **kwargs):
+        if when(str(path)):
+            raise OSError(number, os.strerror(number), str(path))
+        return function(path, *args, **kwargs)
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("file", ["metrics.jsonl", "options.json"])
+def test_a_run_that_cannot_be_written_is_one_sentence(killed, monkeypatch, file, number):
+    before = tree(killed)
+    stand_in = failing("open", number, lambda path: path.endswith(file) and "run" in path)
+    for module in (run_folder, checkpoints):
+        monkeypatch.setattr(module, "open", stand_in, raising=False)
+    says = rf"the run .* cannot be written \({os.strerror(number)}: .*{file}\): (make|get) .*, then"
+    with pytest.raises(UserError, match=says):
+        loop.train(TrainOptions(resume=str(killed), n_epochs=3), lambda _: None)
+    assert tree(killed) == before
+    monkeypatch.undo()
+    loop.train(TrainOptions(resume=str(killed), n_epochs=3), lambda _: None)
+
+
+def test_a_full_disk_while_a_run_begins_or_is_logged_is_one_sentence(
+    run_options, tmp_path, monkeypatch
+):
+    options = dataclasses.replace(run_options, output=str(tmp_path / "run"))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be made"):
+        patch.setattr(checkpoints, "open", failing("open", errno.ENOSPC), raising=False)
+        loop.train(options, lambda _: None)
+    assert not any(tmp_path.iterdir())
+    trainer_log = run_folder.RunFolder.log
+
+    def log(self, *args):
+        self._metrics.close()
+        self._metrics = open("/dev/full", "w")  # noqa: SIM115
+        trainer_log(self, *args)
+
+    monkeypatch.setattr(run_folder.RunFolder, "log", log)
+    with pytest.raises(UserError, match=r"cannot record the figures of step 0 \(No space left"):
+        loop.train(options, lambda _: None)
+
+
+def test_two_runs_that_begin_in_one_second_have_two_folders(run_options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_folder.time, "strftime", lambda _: "20260101-000000")
+    paths = [run_folder.RunFolder(run_options).path for _ in range(3)]
+    first = paths[0].name
+    assert [path.name for path in paths] == [first, f"{first}-2", f"{first}-3"]
+    assert all((path / "options.json").is_file() for path in paths)
+    assert {path.name for path in Path("runs").iterdir()} == {path.name for path in paths}
+
+
+def test_only_checkpoints_of_its_own_are_removed(killed, capsys, monkeypatch):
+    folder = killed / "checkpoints"
+    shutil.copytree(folder / "step-000014", folder / "my-backup")
+    (folder / ".DS_Store").write_text("")
+    (folder / "step-000003").write_text("notes")
+    (folder / "step-000004").symlink_to("my-backup")
+    for name in (".step-000001", "step-000002"):
+        (folder / name).mkdir()
+    kept = {p.name for p in folder.iterdir()} - {".step-000001", "step-000002"}
+    loop.train(TrainOptions(resume=str(killed)), lambda _: None)
+    assert {p.name for p in folder.iterdir()} == kept
+    (folder / "step-000002").mkdir()
+    broken = SimpleNamespace(rmtree=failing("rmdir", errno.ENOTEMPTY))
+    monkeypatch.setattr(run_folder, "shutil", broken)
+    loop.train(TrainOptions(resume=str(killed)), lambda _: None)
+    assert "step-000002 cannot be removed: Directory not empty" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_written_counts_as_busy(killed, monkeypatch):
+    assert not run_folder.is_busy(killed)
+    assert not run_folder.is_busy(killed / "absent")
+    monkeypatch.setattr(run_folder, "open", failing("open", errno.EROFS), raising=False)
+    assert run_folder.is_busy(killed)
+
+
+def test_a_run_without_a_checkpoint_says_that_it_begins_anew(run_options, tmp_path, capsys):
+    options = dataclasses.replace(run_options, output=str(tmp_path / "run"))
+    process = in_a_process(options, lambda: die_at(loop, "combined_loss", 2))
+    process.join()
+    assert main(["train", "--resume", str(tmp_path / "run"), "--max_steps", "1"]) == 0
+    assert "nothing was saved in this run yet: beginning it anew" in capsys.readouterr().out

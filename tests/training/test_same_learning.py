@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from benchmarks.plain_loop import train_plainly
+from convai_fast.data.build_store import build_store
 from convai_fast.data.builtin import builtin_dialogues
-from convai_fast.data.store import build_store
 from convai_fast.model import layers
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel

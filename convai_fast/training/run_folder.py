@@ -1,0 +1,286 @@
+"""The run folder: options, metrics, TensorBoard events, and two checkpoints.
+
+    runs/<time>_<host>_<model>/
+        options.json  metrics.jsonl  events.out.tfevents…
+        checkpoints/step-000120/    see `checkpoints.py`
+        last -> checkpoints/step-000120
+        best -> checkpoints/step-000080
+        base/                       what a LoRA adapter needs of another run; see `lora.py`
+
+`last` and `best` are links, replaced in one step.
+"""
+
+import dataclasses
+import errno
+import fcntl
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from convai_fast.errors import UserError
+from convai_fast.training.checkpoints import (
+    STATE_FILE,
+    checksums,
+    explained,
+    flush,
+    write_file,
+    write_state,
+)
+from convai_fast.training.options import TrainOptions
+
+# Folders in checkpoints/ that were made here; all else there is the user's.
+_OWN_NAME = re.compile(r"\.?step-\d+")
+
+
+def check_output(output: str) -> None:
+    """Raise UserError if `output` cannot become a run folder; best known before hours of work."""
+    path = Path(output)
+    with explained(f"{path} cannot become a run folder", "begin again, or name another --output"):
+        is_free = not output or not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    if not is_free:
+        raise UserError(
+            f"{path} is not empty: choose another run folder with --output, or continue the run "
+            f"that it holds with --resume"
+        )
+
+
+class RunFolder:
+    """Where a run leaves its traces. See the top of this file."""
+
+    def __init__(self, options: TrainOptions, state: dict[str, Any] | None = None) -> None:
+        """Make the folder, or with `options.resume` open that one as `state` describes it.
+
+        Records and checkpoints of steps after `state` (without one: of all steps) are dropped, so
+        that they are not there twice when those steps have been taken again.
+
+        Raises UserError when `--output` is a folder that already holds a run or anything else, or
+        when another process trains in the folder.
+        """
+        state = state or {"step": 0, "metrics_bytes": 0, "checksums": {}}
+        self._checksums = state["checksums"]  # of the newest checkpoint
+        self.path = Path(options.resume) if options.resume else _new_folder(options)
+        with self._explained("cannot be written"):
+            self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        if not _lock(self._metrics.fileno()):
+            raise UserError(f"another process is training in {self.path}: stop that one first")
+        try:
+            with self._explained("cannot be written"):
+                self._open(options, state)
+        except UserError:
+            self._metrics.close()  # and with it the lock
+            raise
+
+    def _open(self, options: TrainOptions, state: dict[str, Any]) -> None:
+        if options.resume:
+            write_file(self.path / "options.json", _options_json(options))
+            self._metrics.truncate(state["metrics_bytes"])
+            # A kill may have come before both links named the checkpoint, or a copy lost them.
+            for link, step in (("last", state["step"]), ("best", state.get("best_step"))):
+                if step is not None and self._checkpoint(step).is_dir():
+                    self._point(link, self._checkpoint(step))
+                elif not (self.path / link).exists():
+                    (self.path / link).unlink(missing_ok=True)
+            self._remove_unused()
+        (self.path / "checkpoints").mkdir(exist_ok=True)
+        self._writer = SummaryWriter(str(self.path), purge_step=state["step"] + 1)
+
+    def _explained(self, what: str) -> AbstractContextManager[None]:
+        return explained(f"the run {self.path} {what}", f"continue it with --resume {self.path}")
+
+    def log(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Record figures of optimizer step `step` in metrics.jsonl and in TensorBoard.
+
+        Raises UserError when they cannot be written, as on a full disk.
+        """
+        record = {"step": step, "split": split, **values}
+        with self._explained(f"cannot record the figures of step {step:,}"):
+            self._metrics.write(json.dumps(record) + "\n")
+            self._metrics.flush()
+            for name, value in values.items():
+                self._writer.add_scalar(f"{split}/{name}", value, step)
+
+    def save(
+        self,
+        write_model: Callable[[Path], None],
+        metrics: dict[str, Any],
+        state: dict[str, Any],
+        best: bool,
+    ) -> None:
+        """Save a checkpoint of step `state["step"]` as `last`, and as `best` too if it is.
+
+        Args:
+            write_model: writes model and tokenizer into a folder, which it makes.
+            metrics: what metrics.json says.
+            state: `Trainer.state_dict()`.
+
+        Raises UserError when it cannot be written, as on a full disk; those before it stay.
+        """
+        is_first = not (self.path / "last").exists()
+        with explained(
+            f"step {state['step']:,} cannot be saved in {self.path}",
+            "begin again with --resume"
+            if is_first
+            else "continue from the checkpoint before it with --resume",
+        ):
+            folder = self._write_checkpoint(write_model, metrics, state)
+            for link in ["last", "best"] if best else ["last"]:
+                self._point(link, folder)
+        self._remove_unused()
+
+    def _write_checkpoint(
+        self, write_model: Callable[[Path], None], metrics: dict[str, Any], state: dict[str, Any]
+    ) -> Path:
+        os.fsync(self._metrics.fileno())
+        state = {**state, "metrics_bytes": os.fstat(self._metrics.fileno()).st_size}
+        folder = self._checkpoint(state["step"])
+        if folder.exists():
+            # Saved before it was evaluated: the weights are those of the same step. A kill between
+            # the two files does no harm, since it is the state that says what is still to do.
+            # Their checksums too: those of now would bless a file that was damaged in between.
+            state["checksums"] = self._checksums
+            write_file(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+            write_state(folder / STATE_FILE, state)
+            return folder
+        scratch = folder.with_name(f".{folder.name}")
+        try:
+            shutil.rmtree(scratch, ignore_errors=True)
+            write_model(scratch)
+            (scratch / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+            state["checksums"] = self._checksums = checksums(scratch)
+            write_state(scratch / STATE_FILE, state)
+            for path in [*scratch.iterdir(), scratch]:
+                flush(path)
+            os.rename(scratch, folder)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)  # or it would keep a full disk full
+            raise
+        flush(folder.parent)
+        return folder
+
+    def set_aside(self, record: dict[str, Any]) -> Path:
+        """Write `record`, of a step that ended the run, to bad_batch.json; returns its path.
+
+        Numbers that JSON does not have are written as text: "nan", "inf".
+
+        Raises UserError when it cannot be written.
+        """
+        path = self.path / "bad_batch.json"
+        with explained(f"{path} cannot be written", "train again to see what was in it"):
+            write_file(path, json.dumps(_finite_or_text(record)) + "\n")
+        return path
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step-{step:06d}"
+
+    def _point(self, link: str, folder: Path) -> None:
+        scratch = self.path / f".{link}"
+        scratch.unlink(missing_ok=True)
+        scratch.symlink_to(folder.relative_to(self.path), target_is_directory=True)
+        os.replace(scratch, self.path / link)
+        flush(self.path)
+
+    def _remove_unused(self) -> None:
+        used = {(self.path / link).resolve() for link in ("last", "best")}
+        for folder in (self.path / "checkpoints").glob("*"):
+            is_own = _OWN_NAME.fullmatch(folder.name) and not folder.is_symlink()
+            if not is_own or not folder.is_dir() or folder.resolve() in used:
+                continue
+            # Under its own name a checkpoint is complete, also while it is removed.
+            doomed = folder.with_name(f".{folder.name.removeprefix('.')}")
+            try:
+                os.replace(folder, doomed)
+                shutil.rmtree(doomed)
+            except OSError as error:
+                print(f"warning: {folder} cannot be removed: {error.strerror}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Flush what is still buffered."""
+        for file in (self._writer, self._metrics):
+            try:
+                file.close()
+            except OSError as error:
+                print(
+                    f"warning: the last figures of {self.path} are lost: {error.strerror}",
+                    file=sys.stderr,
+                )
+
+
+def is_busy(run: Path) -> bool:
+    """Whether a process trains in the run folder `run` at this moment, or none could."""
+    try:
+        # Some network file systems lock only what can be written.
+        with open(run / "metrics.jsonl", "r+b") as file:
+            return not _lock(file.fileno())
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def _new_folder(options: TrainOptions) -> Path:
+    """The folder of a new run, which if it is new appears together with its options.json."""
+    check_output(options.output)
+    name = Path(options.model).name or "model"
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    default = Path("runs") / f"{stamp}_{socket.gethostname()}_{name}"
+    path = Path(options.output or default)
+    with explained(f"the run folder {path} cannot be made", "begin again, or name another"):
+        # A folder that is there may be the one the command runs in: it is filled, not replaced.
+        if options.output and path.is_dir():
+            write_file(path / "options.json", _options_json(options))
+            return path
+        place = path.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as scratch:
+            run = Path(scratch) / place.name
+            run.mkdir()
+            write_file(run / "options.json", _options_json(options))
+            for number in itertools.count(2):
+                try:
+                    os.rename(run, place)
+                    break
+                except OSError as error:
+                    # Another run has begun in the same second.
+                    if options.output or error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
+                    path = default.with_name(f"{default.name}-{number}")
+                    place = path.resolve()
+    return path
+
+
+def _finite_or_text(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite_or_text(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite_or_text(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _options_json(options: TrainOptions) -> str:
+    values = dataclasses.asdict(options)
+    del values["resume"]
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock that a process holds on a run until it ends, however it ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return True
