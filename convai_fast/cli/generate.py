@@ -4,17 +4,18 @@ import hashlib
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from tqdm import tqdm
 
-from convai_fast.data.dataset import DataOptions
+from convai_fast.cli.remembered import RememberedOptions
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.dialogue.encoding import tokenizer_fingerprint
 from convai_fast.errors import UserError
@@ -28,48 +29,34 @@ from convai_fast.generation.jsonl import (
     reply_record,
 )
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.reply_file import ReplyFile, check_absent
-from convai_fast.generation.request import Request, prompt_room
+from convai_fast.generation.reply_file import ReplyFile, check_absent, written_paths
+from convai_fast.generation.request import Request, find_blank_turn, prompt_room
 from convai_fast.hardware import resolve_device
 from convai_fast.load import load, model_fingerprint
 
-_TOO_MANY_BAD = 100  # lines that are no request, before the first that is
-
 
 @dataclass
-class GenerateOptions:
+class GenerateOptions(RememberedOptions):
     """Write replies in bulk: to the requests of a JSONL file, or to every turn of a dataset.
 
-    A request is a line such as {"id": "a7", "persona": ["i like tea ."], "history": ["hello !"]};
-    any sampling option below may stand in it, as may "n" and "logprobs", and overrides the
-    command's. Persona and history may be lists of lists of token ids, or "input_ids" and
-    "token_type_ids" stand for both.
+    A request is a line such as {"id": "a7", "persona": ["i like tea ."], "history": ["hello !"]},
+    or {"messages": [{"role": "user", "content": "hello !"}]}, or {"prompt": "hello !"}, or a line
+    of an OpenAI batch file. Any sampling option below may stand in it, as may "n" and "logprobs",
+    also under the names of other engines (max_tokens), and overrides the command's. Persona and
+    history may be lists of lists of token ids, or "input_ids" and "token_type_ids" stand for both.
 
     The replies are lines in the order of the requests, {"id": "a7", "replies": [{"text": …,
     "finish_reason": …}]}. Until all are there they are kept in OUTPUT.partial, from which the same
-    command continues after an interruption; lines that are no request are listed in
+    command continues after an interruption; lines that cannot be answered are listed in
     OUTPUT.errors.jsonl.
     """
 
-    model: Annotated[str, tyro.conf.arg(aliases=["--model_checkpoint"])]
-    """Folder, .tar.gz or Hub id of a fine-tuned model with its tokenizer."""
-    output: Path
+    output: Path | None = None
     """JSONL file for the replies."""
     input: Path | None = None
-    """JSONL file with the requests."""
-    dataset_path: Annotated[str, tyro.conf.arg(aliases=["--data"])] = ""
-    """Instead of --input: dialogues of which every turn is answered, the true reply beside it."""
-    reader: str = "auto"
-    """Format of the dialogues at --dataset_path, or package.module:function."""
+    """JSONL file with the requests; it may be gzip, bzip2, xz or zstd."""
     split: Literal["train", "valid"] = "valid"
     """Split of the dialogues to answer; the ids are SPLIT/DIALOGUE/TURN, counted from 0."""
-    valid_fraction: float = 0.1
-    """Where the dialogues have no validation split: the share that `train` cut off."""
-    data_seed: int = 42
-    """Seed with which `train` cut it off."""
-    max_history: int = 2
-    """Exchanges of the dialogues that the model sees (2 * max_history + 1 turns); the history of a
-    request in --input is used as it is."""
     num_return: Annotated[int, tyro.conf.arg(aliases=["--n"])] = 1
     """Replies to each request."""
     logprobs: bool = False
@@ -91,9 +78,10 @@ class GenerateOptions:
     def check(self) -> None:
         """Raise UserError at the first option that makes no sense."""
         if bool(self.input) == bool(self.dataset_path):
-            raise UserError(
-                "give either --input or --data, not both: the requests, or dialogues to answer"
-            )
+            given = "both --input and --data" if self.input else "neither --input nor --data"
+            raise UserError(f"{given} given: give one, the requests or dialogues to answer")
+        if self.output is None:
+            raise UserError("no --output given: name a file for the replies")
         if "-" in (str(self.input), str(self.output)):
             raise UserError("a run that can be continued needs files: - is not one")
         for name, least in {"max_history": 0, "num_return": 1, "batch_size": 1}.items():
@@ -102,10 +90,13 @@ class GenerateOptions:
                 raise UserError(f"--{name} must be at least {least}, not {value}")
         if self.output.exists() and not self.output.is_file():
             raise UserError(f"{self.output} is not a regular file: name one with --output")
+        sources = [self.input] if self.input else map(Path, self.dataset_path)
+        for path, source in product(written_paths(self.output), sources):
+            if path.exists() and source.exists() and path.samefile(source):
+                what = "requests" if self.input else "dialogues"
+                raise UserError(f"{path} holds the {what}: choose another --output")
         if not self.overwrite:
             check_absent(self.output)
-        if self.input and self.output.resolve() == self.input.resolve():
-            raise UserError(f"{self.output} holds the requests: choose another --output")
 
 
 class DatasetRequests:
@@ -138,6 +129,7 @@ Source = RequestFile | DatasetRequests
 
 def run(options: GenerateOptions) -> None:
     """Answer what is not answered yet, then put the file of replies in its place."""
+    options.recall()
     options.check()
     params = replace(options.sampling, n=options.num_return, logprobs=options.logprobs)
     source = _open_source(options, params)
@@ -168,9 +160,10 @@ class _BulkRun:
     ) -> None:
         self.engine, self.source, self.replies, self.token_ids = engine, source, replies, token_ids
         self.num_earlier = len(replies.positions)
-        self.keys: list[str] = []  # what the file of replies will hold, in its order
+        self.keys: dict[str, None] = {}  # what the file of replies will hold, in its order
         self.in_flight: dict[int, IdentifiedRequest] = {}
         self.first_bad: BadLine | None = None
+        self.unused: Counter[str] = Counter()  # lines with a field that changes no reply
         self.num_replies = self.num_tokens = 0
 
     def run(self) -> None:
@@ -193,11 +186,11 @@ class _BulkRun:
                 file=sys.stderr,
             )
             raise
-        self.replies.finish(self.keys)
+        self.replies.finish(list(self.keys))
         self._report()
 
     def _answer(self) -> None:
-        for position, replies in self.engine.serve(self._requests()):
+        for position, replies in self.engine.serve(self._requests(), self._fail):
             item = self.in_flight.pop(position)
             self.replies.add(reply_record(item, replies, with_token_ids=self.token_ids))
             self.num_replies += len(replies)
@@ -212,35 +205,35 @@ class _BulkRun:
             if isinstance(item, BadLine):
                 self._reject(item)
                 continue
+            self.unused.update(item.unused)
             key = id_key(item.id)
             is_answered = key in self.replies.positions
-            if not is_answered and (reason := self._refusal(item.request)):
+            if not is_answered and (reason := self._refusal(item)):
                 self._reject(BadLine(item.line, item.id, reason))
                 continue
-            self.keys.append(key)
+            self.keys[key] = None
             if not is_answered:
                 self.in_flight[next(positions)] = item
                 yield item.request
 
-    def _refusal(self, request: Request) -> str | None:
+    def _refusal(self, item: IdentifiedRequest) -> str | None:
+        if item.line is None:  # what the turns of a dataset hold is its reader's business
+            return None
         try:
-            self.engine.check(request)
+            blank = find_blank_turn(item.request.history, self.engine.tokenizer)
         except UserError as error:
             return str(error)
-        return None
+        return None if blank is None else f"history[{blank}] is blank: leave it out"
+
+    def _fail(self, position: int, reason: str) -> None:
+        item = self.in_flight.pop(position)
+        del self.keys[id_key(item.id)]
+        self._reject(BadLine(item.line, item.id, reason))
 
     def _reject(self, bad: BadLine) -> None:
         self.replies.add_error(bad)
         self.progress.update()
         self.first_bad = self.first_bad or bad
-        if not self.keys and self.replies.num_errors == _TOO_MANY_BAD:
-            raise UserError(
-                f"not one of the first {_TOO_MANY_BAD} lines is a request ({self._why()}); "
-                "dialogues are answered with --data"
-            )
-
-    def _why(self) -> str:
-        return f"line {self.first_bad.line}: {self.first_bad.reason}"
 
     def _speed(self) -> float:
         return self.num_tokens / (time.perf_counter() - self.started)
@@ -248,11 +241,17 @@ class _BulkRun:
     def _report(self) -> None:
         bad = self.replies.num_errors
         if not self.keys:
+            first = self.first_bad
+            where = first.id if first.line is None else f"line {first.line}"
             raise UserError(
-                f"not one line is a request ({self._why()}): {self.replies.errors} lists them all"
+                f"not one request can be answered ({where}: {first.reason}): {self.replies.errors} "
+                "lists them all; dialogues are answered with --data"
             )
         if bad:
             print(f"{bad:,} bad {'line' if bad == 1 else 'lines'}: {self.replies.errors} says why")
+        if self.unused:
+            fields = ", ".join(f"{name} ({count:,})" for name, count in self.unused.items())
+            print(f"fields that change no reply, and in how many lines: {fields}")
         earlier = (
             f" (and those to {self.num_earlier:,} requests before)" if self.num_earlier else ""
         )
@@ -266,16 +265,12 @@ class _BulkRun:
 def _open_source(options: GenerateOptions, params: SamplingParams) -> Source:
     if options.input:
         return RequestFile(options.input, params)
-    data = DataOptions(
-        options.dataset_path,
-        options.reader,
-        fill_candidates=1,  # distractors are not read
-        valid_fraction=options.valid_fraction,
-        data_seed=options.data_seed,
-    )
+    data = replace(options.data, fill_candidates=1)  # distractors are not read
     source = DatasetRequests(data.load()[options.split], options.split, options.max_history, params)
     if not source.num_requests:
-        raise UserError(f"the {options.split} split of {options.dataset_path} is empty")
+        raise UserError(
+            f"the {options.split} split of {' and '.join(options.dataset_path)} is empty"
+        )
     return source
 
 

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -11,11 +12,12 @@ from typing import Annotated
 import tyro
 from transformers import PreTrainedTokenizerFast
 
-from convai_fast.data.readers import load_dialogues
+from convai_fast.cli.remembered import RememberedOptions
 from convai_fast.dialogue.encoding import encode
 from convai_fast.errors import UserError
 from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.generation.engine import GenerationEngine
+from convai_fast.generation.messages import sentences
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request, prompt_room
 from convai_fast.hardware import resolve_device
@@ -33,7 +35,7 @@ Write a line to talk, or a command:
   /seed N             draw as from the start with seed N: the same lines get the same replies
   /help               show this
   /quit               end (as do /exit and Ctrl-D)
-Ctrl-C stops a reply, and the model forgets that turn.
+Ctrl-C clears the line, or stops a reply, and the model forgets that turn.
 """
 
 # What a byte-level vocabulary can write but should not do to a terminal: move its cursor, ring.
@@ -42,23 +44,15 @@ del _CONTROL_CHARACTERS[ord("\n")], _CONTROL_CHARACTERS[ord("\t")]
 
 
 @dataclass
-class InteractOptions:
+class InteractOptions(RememberedOptions):
     """Talk with a model in the terminal."""
 
-    model: Annotated[str, tyro.conf.arg(aliases=["--model_checkpoint"])]
-    """Folder, .tar.gz or Hub id of a fine-tuned model with its tokenizer."""
     persona: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A sentence of the model's persona, as in --persona "i like tea ."."""
     persona_file: Path | None = None
     """Text file with the model's persona, one sentence a line."""
-    dataset_path: Annotated[str | None, tyro.conf.arg(aliases=["--data"])] = None
-    """Dialogues of which one, drawn at random, gives the persona."""
-    reader: str = "auto"
-    """Format of the dialogues at --dataset_path, or package.module:function."""
     no_personality: bool = False
     """Begin without a persona."""
-    max_history: int = 2
-    """Exchanges that the model sees before your last line."""
     device: str = "auto"
     """cuda, cuda:1 or cpu; auto takes cuda where there is one."""
     sampling: Annotated[SamplingParams, tyro.conf.arg(name="")] = field(
@@ -121,6 +115,12 @@ class Conversation:
         history = [*self.history, user_turn]
         turn_seed = random.Random(f"{self.params.seed} {self.turn}").getrandbits(63)
         reply = []
+        # Beside <bos>, <speaker2> and the reply's <speaker1>.
+        room = prompt_room(self.engine.model.config.n_positions, self.params) - 3
+        if len(user_turn) > room:
+            yield "(the beginning of your line was left out to fit)\n"
+        elif len(user_turn) + sum(map(len, self.persona_ids)) > room:
+            yield "(some of the persona was left out to fit)\n"
         request = Request(
             persona=self.persona_ids,
             history=history[-self.window :],
@@ -210,7 +210,8 @@ def stream_text(
     shown = 0
     for token in token_ids:
         seen.append(token)
-        text = tokenizer.decode(seen, skip_special_tokens=True).lstrip().rstrip("�")
+        text = tokenizer.decode(seen, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = text.lstrip().rstrip("�")
         if len(text) > shown:
             yield text[shown:].translate(_CONTROL_CHARACTERS)
             shown = len(text)
@@ -218,6 +219,7 @@ def stream_text(
 
 def run(options: InteractOptions) -> None:
     """Load the model and talk until the user ends it."""
+    options.recall()
     if options.max_history < 0:
         raise UserError(f"max_history is {options.max_history}, but must be at least 0")
     personas = _read_personas(options)
@@ -252,14 +254,19 @@ def chat(conversation: Conversation) -> None:
     while not conversation.ended:
         try:
             line = input(_PROMPT)
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             print()
             return
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D or /quit ends)")
+            continue
         try:
             for piece in conversation.handle(line):
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:
             print("\n(stopped; the model forgets this turn)")
+        except UserError as error:
+            print(f"\n({error}; the model forgets this turn)")
 
 
 def _split(argument: str) -> list[str]:
@@ -267,12 +274,14 @@ def _split(argument: str) -> list[str]:
 
 
 def _read_personas(options: InteractOptions) -> list[list[str]]:
-    if options.dataset_path is None:
+    if not options.dataset_path:
         return []
-    dialogues = load_dialogues(options.dataset_path, options.reader, num_candidates=1)
+    dialogues = replace(options.data, fill_candidates=1).load()
     personas = [d.personality for split in dialogues.values() for d in split if d.personality]
     if not personas:
-        raise UserError(f"no dialogue in {options.dataset_path} has a persona: leave it out")
+        raise UserError(
+            f"no dialogue in {' and '.join(options.dataset_path)} has a persona: leave it out"
+        )
     return personas
 
 
@@ -294,12 +303,13 @@ def _first_persona(options: InteractOptions, personas: list[list[str]]) -> list[
 
 def _read_persona_file(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        content = path.read_bytes()
+        persona = sentences(content.decode("utf-8-sig"))  # Windows puts a mark in front
     except OSError as error:
         raise UserError(f"cannot read the persona file {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"the persona file {path} is not UTF-8 text: save it as UTF-8") from error
-    sentences = [line.strip() for line in lines if line.strip()]
-    if not sentences:
+        found = "is UTF-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "is not UTF-8"
+        raise UserError(f"the persona file {path} {found} text: save it as UTF-8") from error
+    if not persona:
         raise UserError(f"the persona file {path} is empty: write one sentence a line")
-    return sentences
+    return persona

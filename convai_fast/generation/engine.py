@@ -6,7 +6,7 @@ with the compiled CPU operators, and otherwise as far as a matrix product's roun
 on its number of rows.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -28,6 +28,11 @@ _WINDOW = 1024  # replies that are planned together, to bring those next to each
 _PREFILL_TOKENS = 1024  # of prompts in one step, if there is more than one
 _WORTH_WAITING_FOR = 16  # tokens of a prompt that another sequence is about to compute
 
+_DAMAGED = "no token can be drawn, since its logits are no numbers: the model's weights are damaged"
+_ALL_BANNED = (
+    "no token can be drawn, since no_repeat_ngram_size bans them all: give a larger one, or a "
+    "smaller min_length"
+)
 _ALL_TAKEN = "all slots of the engine are taken: give it a larger max_batch_size"
 
 
@@ -55,6 +60,7 @@ class _Sequence:
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self.finish_reason = ""
+        self.failure = ""  # why there will be no reply
         self.stop_at = -1  # where in the text a stop text begins
 
 
@@ -118,15 +124,28 @@ class GenerationEngine:
         replies = dict(self.serve(requests))
         return [replies[i] for i in range(len(replies))]
 
-    def serve(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Reply]]]:
+    def serve(
+        self,
+        requests: Iterable[Request],
+        on_failure: Callable[[int, str], None] | None = None,
+    ) -> Iterator[tuple[int, list[Reply]]]:
         """Yield each request's number, counted from 0, and its replies, as soon as all are written.
 
-        Requests are taken from `requests` when they are needed, for about a thousand replies at a
-        time.
+        Args:
+            requests: they are taken when they are needed, for about a thousand replies at a time.
+            on_failure: called with the number of a request that cannot be answered and the reason;
+                the others are answered all the same.
 
         Raises:
-            UserError: a request cannot be answered; what has been yielded stands.
+            UserError: without `on_failure`, that a request cannot be answered; what has been
+                yielded stands.
         """
+
+        def fail(i: int, reason: str) -> None:
+            if on_failure is None:
+                raise UserError(f"request {i}: {reason}")
+            on_failure(i, reason)
+
         source = enumerate(requests)
         waiting: list[_Sequence] = []
         active: list[_Sequence] = []
@@ -139,8 +158,9 @@ class GenerationEngine:
                         try:
                             unfinished[i] = self._sequences(i, request)
                         except UserError as error:
-                            raise UserError(f"request {i}: {error}") from error
-                        waiting += unfinished[i]
+                            fail(i, str(error))
+                        else:
+                            waiting += unfinished[i]
                     # Prompts that begin alike come one after another.
                     waiting.sort(key=lambda sequence: sequence.order)
                 self._admit(waiting, active)
@@ -149,6 +169,14 @@ class GenerationEngine:
                         raise UserError(_ALL_TAKEN)
                     return
                 self._step(active)
+                for i, reason in {
+                    each.request: each.failure for each in active if each.failure
+                }.items():
+                    del unfinished[i]
+                    waiting = [sequence for sequence in waiting if sequence.request != i]
+                    for sequence in [each for each in active if each.request == i]:
+                        self._release(sequence, active)
+                    fail(i, reason)
                 finished = [sequence for sequence in active if sequence.finish_reason]
                 for sequence in finished:
                     self._release(sequence, active)
@@ -165,8 +193,8 @@ class GenerationEngine:
         Where a stop text may have begun they are held back until it is certain that it has not.
 
         Raises:
-            UserError: at once, when the request cannot be answered; with the first token, when all
-                slots are taken.
+            UserError: at once, when the request cannot be answered; with a token, when all slots
+                are taken or nothing can be drawn.
         """
         return self._stream(self._sequences(0, request)[0])
 
@@ -179,6 +207,8 @@ class GenerationEngine:
                 raise UserError(_ALL_TAKEN)
             while not sequence.finish_reason:
                 self._step(active)
+                if sequence.failure:
+                    raise UserError(sequence.failure)
                 ready = self._num_certain(sequence)
                 yield from sequence.token_ids[num_yielded:ready]
                 num_yielded = max(num_yielded, ready)
@@ -251,12 +281,12 @@ class GenerationEngine:
         """Draw the next token of every sequence."""
         logits = self._next_logits(active)
         constrain(logits, [sequence.constraints for sequence in active])
-        is_finite = logits.amax(1).isfinite()
-        if not is_finite.all():
-            raise UserError(
-                f"request {active[int(is_finite.int().argmin())].request}: no token can be drawn, "
-                "since the model's weights are damaged, or no_repeat_ngram_size bans every token"
-            )
+        largest = logits.amax(1)
+        is_bad = ~largest.isfinite()
+        if is_bad.any():
+            for row in is_bad.nonzero().flatten().tolist():
+                active[row].failure = _ALL_BANNED if largest[row] == -torch.inf else _DAMAGED
+            logits[is_bad] = 0  # of which something can be drawn, for nobody
         params = [sequence.params for sequence in active]
 
         def column(values: Iterable[float], dtype: torch.dtype) -> torch.Tensor:
@@ -275,7 +305,8 @@ class GenerationEngine:
             return_logprobs=any(p.logprobs for p in params),
         )
         for i, (sequence, token) in enumerate(zip(active, token_ids.tolist(), strict=True)):
-            self._add_token(sequence, token, None if logprobs is None else logprobs[i])
+            if not sequence.failure:
+                self._add_token(sequence, token, None if logprobs is None else logprobs[i])
 
     def _next_logits(self, active: list[_Sequence]) -> torch.Tensor:
         slots, input_ids, token_type_ids = [], [], []
@@ -311,9 +342,12 @@ class GenerationEngine:
         if params.logprobs:
             sequence.logprobs.append(float(logprob))
         sequence.constraints.add(token)
-        if params.stop:
+        if params.stop and len(sequence.token_ids) >= params.min_length:
             text = self._text(sequence.token_ids)
-            found = [at for stop in params.stop if (at := text.find(stop)) >= 0]
+            # What had to be written could not stop the reply, nor can it now.
+            free = len(self._text(sequence.token_ids[: max(params.min_length, 1) - 1]).rstrip("�"))
+            starts = [(stop, max(free + 1 - len(stop), 0)) for stop in params.stop]
+            found = [at for stop, start in starts if (at := text.find(stop, start)) >= 0]
             if found:
                 sequence.finish_reason = "stop"
                 sequence.stop_at = min(found)

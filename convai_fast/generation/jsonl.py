@@ -1,7 +1,6 @@
 r"""Requests and replies as JSON lines.
 
-A request is an object with the fields of `Request`, all of them optional, an `id`, and any field of
-`SamplingParams`, which then overrides what the other lines are drawn with::
+A line is an object with a request, as `request_line` says, and an id::
 
     {"id": "a7", "persona": ["i like tea ."], "history": ["hello !"], "temperature": 0.5}
 
@@ -11,20 +10,22 @@ Its replies are an object with the same id::
 """
 
 import codecs
-import difflib
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any
 
 from convai_fast.errors import UserError
+from convai_fast.files import open_bytes
+from convai_fast.generation.messages import quoted
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Reply, Request
+from convai_fast.generation.request_line import Id, read_id, read_object, to_request
 
-Id = str | int | float
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +35,19 @@ class IdentifiedRequest:
     Attributes:
         line: its number in the file it comes from, if it comes from one.
         expected: the true reply, where it is known.
+        unused: names of what stands in the line and changes no reply.
     """
 
     id: Id
     request: Request
     line: int | None = None
     expected: str | None = None
+    unused: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that is no request, and why; the id is None where not even that can be read."""
+    """A line that cannot be answered, and why; the id is None where not even that can be read."""
 
     line: int | None
     id: Id | None
@@ -54,56 +57,100 @@ class BadLine:
 class RequestFile:
     """The requests of a JSON lines file, read anew each time they are iterated over.
 
-    Iterating yields an `IdentifiedRequest` or a `BadLine` for each line but blank ones. The id of a
-    line without one is its number, and an id belongs to the first line that has it. `params` says
-    how replies are drawn where the line does not.
+    Iterating yields an `IdentifiedRequest` or a `BadLine` for each line but blank ones. An id
+    belongs to the first line that has it. The id of a line without one is its number, or, where
+    that is the id of some line, "line 2" for 2. `params` says how replies are drawn where the line
+    does not.
 
     Attributes:
         num_requests: how many lines are not blank.
         settings: what the requests depend on, by name: a hash of the file.
 
     Raises:
-        UserError: the file cannot be read, or holds nothing.
+        UserError: the file cannot be read, or not one line of it is an object; while iterating,
+            that it has changed since.
     """
 
     def __init__(self, path: Path, params: SamplingParams) -> None:
         self.path, self.params = path, params
         self.num_requests = 0
+        self._first_lines: dict[str, int] = {}  # of the ids that stand in the file
+        self._hashes = array("q")  # of the lines
         digest = hashlib.sha256()
-        for _, line in self._lines():
+        num_objects, first_bad = 0, ""
+        for number, line in self._lines():
             digest.update(line)
-            self.num_requests += bool(line.strip())
+            self._hashes.append(hash(line))
+            if not line.strip():
+                continue
+            self.num_requests += 1
+            try:
+                record = read_object(line)
+                num_objects += 1
+                if (id := read_id(record)) is not None:
+                    self._first_lines.setdefault(id_key(id), number)
+            except UserError as error:
+                first_bad = first_bad or f"line {number}: {error}"
         if not self.num_requests:
             raise UserError(f"{path} is empty: write one JSON object with a request a line")
+        if not num_objects:
+            raise UserError(
+                f"{path} holds no requests, since not one line is a JSON object ({first_bad}): "
+                "write one a line; dialogues are answered with --data"
+            )
         self.settings = {"input": digest.hexdigest()[:16]}
 
     def __iter__(self) -> Iterator[IdentifiedRequest | BadLine]:
-        lines: dict[str, int] = {}  # id -> the first line that has it
+        number = 0
         for number, line in self._lines():
-            if not line.strip():
-                continue
-            id = None
-            try:
-                record = _read_object(line)
-                id = _read_id(record, number)
-                first = lines.setdefault(id_key(id), number)
-                if first != number:
-                    raise UserError(f"line {first} has the same id, {_shown(id)}")
-                item = IdentifiedRequest(id, to_request(record, id, self.params), line=number)
-            except UserError as error:
-                item = BadLine(number, id, str(error))
-            yield item
+            if number > len(self._hashes) or hash(line) != self._hashes[number - 1]:
+                raise self._changed(number)
+            if line.strip():
+                yield self._read(number, line)
+        if number < len(self._hashes):
+            raise self._changed(number + 1)
+
+    def _read(self, number: int, line: bytes) -> IdentifiedRequest | BadLine:
+        id = None
+        try:
+            record = read_object(line)
+            id = read_id(record)
+            if id is None:
+                id = self._free_id(number)
+            elif (first := self._first_lines[id_key(id)]) != number:
+                raise UserError(f"line {first} has the same id, {quoted(id)}")
+            seed = seed_of(self.params.seed, id)
+            request, unused = to_request(record, self.params, seed)
+            return IdentifiedRequest(id, request, line=number, unused=unused)
+        except UserError as error:
+            return BadLine(number, id, str(error))
+
+    def _free_id(self, number: int) -> Id:
+        """The id of a line without one, which is none that stands in the file."""
+        id: Id = number
+        while id_key(id) in self._first_lines:
+            id = f"line {id}"
+        return id
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         try:
             # It is read more than once, which a pipe cannot be.
             if self.path.exists() and not self.path.is_file():
                 raise UserError(f"{self.path} is not a regular file: name a file of requests")
-            with open(self.path, "rb") as file:
+            with open_bytes(self.path) as file:
                 for number, line in enumerate(file, start=1):
-                    yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                    if number == 1 and (line[:2] in _UTF16_MARKS or b"\0" in line):
+                        raise UserError(f"{self.path} is UTF-16, or no text: save it as UTF-8")
+                    # Files that were joined may have a mark in the middle, too.
+                    yield number, line.removeprefix(codecs.BOM_UTF8)
         except OSError as error:
             raise UserError(f"cannot read the requests {self.path}: {error.strerror}") from error
+
+    def _changed(self, number: int) -> UserError:
+        return UserError(
+            f"{self.path} is not what it was when this run began (line {number}): put it back for "
+            "the same command to continue, or choose another --output"
+        )
 
 
 def id_key(id: Id) -> str:
@@ -115,27 +162,6 @@ def seed_of(seed: int, id: Id) -> int:
     """The seed of the request `id` in a run with `seed`, whatever else the run holds."""
     digest = hashlib.sha256(f"{seed} {id_key(id)}".encode()).digest()
     return int.from_bytes(digest[:8]) >> 1  # a seed has 63 bits
-
-
-def to_request(record: Mapping[str, Any], id: Id, params: SamplingParams) -> Request:
-    """The request in `record`, drawn with `params` but for the fields that it overrides.
-
-    Raises UserError naming the field that does not exist or holds the wrong thing.
-    """
-    for name, value in record.items():
-        if name not in _KINDS:
-            near = difflib.get_close_matches(name, _KINDS, n=1, cutoff=0.8)
-            hint = f"do you mean {near[0]}?" if near else f"there are id, {', '.join(_KINDS)}"
-            raise UserError(f"there is no field {name!r}: {hint}")
-        fits, kind = _KINDS[name]
-        if not fits(value):
-            raise UserError(f"{name} is {_shown(value)}, but must be {kind}")
-    overrides = {name: value for name, value in record.items() if name in _PARAM_TYPES}
-    overrides.setdefault("seed", seed_of(params.seed, id))
-    if "stop" in overrides:
-        overrides["stop"] = tuple(overrides["stop"])
-    prompt = {name: record[name] for name in _PROMPT_KINDS if name in record}
-    return Request(**prompt, params=replace(params, **overrides))
 
 
 def reply_record(
@@ -152,84 +178,3 @@ def reply_record(
         records.append(record)
     expected = {} if item.expected is None else {"expected": item.expected}
     return {"id": item.id, "replies": records, **expected}
-
-
-# ---- a line ------------------------------------------------------------------------------------
-
-
-def _read_object(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-        if b"\\u" in line:  # then it may hold half a character
-            json.dumps(record, ensure_ascii=False).encode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"the byte 0x{line[error.start]:02x} is not UTF-8") from error
-    except UnicodeEncodeError as error:
-        raise UserError("an escape is half of a surrogate pair, which is no character") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"not JSON that can be read: {error}") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{_shown(record)} is not a JSON object")
-    return record
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
-
-
-def _read_id(record: dict[str, Any], line: int) -> Id:
-    id = record.pop("id", line)
-    if not (_is_text(id) or _is_number(id)):
-        raise UserError(f"id is {_shown(id)}, but must be a text or a number")
-    return id
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def _is_text(value: object) -> bool:
-    return type(value) is str
-
-
-def _is_flag(value: object) -> bool:
-    return type(value) is bool
-
-
-def _is_integer(value: object) -> bool:
-    return type(value) is int and -(2**63) <= value < 2**63
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
-
-
-def _list_of(fits: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: type(value) is list and all(map(fits, value))
-
-
-_are_texts, _are_ids = _list_of(_is_text), _list_of(_is_integer)
-_are_lists_of_ids = _list_of(_are_ids)
-
-
-def _are_texts_or_ids(value: object) -> bool:
-    return _are_texts(value) or _are_lists_of_ids(value)
-
-
-_TYPE_KINDS = {
-    bool: (_is_flag, "true or false"),
-    int: (_is_integer, "a whole number"),
-    float: (_is_number, "a number"),
-    tuple[str, ...]: (_are_texts, "a list of texts"),
-}
-_PROMPT_KINDS = {
-    "persona": (_are_texts_or_ids, "a list of texts, or a list of lists of token ids"),
-    "history": (_are_texts_or_ids, "a list of texts, or a list of lists of token ids"),
-    "input_ids": (_are_ids, "a list of token ids"),
-    "token_type_ids": (_are_ids, "a list of token ids"),
-}
-_PARAM_TYPES = get_type_hints(SamplingParams)
-_KINDS = _PROMPT_KINDS | {name: _TYPE_KINDS[type] for name, type in _PARAM_TYPES.items()}

@@ -23,7 +23,7 @@ class SamplingParams:
     max_length: int = 20
     """Most tokens in a reply."""
     min_length: int = 1
-    """Fewest tokens in a reply: before that, no special token can end it."""
+    """Fewest tokens in a reply: before that, no special token and no stop text can end it."""
     temperature: float = 0.7
     """Divides the logits: below 1 safer, above 1 livelier, 0 always the likeliest token."""
     top_k: int = 0

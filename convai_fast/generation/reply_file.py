@@ -3,19 +3,21 @@
 While a run lasts, `OUTPUT.partial` holds a header and then a line for each request, in the order in
 which they were answered. A line is handed to the operating system as soon as it is there, so a
 kill costs at most a torn last line, and the next run continues behind the last whole one. At the
-end the lines are put in the order of the requests, beside `OUTPUT`, and renamed to it.
-`OUTPUT.errors.jsonl` holds the bad lines of the requests, if there are any; each run finds them
-anew.
+end the lines are put in the order of the requests, beside `OUTPUT`, and renamed to it; where
+`OUTPUT` is a link, beside what it points to. `OUTPUT.errors.jsonl` holds the bad lines of the
+requests, if there are any; each run finds them anew. No other file is touched: what a run writes
+meanwhile has no name, or one that nobody else has.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from convai_fast.errors import UserError
 from convai_fast.generation.jsonl import BadLine, id_key
@@ -32,7 +34,6 @@ class ReplyFile:
 
     Attributes:
         positions: by `id_key`, where in the partial file the replies to a request begin.
-        num_errors: bad lines so far.
 
     Raises:
         UserError: a file cannot be written, belongs to other settings, or to a run that goes on.
@@ -40,20 +41,19 @@ class ReplyFile:
 
     def __init__(self, output: Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:
         self.output = output
-        self.partial = Path(f"{output}.partial")
-        self.errors = Path(f"{output}.errors.jsonl")
-        self._scratch = Path(f"{output}.tmp")
-        self._errors_scratch = Path(f"{self.errors}.tmp")
+        _, self.partial, self.errors = written_paths(output)
         self.positions: dict[str, int] = {}
-        self.num_errors = 0
+        self._error_positions: list[tuple[int, int]] = []  # line of the requests, place in the list
         try:
-            output.parent.mkdir(parents=True, exist_ok=True)
+            _check_is_ours(self.errors)
+            for folder in (output.parent, output.resolve().parent):  # that of a link's target
+                folder.mkdir(parents=True, exist_ok=True)
+            self._errors_file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
             self._file = open(self.partial, "ab", buffering=0)  # noqa: SIM115
             self._lock()
             if not overwrite:
                 check_absent(output)  # a run may have finished it while this one began
             self._recover(settings)
-            self._errors_file = open(self._errors_scratch, "wb")  # noqa: SIM115
         except OSError as error:
             raise UserError(
                 f"cannot write {error.filename or self.partial}: {error.strerror}"
@@ -65,8 +65,6 @@ class ReplyFile:
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # what could not be written has been reported
             self._errors_file.close()
-        self._scratch.unlink(missing_ok=True)
-        self._errors_scratch.unlink(missing_ok=True)
         if not self.positions:  # there is nothing to continue
             self.partial.unlink(missing_ok=True)
         self._file.close()  # last, since it ends the lock
@@ -79,11 +77,17 @@ class ReplyFile:
         self.positions[id_key(record["id"])] = self._end - len(line)
 
     def add_error(self, bad: BadLine) -> None:
-        """Note a line that is no request."""
+        """Note a line that cannot be answered."""
         record = {name: value for name, value in asdict(bad).items() if value is not None}
         with self._writing(self.errors):
+            position = self._errors_file.tell()
             self._errors_file.write(_to_line(record))
-        self.num_errors += 1
+        self._error_positions.append((bad.line or 0, position))
+
+    @property
+    def num_errors(self) -> int:
+        """Bad lines so far."""
+        return len(self._error_positions)
 
     def finish(self, keys: Sequence[str]) -> None:
         """Put the replies in the order of `keys`, and each file in its place.
@@ -91,20 +95,16 @@ class ReplyFile:
         Without any key there is no file of replies.
         """
         with self._writing(self.errors):
-            self._errors_file.close()
-            if self.num_errors:
-                os.replace(self._errors_scratch, self.errors)
+            if self._error_positions:
+                _write_lines(
+                    self.errors, self._errors_file, [at for _, at in sorted(self._error_positions)]
+                )
             else:
                 self.errors.unlink(missing_ok=True)
         with self._writing(self.output):
             if keys:
-                with open(self.partial, "rb") as source, open(self._scratch, "wb") as target:
-                    for key in keys:
-                        source.seek(self.positions[key])
-                        target.write(source.readline())
-                    target.flush()
-                    os.fsync(target.fileno())
-                os.replace(self._scratch, self.output)
+                with open(self.partial, "rb") as source:
+                    _write_lines(self.output, source, [self.positions[key] for key in keys])
             self.partial.unlink()
 
     def _lock(self) -> None:
@@ -172,6 +172,40 @@ def check_absent(path: Path, option: str = "--output") -> None:
     """Raise UserError if there is something already where `option` wants a file."""
     if path.exists():
         raise UserError(f"{path} is already there: choose another {option}, or give --overwrite")
+
+
+def written_paths(output: Path) -> tuple[Path, Path, Path]:
+    """The files that a run writes: its replies, those so far, and the bad lines."""
+    return output, Path(f"{output}.partial"), Path(f"{output}.errors.jsonl")
+
+
+def _write_lines(path: Path, source: BinaryIO, positions: Iterable[int]) -> None:
+    """Make a file of the lines of `source` that begin at `positions`, which appears complete."""
+    target = path.resolve()  # of a link, what it points to
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
+        scratch = Path(folder) / "lines"
+        with open(scratch, "wb") as file:
+            for position in positions:
+                source.seek(position)
+                file.write(source.readline())
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(target)
+
+
+def _check_is_ours(errors: Path) -> None:
+    """Raise UserError if there is a file that is no list of bad lines."""
+    try:
+        with open(errors, "rb") as file:
+            names = json.loads(file.readline(1 << 20)).keys()
+    except FileNotFoundError:
+        return
+    except (ValueError, AttributeError):
+        names = set()
+    if "reason" not in names or names - {"line", "id", "reason"}:
+        raise UserError(
+            f"{errors} is no list of bad lines: move it away, or choose another --output"
+        )
 
 
 def _to_line(record: dict[str, Any]) -> bytes:

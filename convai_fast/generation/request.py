@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from convai_fast.data.readers.fields import is_blank
 from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.format import SpecialIds
 from convai_fast.dialogue.prompt import SHORTEST_PROMPT, Prompt, fit_prompt
@@ -112,6 +113,16 @@ def prompt_room(n_positions: int, params: SamplingParams) -> int:
             f"model's {n_positions} positions: give at most {n_positions - SHORTEST_PROMPT}"
         )
     return room
+
+
+def find_blank_turn(history: Texts, tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The place in `history`, from 0, of the first turn with nothing to see, or without a token."""
+    is_text = [isinstance(turn, str) for turn in history]
+    turns = encode(tokenizer, list(history)) if is_text and all(is_text) else history
+    for i, (turn, ids) in enumerate(zip(history, turns, strict=True)):
+        if not len(ids) or (isinstance(turn, str) and is_blank(turn)):
+            return i
+    return None
 
 
 def _token_ids(

@@ -1,7 +1,10 @@
 """`convai-fast generate` as a user types it, undisturbed, killed, and out of space."""
 
+import bz2
 import dataclasses
+import gzip
 import json
+import lzma
 import multiprocessing
 import os
 import random
@@ -13,6 +16,8 @@ import time
 
 import pytest
 import torch
+import zstandard
+from safetensors.torch import load_file, save_file
 
 from convai_fast.cli.main import main
 from convai_fast.data.builtin import builtin_dialogues
@@ -142,8 +147,10 @@ def test_every_turn_of_a_split_is_answered_and_the_true_reply_stands_beside_it(
     data = {s: [dataclasses.asdict(d) for d in ds] for s, ds in dialogues.items()}
     (tmp_path / "data.json").write_text(json.dumps(data))
     seen = []
-    check = GenerationEngine.check
-    monkeypatch.setattr(GenerationEngine, "check", lambda self, r: seen.append(r) or check(self, r))
+    sequences = GenerationEngine._sequences
+    monkeypatch.setattr(
+        GenerationEngine, "_sequences", lambda self, i, r: seen.append(r) or sequences(self, i, r)
+    )
     assert generate("--data", tmp_path / "data.json", "--max_history", 0) == 0
     expected = {
         f"valid/{number}/{turn}": (dialogue, utterance)
@@ -199,23 +206,124 @@ def test_bad_lines_are_listed_and_the_others_answered(generate, replies, tmp_pat
 def test_a_file_without_a_single_request_is_code_2_and_the_reasons_are_listed(
     generate, tmp_path, capsys
 ):
-    assert generate(requests=["oops", "oops"]) == 2
+    assert generate(requests=[{"oops": 1}, {"oops": 2}, "oops"]) == 2
     errors = tmp_path / "replies.jsonl.errors.jsonl"
     printed = capsys.readouterr().err
-    assert "not one line is a request (line 1: " in printed
-    assert f"): {errors} lists them all\n" in printed
-    assert len(read_lines(errors)) == 2
+    assert "not one request can be answered (line 1: there is no field 'oops'" in printed
+    assert f"): {errors} lists them all; dialogues are answered with --data\n" in printed
+    assert [line["line"] for line in read_lines(errors)] == [1, 2, 3]
     assert files(tmp_path) == ["replies.jsonl.errors.jsonl", "requests.jsonl"]
 
 
-def test_a_file_of_something_else_is_refused_long_before_its_end(generate, tmp_path, capsys):
+def test_a_file_of_something_else_is_refused_before_the_model_is_loaded(generate, tmp_path, capsys):
     dialogues = json.dumps({"train": list(range(100_000))}, indent=1).splitlines()
     assert generate(requests=dialogues) == 2
     assert (
-        "not one of the first 100 lines is a request (line 1: not JSON: Expecting property name "
-        "enclosed in double quotes at column 1); dialogues are answered with --data\n"
+        "holds no requests, since not one line is a JSON object (line 1: not JSON: Expecting "
+        "property name enclosed in double quotes at column 1): write one a line; dialogues are "
+        "answered with --data\n"
     ) in capsys.readouterr().err
     assert files(tmp_path) == ["requests.jsonl"]
+
+
+def test_a_thousand_bad_lines_before_the_first_good_one_end_nothing(generate, tmp_path):
+    good = [{"id": "first"}, {"id": "second"}]
+    assert generate(*LENGTH, requests=[*({"histroy": []} for _ in range(1000)), *good]) == 0
+    assert [line["id"] for line in read_lines(tmp_path / "replies.jsonl")] == ["first", "second"]
+    assert len(read_lines(tmp_path / "replies.jsonl.errors.jsonl")) == 1000
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_a_request_from_which_nothing_can_be_drawn_is_an_error_line(
+    tmp_path, batch_size, tokenizer
+):
+    # A damaged row of positions, which only long prompts reach.
+    damaged = save_model(tmp_path / "damaged", tokenizer)
+    weights = load_file(f"{damaged}/model.safetensors")
+    weights["transformer.wpe.weight"][40:] = float("nan")
+    save_file(weights, f"{damaged}/model.safetensors", {"format": "pt"})
+    requests = [
+        {"id": "before"},
+        {"id": "impossible", "history": [[5] * 45], "n": 3},
+        {"id": "after"},
+    ]
+    path = write_lines(tmp_path / "requests.jsonl", *requests)
+    arguments = ["--model", damaged, "--input", path, "--output", str(tmp_path / "replies.jsonl")]
+    for again in ([], ["--overwrite"]):
+        assert main(["generate", *arguments, *LENGTH, "--batch_size", str(batch_size), *again]) == 0
+        replies = read_lines(tmp_path / "replies.jsonl")
+        assert [line["id"] for line in replies] == ["before", "after"]
+        (bad,) = read_lines(tmp_path / "replies.jsonl.errors.jsonl")
+        assert (bad["line"], bad["id"]) == (2, "impossible")
+        assert "no token can be drawn, since its logits are no numbers" in bad["reason"]
+
+
+def test_a_batch_file_of_openai_is_answered_under_its_own_ids(generate, tmp_path, capsys):
+    def line(custom_id, **body):
+        url = "/v1/chat/completions"
+        return {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
+
+    messages = [{"role": "system", "content": "i sing ."}, {"role": "user", "content": "hello !"}]
+    requests = [
+        line("r-1", model="gpt-x", messages=messages, max_tokens=3, temperature=0, stop="zz"),
+        line("r-2", model="gpt-x", messages=messages, tools=[{"type": "function"}]),
+        line("r-3", model="gpt-x", messages=messages[:1]),
+        {"id": "own", "persona": ["i sing ."], "history": ["hello !"], "max_length": 3}
+        | {"temperature": 0},
+    ]
+    assert generate("--token_ids", requests=requests) == 0
+    batch, own = read_lines(tmp_path / "replies.jsonl")
+    assert (batch["id"], own["id"]) == ("r-1", "own")
+    assert batch["replies"] == own["replies"]
+    assert "model (1)" in capsys.readouterr().out
+    bad = read_lines(tmp_path / "replies.jsonl.errors.jsonl")
+    assert [(line["id"], line["reason"].split(",")[0][:40]) for line in bad] == [
+        ("r-2", 'tools is [{"type": "function"}]'),
+        ("r-3", "the last turn of messages must be the us"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst"])
+def test_compressed_requests_are_read_whatever_their_name(model, tmp_path, kind):
+    pack = {
+        "gz": gzip.compress,
+        "bz2": bz2.compress,
+        "xz": lzma.compress,
+        "zst": zstandard.compress,
+    }
+    content = b'{"id": "a"}\n{"id": "b"}\n'
+    (tmp_path / "requests").write_bytes(pack[kind](content))
+    output = tmp_path / "replies.jsonl"
+    arguments = ["--model", model, "--input", str(tmp_path / "requests"), "--output", str(output)]
+    assert main(["generate", *arguments, *LENGTH]) == 0
+    assert [line["id"] for line in read_lines(output)] == ["a", "b"]
+    (tmp_path / "requests").write_bytes(pack[kind](content)[:-3])
+    assert main(["generate", *arguments, *LENGTH, "--overwrite"]) == 2
+
+
+def test_files_of_others_are_never_touched(model, tmp_path, capsys):
+    output = tmp_path / "replies.jsonl"
+    foreign = {}
+    for name in ("replies.jsonl.tmp", "replies.jsonl.errors.jsonl.tmp"):
+        foreign[name] = '{"id": "a"}\n'
+        (tmp_path / name).write_text(foreign[name])
+    arguments = ["--model", model, "--output", str(output), *LENGTH]
+    assert main(["generate", *arguments, "--input", str(tmp_path / "replies.jsonl.tmp")]) == 0
+    assert {name: (tmp_path / name).read_text() for name in foreign} == foreign
+    errors = tmp_path / "replies.jsonl.errors.jsonl"
+    errors.write_text("my notes\n")
+    arguments += ["--input", str(tmp_path / "replies.jsonl.tmp"), "--overwrite"]
+    assert main(["generate", *arguments]) == 2
+    assert "is no list of bad lines: move it away" in capsys.readouterr().err
+    assert errors.read_text() == "my notes\n"
+
+
+def test_an_output_that_is_a_link_is_written_through(generate, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "replies.jsonl").symlink_to(tmp_path / "elsewhere" / "replies.jsonl")
+    assert generate(*LENGTH, requests=[{"id": "a"}]) == 0
+    assert (tmp_path / "replies.jsonl").is_symlink()
+    assert read_lines(tmp_path / "elsewhere" / "replies.jsonl")[0]["id"] == "a"
 
 
 # --- interruptions ------------------------------------------------------------------------------
@@ -279,9 +387,9 @@ def interrupt_after(monkeypatch, count, how):
     """Let the next run of the command call `how` once it has written `count` replies."""
     serve = GenerationEngine.serve
 
-    def interrupted(self, requests):
+    def interrupted(self, requests, on_failure):
         monkeypatch.setattr(GenerationEngine, "serve", serve)
-        for number, pair in enumerate(serve(self, requests)):
+        for number, pair in enumerate(serve(self, requests, on_failure)):
             if number == count:
                 how()
             yield pair
@@ -357,12 +465,16 @@ def test_what_was_begun_with_other_options_requests_or_weights_is_not_continued(
         ((*LENGTH, "--temperature", 1), requests, "temperature"),
         ((*LENGTH, "--num_return", 2, "--token_ids"), requests, "token_ids, n"),
         ((*LENGTH, "--weights", "bfloat16"), requests, "weights"),
-        ((*LENGTH, "--model", other_model), requests, "model"),
         (LENGTH, requests[:1], "input"),
     ]:
         assert generate(*options, requests=lines) == 2
         error = capsys.readouterr().err
         assert f".partial was begun with another {named}: delete it, or choose another" in error
+    output = str(tmp_path / "replies.jsonl")
+    arguments = ["--model", other_model, "--input", str(tmp_path / "requests.jsonl")]
+    (tmp_path / "requests.jsonl").write_text('{"id": "a"}\n{"id": "b"}\n')
+    assert main(["generate", *arguments, "--output", output, *LENGTH]) == 2
+    assert "was begun with another model:" in capsys.readouterr().err
     assert (tmp_path / "replies.jsonl.partial").read_bytes() == before
     assert generate(*LENGTH, "--batch_size", 3, "--device", "cpu", requests=requests) == 0
 
@@ -393,8 +505,8 @@ def test_a_mistake_in_the_options_is_one_sentence_and_code_2(model, tmp_path, ca
         return line
 
     given = ("--input", requests)
-    assert "give either --input or --data" in error()
-    assert "give either --input or --data" in error(*given, "--data", requests)
+    assert "neither --input nor --data given: give one" in error()
+    assert "both --input and --data given: give one" in error(*given, "--data", requests)
     assert f"{tmp_path}/absent: No such file" in error("--input", tmp_path / "absent")
     assert f"{tmp_path} is not a regular file" in error("--input", tmp_path)
     assert f"{tmp_path}/empty is empty" in error("--input", tmp_path / "empty")
@@ -408,5 +520,5 @@ def test_a_mistake_in_the_options_is_one_sentence_and_code_2(model, tmp_path, ca
     assert "--max_history must be at least 0" in error(*given, "--max_history", -1)
     assert "leaves no room for a prompt" in error(*given, "--max_length", 64)
     assert "top_p is 2.0" in error(*given, "--top_p", 2)
-    assert "--device nowhere" in error(*given, "--device", "nowhere")
+    assert "device nowhere" in error(*given, "--device", "nowhere")
     assert files(tmp_path) == ["empty", "requests.jsonl"]

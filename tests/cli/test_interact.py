@@ -370,7 +370,7 @@ class Terminal:
         os.write(self.master, text)
 
 
-def test_ctrl_c_stops_a_reply_and_at_the_prompt_ends_the_command(model_folder):
+def test_ctrl_c_stops_a_reply_or_clears_a_line_and_ctrl_d_ends(model_folder):
     options = ["--max_length", "480", "--min_length", "480", "--no_personality"]
     terminal = Terminal("--model", str(model_folder), *options)
     try:
@@ -390,6 +390,9 @@ def test_ctrl_c_stops_a_reply_and_at_the_prompt_ends_the_command(model_folder):
         # types so fast as to meet, but a test does.
         time.sleep(0.5)
         terminal.type(b"\x03")
+        terminal.wait_for(b"(Ctrl-D or /quit ends)\r\n")
+        terminal.wait_for(b">>> ")
+        terminal.type(b"\x04")
         assert terminal.process.wait(timeout=60) == 0
         assert b"Traceback" not in terminal.output
     finally:

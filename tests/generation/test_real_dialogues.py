@@ -70,7 +70,12 @@ def test_greedy_replies_are_those_of_transformers(real, dialogues):
 
 
 def test_a_dialogue_turn_by_turn_computes_each_token_once(real, dialogues):
-    dialogue, computed = max(dialogues, key=lambda each: len(each.utterances)), []
+    def num_words(dialogue):
+        texts = [*dialogue.personality, *dialogue.utterances[-1].history]
+        return sum(len(text.split()) for text in texts)
+
+    # The turns of one that does not fit the model do not begin alike.
+    dialogue, computed = max((d for d in dialogues if num_words(d) < 270), key=num_words), []
     hook = real.ours.transformer.register_forward_pre_hook(
         lambda module, args: computed.append(args[0].numel())
     )
@@ -92,7 +97,7 @@ def test_a_dialogue_turn_by_turn_computes_each_token_once(real, dialogues):
 
 def test_text_comes_out_as_it_went_in(real, dialogues):
     engine = GenerationEngine(real.ours, real.tokenizer)
-    params = SamplingParams(max_length=20, min_length=20, temperature=3, top_p=0, stop=("a",), n=8)
+    params = SamplingParams(max_length=20, temperature=3, top_p=0, stop=("a",), n=8)
     for replies in engine.generate(turns_of(dialogues[:2], params)):
         for reply in replies:
             whole = real.tokenizer.decode(reply.token_ids)

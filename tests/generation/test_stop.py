@@ -123,9 +123,7 @@ def test_a_character_of_several_bytes_can_stop(engine, say):
 
 
 def test_replies_to_one_request_stop_each_by_itself(engine):
-    params = SamplingParams(
-        max_length=30, min_length=30, temperature=3, top_p=0, n=20, stop=("e", "a")
-    )
+    params = SamplingParams(max_length=30, temperature=3, top_p=0, n=20, stop=("e", "a"))
     [replies] = engine.generate([replace(REQUEST, params=params)])
     assert {reply.finish_reason for reply in replies} >= {"stop"}
     assert len({len(reply.token_ids) for reply in replies}) > 3

@@ -1,0 +1,83 @@
+"""A line of requests under our names, and under those that other engines use."""
+
+import pytest
+
+from convai_fast.errors import UserError
+from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.request_line import to_request
+
+PARAMS = SamplingParams()
+
+
+def read(**record):
+    return to_request(record, PARAMS, seed=7)[0]
+
+
+@pytest.mark.parametrize(
+    ("record", "persona", "history"),
+    [
+        ({"prompt": "hello !"}, [], ["hello !"]),
+        ({"persona": "i sing .\n\ni am old .", "prompt": "hi"}, ["i sing .", "i am old ."], ["hi"]),
+        ({"personality": ["i sing ."], "history": ["hi"]}, ["i sing ."], ["hi"]),
+        (
+            {"messages": [{"role": "Developer", "content": "i sing ."},
+                          {"role": "human", "content": "a"}, {"from": "gpt", "value": "b"},
+                          {"role": "user", "content": [{"type": "text", "text": "c"}]}]},
+            ["i sing ."], ["a", "b", "c"],
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}],
+             "persona": ["i sing ."]},
+            ["i sing ."], ["a b"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_asked_is_understood(record, persona, history):
+    request = read(**record)
+    assert (list(request.persona), list(request.history)) == (persona, history)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"max_tokens": 5}, {"max_length": 5}),
+        ({"max_completion_tokens": 5}, {"max_length": 5}),
+        ({"max_new_tokens": 5, "do_sample": False}, {"max_length": 5, "no_sample": True}),
+        ({"do_sample": True}, {"no_sample": False}),
+        ({"stop": "."}, {"stop": (".",)}),
+        ({"stop": [".", "!"], "n": 3}, {"stop": (".", "!"), "n": 3}),
+        ({"num_return_sequences": 2, "seed": 1}, {"n": 2, "seed": 1}),
+        ({"stream": False, "presence_penalty": 0, "temperature": None}, {}),
+    ],
+)
+def test_names_of_other_engines_are_understood(fields, expected):
+    params = read(history=["hi"], **fields).params
+    for name, value in {"seed": 7, **expected}.items():
+        assert getattr(params, name) == value
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({"tempreature": 1}, "there is no field 'tempreature': do you mean temperature?"),
+        ({"max_length": 3, "max_tokens": 3}, "max_length and max_tokens are names of the same"),
+        ({"presence_penalty": 0.5}, "presence_penalty is 0.5"),
+        ({"logit_bias": {"5": 1}}, "logit_bias is"),
+        ({"prompt": "a", "history": ["b"]}, "history and prompt both say what is answered"),
+        ({"messages": []}, "the last turn of messages must be the user's"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 'messages[0].role is "tool"'),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            'messages[0].content has a part of the type "image_url"',
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [1]}]},
+            "messages[0] has tool_calls",
+        ),
+        ({"body": {"prompt": "a"}, "url": "/v1/embeddings"}, 'url is "/v1/embeddings"'),
+    ],
+)
+def test_what_cannot_be_done_is_named(record, says):
+    with pytest.raises(UserError) as error:
+        read(**record)
+    assert says in str(error.value)
