@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from convai_fast.data.build_store import build_store
 from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
-from convai_fast.data.store import build_store
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams

@@ -16,8 +16,8 @@ import torch
 import tyro
 
 from convai_fast._native import keep_freed_memory, native_info
-from convai_fast.data.dataset import DataOptions
-from convai_fast.data.store import fingerprint
+from convai_fast.cli.remembered import RememberedOptions, check_not_trained_on
+from convai_fast.data.spool import fingerprint
 from convai_fast.errors import UserError
 from convai_fast.evaluation.evaluate import METRICS, Evaluation, check_metrics, evaluate
 from convai_fast.generation.params import SamplingParams
@@ -39,7 +39,7 @@ _PACKAGES = ("convai-fast", "torch", "transformers", "tokenizers", "numpy", "sac
 
 
 @dataclass
-class EvaluateOptions(DataOptions):
+class EvaluateOptions(RememberedOptions):
     """Measure a model on dialogues as the ConvAI2 challenge did.
 
     hits@K: the true reply is among the K best of its candidates. ppl: perplexity of a token of the
@@ -48,10 +48,6 @@ class EvaluateOptions(DataOptions):
     with the same options.
     """
 
-    model: Annotated[str, tyro.conf.arg(aliases=["--model_checkpoint"])] = ""
-    """Folder, .tar.gz or Hub id of a fine-tuned model with its tokenizer."""
-    dataset_path: Annotated[str, tyro.conf.arg(aliases=["--data"])] = ""
-    """File, folder or Hub dataset id (also --data)."""
     split: Literal["train", "valid"] = "valid"
     """Split of the dialogues to measure on."""
     metrics: tuple[str, ...] = METRICS
@@ -64,8 +60,8 @@ class EvaluateOptions(DataOptions):
     """Folder for pictures: ranks, perplexity by turn, lengths of replies (needs matplotlib)."""
     overwrite: bool = False
     """Replace what is there already."""
-    max_history: int = 2
-    """Exchanges of history that the model sees (2 * max_history + 1 turns)."""
+    allow_trained_on: bool = False
+    """Measure also where the validation split holds dialogues that the model was trained on."""
     max_examples: int = 0
     """Measure on so many examples, spread evenly over the split; 0: on all."""
     batch_size: int = 16
@@ -82,8 +78,6 @@ class EvaluateOptions(DataOptions):
     def check(self) -> None:
         """Raise UserError at the first option that makes no sense."""
         check_metrics(self.metrics)
-        if not self.model:
-            raise UserError("no model given: name a folder or Hub id with --model")
         for name, least in {"max_history": 0, "max_examples": 0, "batch_size": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"--{name} must be at least {least}, not {getattr(self, name)}")
@@ -101,7 +95,7 @@ class EvaluateOptions(DataOptions):
             if path.exists() and not (path.is_dir() if name == "plots" else path.is_file()):
                 kind = "folder" if name == "plots" else "regular file"
                 raise UserError(f"{path} is there and no {kind}: choose another --{name}")
-            if path.resolve() == Path(self.dataset_path).resolve():
+            if path.resolve() in [Path(data).resolve() for data in self.dataset_path]:
                 raise UserError(f"{path} holds the dialogues: choose another --{name}")
             if any(path.resolve() in other.resolve().parents for other in outputs.values()):
                 raise UserError(f"{path} would hold the other outputs: choose another --{name}")
@@ -112,8 +106,12 @@ class EvaluateOptions(DataOptions):
 
 def run(options: EvaluateOptions) -> None:
     """Measure, print the table, write the files that are asked for."""
+    trained = options.recall()
     options.check()
-    dialogues = options.load()
+    loaded = options.data.load_sources()
+    if options.split == "valid" and not options.allow_trained_on:
+        check_not_trained_on(trained, loaded.cuts)
+    dialogues = loaded.dialogues
     device = resolve_device(options.device)
     dtype = resolve_precision(options.precision, device)
     model, tokenizer = load(options.model)
@@ -151,8 +149,8 @@ def run(options: EvaluateOptions) -> None:
             name: str(value) if isinstance(value, Path) else value
             for name, value in asdict(options).items()
         },
-        # Of the split with the distractors that were drawn, and of the tokenizer.
-        "data_fingerprint": fingerprint({options.split: dialogues[options.split]}, tokenizer),
+        # Of the split with the distractors that were drawn.
+        "data_fingerprint": fingerprint({options.split: dialogues[options.split]}),
         "machine": _machine(device, dtype),
         "versions": {name: version(name) for name in _PACKAGES},
         "seconds": round(time.perf_counter() - started, 1),
@@ -180,7 +178,7 @@ def _machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 def _table(evaluation: Evaluation, options: EvaluateOptions, seconds: float) -> str:
     counts = evaluation.counts
     lines = [
-        f"{options.model} on {options.dataset_path}, {options.split} split, "
+        f"{options.model} on {' and '.join(options.dataset_path)}, {options.split} split, "
         f"{counts['examples']:,} examples, {seconds:,.1f} s",
         "",
     ]

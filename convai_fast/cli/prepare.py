@@ -10,8 +10,11 @@ import tyro
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.batches import DialogueBatches
-from convai_fast.data.dataset import DataOptions
-from convai_fast.data.store import DialogueStore, build_store
+from convai_fast.data.build_store import complete_and_write_store
+from convai_fast.data.dataset import DataOptions, data_settings, unknown_share
+from convai_fast.data.readers import read_into
+from convai_fast.data.spool import Spool
+from convai_fast.data.store import DialogueStore
 from convai_fast.dialogue.format import IGNORED
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
@@ -24,8 +27,8 @@ class PrepareOptions(DataOptions):
     With --preview N, show N examples as the model will read them; then --out may be left out.
     """
 
-    dataset_path: Annotated[str, tyro.conf.arg(aliases=["--data"])] = ""
-    """File, folder or Hub dataset id (also --data)."""
+    dataset_path: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--data"])] = ()
+    """Files, folders or Hub dataset ids, which are mixed (also --data)."""
     tokenizer: str = ""
     """Folder or Hub id of the model, or of the tokenizer alone."""
     out: str = ""
@@ -46,14 +49,23 @@ def run(options: PrepareOptions) -> None:
         raise UserError("no tokenizer given: name a model or tokenizer folder with --tokenizer")
     if not options.out and options.preview <= 0:
         raise UserError("nowhere to put the store: name a folder with --out, or use --preview 3")
-    least = {"preview": 0, "max_history": 0, "num_candidates": 0, "max_length": 3}
+    least = {"preview": 0, "max_history": 0, "num_candidates": 0, "max_length": 4}
     for name, value in least.items():
         if getattr(options, name) < value:
             raise UserError(f"--{name} must be at least {value}, not {getattr(options, name)}")
-    dialogues = options.load()
+    sources = options.checked_sources()
     tokenizer = load_tokenizer(options.tokenizer)
-    with tempfile.TemporaryDirectory() as scratch:
-        store = build_store(dialogues, tokenizer, options.out or Path(scratch) / "store")
+    with tempfile.TemporaryDirectory() as scratch, Spool() as spool:
+        read_into(spool, sources, skip_bad_records=options.skip_bad_records)
+        store = complete_and_write_store(
+            spool,
+            tokenizer,
+            options.out or Path(scratch) / "store",
+            data_settings(options),
+            num_candidates=options.fill_candidates,
+            valid_fraction=options.valid_fraction,
+            seed=options.data_seed,
+        )
         for split in store.splits:
             print(summary(store, split, options))
         if options.out:
@@ -99,6 +111,8 @@ def summary(store: DialogueStore, split: str, options: PrepareOptions) -> str:
         lines.append("  cut to fit: nothing")
     if split == "train":
         lines.insert(1, f"  {len(store.tokens):,} tokens in distinct utterances (all splits)")
+        if warning := unknown_share(store):
+            lines.insert(2, f"  {warning}")
     return "\n".join(lines)
 
 

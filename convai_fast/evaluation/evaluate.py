@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.batches import DialogueBatches, spread
-from convai_fast.data.store import DialogueStore, build_store
+from convai_fast.data.build_store import build_store
+from convai_fast.data.store import DialogueStore
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.errors import UserError
 from convai_fast.evaluation import overlap

@@ -8,8 +8,8 @@ import torch
 from small_tokenizer import openai_gpt_tokenizer
 
 from convai_fast.data.batches import DialogueBatches
+from convai_fast.data.build_store import build_store
 from convai_fast.data.readers import load_dialogues
-from convai_fast.data.store import build_store
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.sequence import build_input_from_segments
