@@ -1,0 +1,72 @@
+"""A file is read alike, whether and however it is compressed."""
+
+import bz2
+import gzip
+import lzma
+
+import pytest
+import zstandard
+
+from convai_fast.errors import UserError
+from convai_fast.files import open_bytes
+
+PACK = {
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": zstandard.compress,
+}
+# Long enough for many chunks, packed and unpacked.
+TEXT = b"".join(b"%d is a line, naturally\n" % (i**5 % 10**9 + 7) for i in range(50_000))
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(content):
+        (tmp_path / "file.txt").write_bytes(content)
+        with open_bytes(tmp_path / "file.txt") as file:
+            return file.read()
+
+    return read
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_an_archive_is_known_by_what_it_begins_with(read, kind):
+    pack = PACK[kind]
+    assert read(pack(TEXT)) == TEXT
+    assert read(pack(b"")) == b""
+    assert read(pack(TEXT) + pack(b"") + pack(b"more")) == TEXT + b"more"  # as `cat` joins them
+    assert read(pack(TEXT) + b"\0" * 70_000) == TEXT
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_lines_come_one_by_one(tmp_path, kind):
+    (tmp_path / "lines").write_bytes(PACK[kind](TEXT))
+    with open_bytes(tmp_path / "lines") as file:
+        assert b"".join(line for line in file if line.endswith(b"\n")) == TEXT
+    assert file.closed
+
+
+@pytest.mark.parametrize("content", [b"", b"B", b"BZh9 is a text\n", b"\x1f", TEXT])
+def test_anything_else_is_read_as_it_is(read, content):
+    assert read(content) == content
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_a_damaged_archive_is_one_sentence(read, kind, tmp_path):
+    packed = PACK[kind](TEXT)
+    middle = len(packed) // 2
+    flipped = bytes(byte ^ 255 for byte in packed[middle : middle + 9])
+    for damaged in (
+        packed[:middle],
+        packed[:-1],
+        packed[:middle] + flipped + packed[middle + 9 :],
+        packed + b"something else",
+    ):
+        with pytest.raises(UserError, match=rf"file.txt cannot be unpacked as {kind} \(.+\): get"):
+            read(damaged)
+
+
+def test_a_file_that_is_not_there_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        open_bytes(tmp_path / "absent")
