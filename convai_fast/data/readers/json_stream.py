@@ -50,8 +50,8 @@ class JsonDocument:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.at)
-                # A number may go on in what has not been read yet.
-                if end < len(self.text) or self.is_complete:
+                # A number may go on in what has not been read yet: "1" in "12", or in "1.5".
+                if self.text[end : end + 1] not in ("", ".", "e", "E") or self.is_complete:
                     self.at = end
                     return value
             except json.JSONDecodeError as error:

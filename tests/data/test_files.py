@@ -1,0 +1,109 @@
+"""Files as people have them: compressed, Parquet, in other encodings; JSON of any size."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+from reading import assert_user_error, load_bare
+
+from convai_fast.data.readers import json_stream
+from convai_fast.data.readers.fields import is_blank
+from convai_fast.errors import UserError
+
+RECORD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "é"}]}
+LINES = f"{json.dumps(RECORD, ensure_ascii=False)}\n" * 2
+PACKERS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.compress}
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_compressed_files_and_folders_are_read(write, kind):
+    expected = load_bare(write("plain.jsonl", LINES))
+    packed = PACKERS[kind](LINES.encode())
+    path = write(f"f/train.jsonl.{kind}", packed)
+    assert load_bare(path) == load_bare(path.parent) == expected
+    assert load_bare(write("named_otherwise", packed)) == expected
+    cut = write("cut.jsonl", packed[: len(packed) * 2 // 3])
+    assert_user_error(lambda: load_bare(cut), [cut])
+
+
+def test_parquet_is_read(write, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "train-00000-of-00001.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([RECORD] * 2), path)
+    assert load_bare(path) == load_bare(write("a.jsonl", LINES))
+    damaged = write("b.parquet", b"PAR1 nothing")
+    assert_user_error(lambda: load_bare(damaged), [damaged, "Parquet"])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (LINES.encode("utf-16"), "is text in UTF-16"),
+        (LINES.encode("cp1252"), "line 1: the byte 0xe9 is not UTF-8"),
+        (b"PK\x03\x04 a workbook", "a spreadsheet or a zip archive"),
+    ],
+)
+def test_what_is_no_utf8_text_is_named(write, content, says):
+    path = write("a.jsonl", content)
+    assert_user_error(lambda: load_bare(path), [path, says])
+
+
+def test_byte_order_marks_do_not_matter_anywhere(write):
+    line = json.dumps(RECORD, ensure_ascii=False)
+    path = write("a.jsonl", f"\ufeff{line}\r\n\ufeff{line}\r\n")
+    assert load_bare(path) == load_bare(write("b.jsonl", LINES))
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "\u200b", "\u00ad\u200e", "\ufe0f", "\u2800", "\u3164", "\x07"]
+)
+def test_texts_that_nobody_can_see_are_blank(text):
+    assert is_blank(text) and not is_blank(f"{text}é")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=3), values),
+    max_leaves=8,
+)
+
+
+@given(st.lists(JSON, max_size=5), st.integers(1, 7), st.sampled_from([None, 1]))
+def test_elements_are_those_of_the_whole_document(values, chunk, indent):
+    text = json.dumps(values, indent=indent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_stream, "_CHUNK", chunk)
+        patch.setattr(json_stream.JsonDocument._fill, "__defaults__", (chunk,))
+        document = json_stream.JsonDocument(io.StringIO(text), "a.json")
+        assert list(document.elements()) == values
+        document.end()
+
+
+@given(st.dictionaries(st.text(max_size=3), JSON, max_size=4), st.integers(1, 7))
+def test_members_are_those_of_the_whole_document(values, chunk):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_stream, "_CHUNK", chunk)
+        patch.setattr(json_stream.JsonDocument._fill, "__defaults__", (chunk,))
+        document = json_stream.JsonDocument(io.StringIO(json.dumps(values)), "a.json")
+        assert {name: document.value() for name in document.members()} == values
+
+
+@given(st.text('[]{}",: \n\\u1e', max_size=30))
+def test_what_is_no_json_is_an_error_in_its_line(text):
+    try:
+        json.loads(text)
+        return
+    except (ValueError, RecursionError):
+        pass
+    document = json_stream.JsonDocument(io.StringIO(text), "a.json")
+    with pytest.raises(UserError, match=r"a\.json, line \d+: "):
+        document.value()
+        document.end()
