@@ -121,15 +121,23 @@ def open_dataset(
             return store
         report(f"{sources[0].path} was made with another tokenizer: its texts are tokenised anew")
     files = [source.files() for source in sources]
-    with Spool() as spool:
-        if None in files:
+    folder = None
+    if None not in files:
+        contents = [_hash_of_files(each) for each in files]
+        folder = Path(cache) / _key(options, tokenizer, contents)
+        store = _find(folder, report)
+        if store is not None:
+            return store
+    try:
+        Path(cache).mkdir(parents=True, exist_ok=True)
+        scratch = Spool(Path(cache))  # not where temporary files are, which may be memory
+    except OSError as error:
+        raise UserError(f"cannot write to {cache}: {error.strerror}") from error
+    with scratch as spool:
+        if folder is None:
             _read(spool, options, report)
-            contents = spool.fingerprints
-        else:
-            contents = [_hash_of_files(each) for each in files]
-        key = _key(options, tokenizer, contents)
-        folder = Path(cache) / key
-        with locked(Path(cache), key):
+            folder = Path(cache) / _key(options, tokenizer, spool.fingerprints)
+        with locked(Path(cache), folder.name):
             store = _find(folder, report)
             if store is not None:
                 return store

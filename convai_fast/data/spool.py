@@ -92,17 +92,20 @@ _COLUMNS = {
 
 
 class Spool:
-    """What was read so far; see the top of this file. A context manager.
+    """What was read so far, in a folder of its own within `folder`; see the top of this file.
+
+    A context manager, with whose end the folder goes.
 
     Attributes:
+        folder: its own.
         splits: names of the splits, in the order of `conversation_split`.
         fingerprints: of each source, by number, a hash of all its dialogues.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="convai-fast-", dir=folder)
-        place = Path(self._scratch.name)
-        self.columns = {name: _Column(place, name, dtype) for name, dtype in _COLUMNS.items()}
+        self.folder = Path(self._scratch.name)
+        self.columns = {name: _Column(self.folder, name, dtype) for name, dtype in _COLUMNS.items()}
         self.splits: list[str] = []
         self._hashes: list = []
         self._known: dict[str, int] = {}

@@ -188,3 +188,17 @@ def test_the_share_of_unknown_tokens_is_told(tmp_path, shared_dir):
     path = write_pairs(tmp_path / "b.json", ["fine"])
     store = open_dataset(DataOptions(path, valid_fraction=0), tokenizer, tmp_path / "cache")
     assert unknown_share(store) == ""
+
+
+def test_a_full_disk_while_reading_is_one_sentence(files, tokenizer, tmp_path, monkeypatch):
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("convai_fast.data.spool._FLUSH", 1)
+    monkeypatch.setattr("convai_fast.data.spool._Column.flush", full)
+    with pytest.raises(UserError, match=r"cannot keep the dialogues .* No space left on device"):
+        open_dataset(DataOptions(files), tokenizer, tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write to"):
+        open_dataset(DataOptions(files), tokenizer, tmp_path / "file" / "cache")

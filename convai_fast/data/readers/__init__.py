@@ -200,7 +200,13 @@ def read_into(
         found = set()
         for split, conversation in source.read(log):
             found.add(split)
-            spool.add(split, conversation, number)
+            try:
+                spool.add(split, conversation, number)
+            except OSError as error:
+                raise UserError(
+                    f"cannot keep the dialogues of {source.path} in {spool.folder} meanwhile: "
+                    f"{error.strerror}; make room there"
+                ) from error
         log.finish(source.path, skip_bad_records, report)
         if found and "train" not in found:
             raise UserError(
