@@ -91,6 +91,49 @@ class _Unpacked(io.RawIOBase):
         super().close()
 
 
+def is_parquet(path: Path | str) -> bool:
+    """Whether a file is Parquet; what cannot be opened is none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"PAR1"
+    except OSError:
+        return False
+
+
+def parquet_rows(path: Path | str) -> tuple[list[str], Iterator[dict[str, Any]]]:
+    """The columns of a Parquet file, and its rows, read some at a time.
+
+    Raises UserError without pyarrow, and, also while it is read, for a damaged file.
+    """
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise UserError(
+            f"{path} is Parquet: reading it needs pyarrow; install it with "
+            "pip install 'convai-fast[hub]'"
+        ) from None
+
+    @contextmanager
+    def reading() -> Iterator[None]:
+        try:
+            yield
+        except (ArrowException, OSError) as error:
+            raise UserError(
+                f"{path} cannot be read as Parquet ({reason_of(error)}): it is damaged or was cut "
+                "short; get it again"
+            ) from error
+
+    with reading():
+        table = parquet.ParquetFile(path)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        with reading():
+            for batch in table.iter_batches(1000):
+                yield from batch.to_pylist()
+
+    return table.schema_arrow.names, rows()
+
+
 @contextmanager
 def locked(folder: Path, name: str) -> Iterator[None]:
     """Hold the lock `name` of `folder`, which is made where missing, while the context lasts.

@@ -54,7 +54,8 @@ class GenerateOptions(RememberedOptions):
     output: Path | None = None
     """JSONL file for the replies."""
     input: Path | None = None
-    """JSONL file with the requests; it may be gzip, bzip2, xz or zstd."""
+    """JSONL file with the requests; it may be gzip, bzip2, xz or zstd, or Parquet with a request a
+    row."""
     split: Literal["train", "valid"] = "valid"
     """Split of the dialogues to answer; the ids are SPLIT/DIALOGUE/TURN, counted from 0."""
     num_return: Annotated[int, tyro.conf.arg(aliases=["--n"])] = 1

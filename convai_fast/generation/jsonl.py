@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from convai_fast.errors import UserError
-from convai_fast.files import open_bytes
+from convai_fast.files import is_parquet, open_bytes, parquet_rows
 from convai_fast.generation.messages import quoted
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Reply, Request
@@ -55,7 +55,7 @@ class BadLine:
 
 
 class RequestFile:
-    """The requests of a JSON lines file, read anew each time they are iterated over.
+    """The requests of a JSON lines file, or of a Parquet file's rows, read at each iteration.
 
     Iterating yields an `IdentifiedRequest` or a `BadLine` for each line but blank ones. An id
     belongs to the first line that has it. The id of a line without one is its number, or, where
@@ -137,6 +137,11 @@ class RequestFile:
             # It is read more than once, which a pipe cannot be.
             if self.path.exists() and not self.path.is_file():
                 raise UserError(f"{self.path} is not a regular file: name a file of requests")
+            if is_parquet(self.path):
+                for number, row in enumerate(parquet_rows(self.path)[1], start=1):
+                    given = {name: value for name, value in row.items() if value is not None}
+                    yield number, json.dumps(given, default=str).encode() + b"\n"
+                return
             with open_bytes(self.path) as file:
                 for number, line in enumerate(file, start=1):
                     if number == 1 and (line[:2] in _UTF16_MARKS or b"\0" in line):

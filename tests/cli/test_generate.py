@@ -301,6 +301,22 @@ def test_compressed_requests_are_read_whatever_their_name(model, tmp_path, kind)
     assert main(["generate", *arguments, *LENGTH, "--overwrite"]) == 2
 
 
+def test_requests_in_parquet_are_read(model, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    requests = [{"id": "a", "history": ["hello !"], "seed": 1}, {"id": "b", "history": ["hi"]}]
+    parquet.write_table(pyarrow.Table.from_pylist(requests), tmp_path / "requests.parquet")
+    write_lines(tmp_path / "requests.jsonl", *requests)
+    replies = []
+    for suffix in ("parquet", "jsonl"):
+        output = tmp_path / f"{suffix}-replies"
+        arguments = ["--input", str(tmp_path / f"requests.{suffix}"), "--output", str(output)]
+        assert main(["generate", "--model", model, *arguments, *LENGTH]) == 0
+        replies.append(output.read_text())
+    assert replies[0] == replies[1]
+
+
 def test_files_of_others_are_never_touched(model, tmp_path, capsys):
     output = tmp_path / "replies.jsonl"
     foreign = {}

@@ -12,11 +12,11 @@ from convai_fast.data.readers.records import read_records, shape_of
 from convai_fast.data.readers.text_file import TextFile
 from convai_fast.data.spool import VALID_NAMES
 from convai_fast.dialogue.dialogue import Conversation, Dialogue
-from convai_fast.errors import UserError, reason_of
+from convai_fast.errors import UserError
+from convai_fast.files import is_parquet, parquet_rows
 
 FILE_READERS = ("json", "parlai", "csv", "messages", "sharegpt", "pairs")
 _SHAPES = {"json": None, "messages": "messages", "sharegpt": "messages", "pairs": "pairs"}
-_PARQUET = b"PAR1"
 
 Splits = Iterator[tuple[str, Conversation]]
 
@@ -28,7 +28,7 @@ def read_file(path: str, reader: str, log: ReadingLog) -> Splits:
     cannot be read are counted in `log`.
     """
     texts = Texts()
-    if _starts_with(path, _PARQUET):
+    if is_parquet(path):
         yield from _in_train(_read_parquet(path, _SHAPES.get(reader), texts, log))
         return
     file = TextFile(path)
@@ -168,36 +168,13 @@ def _json_lines(file: TextFile) -> Iterator[tuple[str, Any]]:
 # ---- Parquet ----------------------------------------------------------------------------------
 
 
-def _starts_with(path: str, magic: bytes) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(magic)) == magic
-    except OSError:
-        return False  # said by whoever opens it to read
-
-
 def _read_parquet(
     path: str, shape: str | None, texts: Texts, log: ReadingLog
 ) -> Iterator[Conversation]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
+    names, rows = parquet_rows(path)
+    if shape_of(names) is None and shape is None:
         raise UserError(
-            f"{path} is Parquet: reading it needs pyarrow; install it with "
-            "pip install 'convai-fast[hub]'"
-        ) from None
-    try:
-        table = parquet.ParquetFile(path)
-        names = table.schema_arrow.names
-        if shape_of(names) is None and shape is None:
-            raise UserError(
-                f"{path}: the columns are {listed(names)}, none of the layouts "
-                f"that are known; rename them, {OWN_READER}"
-            )
-        rows = (row for batch in table.iter_batches(1000) for row in batch.to_pylist())
-        yield from read_records(_numbered(rows, f"{path}: "), shape, texts, log)
-    except (ArrowException, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as Parquet ({reason_of(error)}): it is damaged or was cut "
-            "short; get it again"
-        ) from error
+            f"{path}: the columns are {listed(names)}, none of the layouts that are known; rename "
+            f"them, {OWN_READER}"
+        )
+    yield from read_records(_numbered(rows, f"{path}: "), shape, texts, log)
