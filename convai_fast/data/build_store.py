@@ -28,7 +28,7 @@ from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError, shown
 
 _ENCODE_CHUNK = 2_000  # texts tokenised at once: bounds the memory that ids take as Python lists
-_COPY = 1 << 20  # numbers renumbered at a time
+_COPY = 1 << 18  # numbers renumbered at a time
 
 
 def build_store(
@@ -149,16 +149,17 @@ class _Writer:
         num_candidates: int,
         seed: int,
     ) -> None:
-        replies = []
         for split, chosen in conversations.items():
-            replies += self._write_split(split, chosen, num_candidates, seed)
+            self._write_split(split, chosen, num_candidates, seed)
         numbers = self.is_used.cumsum(dtype=np.int32) - 1
         for split in conversations:
             for name in ("persona_ids", "history_ids", "candidate_ids"):
                 self._renumber(self.folder / f"{split}.{name}.bin", numbers)
-        del self.numbering  # whose memory is needed
-        lengths, num_unknown = self._write_texts(np.flatnonzero(self.is_used).astype(np.int32))
-        self._check_replies(numbers, lengths, replies)
+        del numbers, self.numbering  # whose memory is needed
+        used = np.flatnonzero(self.is_used).astype(np.int32)
+        lengths, num_unknown = self._write_texts(used)
+        for split in conversations:
+            self._check_replies(split, lengths, used)
 
         ids = special_ids(self.tokenizer)
         files = sorted(self.folder.glob("*.bin"))
@@ -190,31 +191,32 @@ class _Writer:
     def _token_dtype(self) -> np.dtype:
         return np.dtype(np.uint16 if len(self.tokenizer) <= 2**16 else np.int32)
 
-    def _write_split(
-        self, split: str, chosen: np.ndarray, num_candidates: int, seed: int
-    ) -> list[np.ndarray]:
-        """Write the tables of a split; returns the true replies of its examples, in parts."""
+    def _write_split(self, split: str, chosen: np.ndarray, num_candidates: int, seed: int) -> None:
         arrays = SplitArrays(self.spool, self.numbering, chosen)
         for name, table in arrays.tables():
             self._append(f"{split}.{name}", [table])
             if name.endswith("_ids"):
                 self.is_used[table] = True
         self.num_examples[split] = arrays.num_examples_by_source()
-        counts, replies = [np.zeros(1, np.int64)], []
+        sizes = np.zeros(sum(self.num_examples[split]), np.int32)
 
         def ids() -> Iterator[np.ndarray]:
-            for candidates, count in arrays.candidates(num_candidates, split, seed):
+            done = 0
+            for candidates, counts in arrays.candidates(num_candidates, split, seed):
                 self.is_used[candidates] = True
-                counts.append(count)
-                replies.append(candidates[count.cumsum() - 1])
+                sizes[done : done + len(counts)] = counts
+                done += len(counts)
                 yield candidates
 
         self._append(f"{split}.candidate_ids", ids())
-        self._append(f"{split}.candidate_offsets", [np.concatenate(counts).cumsum()])
-        return replies
+        self._append(f"{split}.candidate_offsets", _offsets(sizes))
 
     def _append(self, name: str, parts: Iterable[np.ndarray]) -> None:
-        dtype = np.int64 if name.split(".")[-1] in (*INT64_TABLES, "text_offsets") else np.int32
+        dtype = (
+            np.int64
+            if name.split(".")[-1] in (*INT64_TABLES, "utterance_offsets", "text_offsets")
+            else np.int32
+        )
         size = 0
         with open(self.folder / f"{name}.bin", "wb") as file:
             for part in parts:
@@ -254,24 +256,35 @@ class _Writer:
                 num_unknown += int((ids == unknown).sum()) if unknown is not None else 0
                 ids.tofile(tokens)
         self.sizes |= {"tokens": int(lengths.sum()), "texts": int(sizes.sum())}
-        for name, counts in (("utterance_offsets", lengths), ("text_offsets", sizes)):
-            offsets = np.concatenate([np.zeros(1, np.int64), counts.cumsum(dtype=np.int64)])
-            offsets.tofile(self.folder / f"{name}.bin")
-            self.sizes[name] = len(offsets)
+        self._append("utterance_offsets", _offsets(lengths))
+        self._append("text_offsets", _offsets(sizes))
         return lengths, num_unknown
 
-    def _check_replies(
-        self, numbers: np.ndarray, lengths: np.ndarray, replies: list[np.ndarray]
-    ) -> None:
+    def _check_replies(self, split: str, lengths: np.ndarray, used: np.ndarray) -> None:
         """Raise UserError for a true reply without a token: only its end could be learnt."""
-        for part in replies:
-            empty = part[lengths[numbers[part]] == 0]
+        if not self.sizes[f"{split}.candidate_ids"]:
+            return
+        ids = np.memmap(self.folder / f"{split}.candidate_ids.bin", np.int32, "r")
+        ends = np.memmap(self.folder / f"{split}.candidate_offsets.bin", np.int64, "r")[1:]
+        for start in range(0, len(ends), _COPY):
+            replies = ids[ends[start : start + _COPY] - 1]
+            empty = replies[lengths[replies] == 0]
             if len(empty):
-                text = self.spool.text_of()(int(empty[0]))
+                text = self.spool.text_of()(int(used[empty[0]]))
                 raise UserError(
                     f"the reply {shown(text)} has no token in this tokenizer, so that nothing of "
                     "it can be learnt: delete it, or mend its text"
                 )
+
+
+def _offsets(counts: np.ndarray) -> Iterator[np.ndarray]:
+    """Where each of runs of these lengths begins, and the last ends: int64, in parts."""
+    total = np.zeros(1, np.int64)
+    yield total
+    for start in range(0, len(counts), _COPY):
+        part = total[-1] + counts[start : start + _COPY].cumsum(dtype=np.int64)
+        yield part
+        total = part
 
 
 def _unknown_id(tokenizer: PreTrainedTokenizerFast) -> int | None:

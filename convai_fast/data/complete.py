@@ -13,7 +13,7 @@ import numpy as np
 
 from convai_fast.data.spool import VALID_NAMES, Spool, first_equal, groups
 
-_ROWS = 1 << 14  # examples whose distractors are drawn at a time
+_ROWS = 1 << 12  # examples whose distractors are drawn at a time
 _DRAWS = 4  # as many as are wanted, before the reserve is asked
 _NONE = -1
 

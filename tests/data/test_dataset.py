@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from convai_fast.data import dataset
+from convai_fast.data import build_store, dataset
 from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.dataset import DataOptions, open_dataset, trained_with, unknown_share
 from convai_fast.data.readers import load_dialogues
@@ -202,3 +202,15 @@ def test_a_full_disk_while_reading_is_one_sentence(files, tokenizer, tmp_path, m
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write to"):
         open_dataset(DataOptions(files), tokenizer, tmp_path / "file" / "cache")
+
+
+def test_a_reply_without_a_token_is_refused_when_tokenised(files, tokenizer, tmp_path, monkeypatch):
+    real = build_store.encode
+    monkeypatch.setattr(
+        build_store,
+        "encode",
+        lambda tokenizer, texts: [[] if t == "a 3" else real(tokenizer, [t])[0] for t in texts],
+    )
+    with pytest.raises(UserError, match="the reply 'a 3' has no token in this tokenizer"):
+        open_dataset(DataOptions(files), tokenizer, tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
