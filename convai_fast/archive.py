@@ -5,7 +5,6 @@ import re
 import shutil
 import tarfile
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -80,7 +79,7 @@ def checkpoint_of(path: str | Path) -> Path:
     folder = Path(path).expanduser()
     if _is_run(folder):
         folder = _best_checkpoint(folder)
-    return folder.resolve() if folder.exists() else Path(path)
+    return folder.resolve() if folder.is_dir() else Path(path)
 
 
 def _is_run(folder: Path) -> bool:
@@ -90,7 +89,7 @@ def _is_run(folder: Path) -> bool:
 def _is_store(folder: Path) -> bool:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(meta, dict) and {"format_version", "sizes"} <= meta.keys()
 
@@ -129,9 +128,10 @@ def _extract(archive: Path, folder: Path) -> list[str]:
             f"{archive} is a file of weights: give the folder that holds it, with config.json and "
             "the tokenizer's files."
         )
-    if zipfile.is_zipfile(archive):
-        raise UserError(f"{archive} is a zip archive: unpack it, and give the folder.")
     try:
+        with open(archive, "rb") as file:
+            if file.read(4) == b"PK\3\4":
+                raise UserError(f"{archive} is a zip archive: unpack it, and give the folder.")
         with tarfile.open(archive, tarinfo=_TarInfo) as tar:
             members = _checked_members(tar, archive, shutil.disk_usage(folder).free)
             configs = [name for name in members if name.name == "config.json"]

@@ -3,8 +3,10 @@
 import os
 import tarfile
 import tempfile
+import zipfile
 
 import pytest
+import torch
 from old_checkpoints import LAYOUTS, pack, write_old_checkpoint
 
 from convai_fast.archive import unpacked
@@ -127,8 +129,58 @@ def test_an_archive_that_was_cut_off_is_refused(archive, kept):
         DoubleHeadsModel.from_pretrained(archive)
 
 
+def test_a_tar_that_ends_with_a_zip_is_no_zip(archive):
+    folder = archive.parent / "old"
+    torch.save({}, folder / "z.bin")  # a zip, and the last member
+    with tarfile.open(archive, "w") as tar:
+        for file in sorted(folder.iterdir()):
+            tar.add(file, file.name)
+    with unpacked(archive) as source:
+        assert "config.json" in os.listdir(source.path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_header_of_a_gigabyte_is_refused_before_it_is_read(tmp_path, kind, monkeypatch):
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = kind, 2**30
+    with open(tmp_path / "old.tar", "wb") as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(header.size + 2048)  # which takes no room on the disk
+    monkeypatch.setattr(tarfile.TarInfo, "_proc_gnulong", None)
+    monkeypatch.setattr(tarfile.TarInfo, "_proc_pax", None)
+    with pytest.raises(UserError, match="holds a name of 1,073,741,824 bytes"):
+        load_tokenizer(tmp_path / "old.tar")
+
+
+def test_a_name_longer_than_a_header_has_room_for_is_read(archive):
+    pack(archive.parent / "old", archive, prefix="a long name/" * 20)
+    with unpacked(archive) as source:
+        assert "config.json" in os.listdir(source.path)
+
+
+def test_nothing_is_used_that_python_3_11_0_lacks(archive, monkeypatch):
+    for name in ("replace", "_get_filtered_attrs"):
+        monkeypatch.delattr(tarfile.TarInfo, name, raising=False)
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    with unpacked(archive) as source:
+        assert "config.json" in os.listdir(source.path)
+
+
 def test_a_file_that_is_no_archive_is_refused(tmp_path):
-    for name, says in (("model.tgz", "cannot be unpacked as a tar"), ("model.bin", "of weights")):
-        (tmp_path / name).write_bytes(bytes(range(256)) * 8)
-        with pytest.raises(UserError, match=says):
-            DoubleHeadsModel.from_pretrained(tmp_path / name)
+    (tmp_path / "model").write_bytes(bytes(range(256)) * 8)
+    with pytest.raises(UserError, match="cannot be unpacked as a tar archive"):
+        DoubleHeadsModel.from_pretrained(tmp_path / "model")
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"model\.bin is a file of weights: give the folder"):
+        DoubleHeadsModel.from_pretrained(tmp_path / "model.bin")
+    with zipfile.ZipFile(tmp_path / "old.zip", "w") as file:
+        file.writestr("config.json", "{}")
+    with pytest.raises(UserError, match=r"old\.zip is a zip archive: unpack it"):
+        DoubleHeadsModel.from_pretrained(tmp_path / "old.zip")
+
+
+def test_a_store_of_dialogues_is_told_from_a_model(tmp_path):
+    (tmp_path / "meta.json").write_text('{"format_version": 1, "sizes": {}}')
+    for read in (DoubleHeadsModel.from_pretrained, load_tokenizer):
+        with pytest.raises(UserError, match="is a store of dialogues, which --data takes"):
+            read(tmp_path)

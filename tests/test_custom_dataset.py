@@ -87,6 +87,10 @@ def test_every_command_of_the_page_runs(page_folder, monkeypatch, capsys):
                 else "The model has no persona.\n"
             )
 
+    resume = re.search(r"Interrupted: `convai-fast (train --resume[^`]*)`", PAGE)[1].split()
+    assert main(resume[:-2]) == 2
+    assert "give --reader yesands:load again" in capsys.readouterr().err
+    assert main(resume) == 0
     assert (page_folder / "runs" / "yesands" / "best" / "model.safetensors").is_file()
     assert json.loads((page_folder / "metrics.json").read_text())
     replies = read_lines(page_folder / "replies.jsonl")

@@ -39,6 +39,7 @@ class DemoOptions:
 
 def run(options: DemoOptions) -> None:
     """Make the dialogues, train, evaluate, and show replies."""
+    _train_options(options).check()
     dialogues = builtin_dialogues(num_train=6500, num_valid=60, seed=options.seed)
     tokenizer = train_builtin_tokenizer(dialogues["train"])
     torch.manual_seed(options.seed)

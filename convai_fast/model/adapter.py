@@ -46,7 +46,7 @@ def base_of(folder: Path) -> Iterator[Path]:
     """
     path = folder / CONFIG_FILE
     named = read_settings(folder).get("base_model_name_or_path")
-    if not isinstance(named, str):
+    if not isinstance(named, str) or not named:
         raise UserError(f"{path} names no base_model_name_or_path: add it")
     places = [Path(named).expanduser(), folder / named]
     checkpoints = folder.resolve().parent

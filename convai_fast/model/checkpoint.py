@@ -261,7 +261,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
     ):
-        raise UserError(f"{path} is not a table of named tensors; {_how_to_unpack(path, tensors)}.")
+        raise UserError(f"{path} is not a table of named tensors; {_how_to_unpack(path, tensors)}")
     if tensors and all(name.startswith("module.") for name in tensors):
         raise UserError(
             f"{path} holds tensors with the prefix `module.` of DataParallel; save "

@@ -106,7 +106,10 @@ class Lora:
         if checkpoints.name != "checkpoints" or not (checkpoints.parent / "options.json").exists():
             return
         with (
-            explained(f"the base model {self.base} cannot be kept in {kept}", "begin again"),
+            explained(
+                f"the base model {self.base} cannot be kept in {kept}",
+                f"begin again with --resume {run}",
+            ),
             tempfile.TemporaryDirectory(dir=run, prefix=".base-") as name,
         ):
             scratch = Path(name) / kept.name

@@ -128,12 +128,10 @@ class RunFolder:
 
         Raises UserError when it cannot be written, as on a full disk; those before it stay.
         """
-        is_first = not (self.path / "last").exists()
+        saved = (self.path / "last").exists()
         with explained(
             f"step {state['step']:,} cannot be saved in {self.path}",
-            "begin again with --resume"
-            if is_first
-            else "continue from the checkpoint before it with --resume",
+            f"{'continue from the checkpoint before it' if saved else 'begin again'} with --resume",
         ):
             folder = self._write_checkpoint(write_model, metrics, state)
             for link in ["last", "best"] if best else ["last"]:
@@ -237,7 +235,9 @@ def _new_folder(options: TrainOptions) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     default = Path("runs") / f"{stamp}_{socket.gethostname()}_{name}"
     path = Path(options.output or default)
-    with explained(f"the run folder {path} cannot be made", "begin again, or name another"):
+    with explained(
+        f"the run folder {path} cannot be made", "begin again, or name another --output"
+    ):
         # A folder that is there may be the one the command runs in: it is filled, not replaced.
         if options.output and path.is_dir():
             write_file(path / "options.json", _options_json(options))

@@ -151,10 +151,11 @@ def test_a_place_that_cannot_be_written_is_named(old, tmp_path, capsys):
     assert "file/new cannot be written" in capsys.readouterr().err
 
 
-def test_an_adapter_that_names_no_base_model_is_refused(old, tmp_path, capsys):
+def test_an_adapter_that_names_no_base_is_one_sentence(old, tmp_path, capsys):
     (old / "adapter_config.json").write_text("{}")
     assert convert(old, tmp_path / "new") == 2
     assert "names no base_model_name_or_path: add it" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["old"]
 
 
 def test_a_hub_id_is_downloaded_with_its_tokenizer(old, tmp_path, monkeypatch):

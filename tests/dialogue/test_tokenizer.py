@@ -103,3 +103,12 @@ def test_a_tokenizer_that_lacks_its_own_unknown_token_is_damaged():
     assert encode(tokenizer, ["tea"]) == [[0]]
     with pytest.raises(UserError, match=r"the tokenizer cannot read text .* its files are damaged"):
         encode(tokenizer, ["coffee"])
+
+
+def test_a_missing_vocabulary_is_named(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    for config in ({"model_type": "gpt2"}, {"model_type": "openai-gpt"}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match=r"lacks its vocabulary: restore tokenizer.json"):
+            load_tokenizer(tmp_path)

@@ -1,6 +1,9 @@
 import json
 import logging
 import pickle
+import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -255,6 +258,34 @@ def test_a_bin_file_of_something_else_is_refused(gpt2_folder):
         torch.save(content, gpt2_folder / "pytorch_model.bin")
         with pytest.raises(UserError, match=r"pytorch_model.bin is not a table of named tensors"):
             DoubleHeadsModel.from_pretrained(gpt2_folder)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "says"),
+    [
+        (
+            lambda t: {f"module.{k}": v for k, v in t.items()},
+            "the prefix `module.` of DataParallel",
+        ),
+        (lambda t: {"model_state_dict": t, "epoch": 2}, "its 'model_state_dict' holds one, so"),
+        (lambda t: {"optimizer": {"a": torch.zeros(1)}, "model": t}, "its 'model' holds one, so"),
+    ],
+)
+def test_a_bin_file_that_wraps_the_weights_says_how_to_unwrap_them(gpt2_folder, wrap, says):
+    expected = DoubleHeadsModel.from_pretrained(gpt2_folder)
+    tensors = load_file(gpt2_folder / "model.safetensors")
+    as_bin(gpt2_folder, wrap(tensors))
+    with pytest.raises(UserError, match=says) as raised:
+        DoubleHeadsModel.from_pretrained(gpt2_folder)
+    command = shlex.split(str(raised.value).partition("python -c ")[2])[0]
+    subprocess.run([sys.executable, "-c", command], check=True)
+    assert_same_weights(DoubleHeadsModel.from_pretrained(gpt2_folder), expected)
+
+
+def test_an_adapter_without_its_config_is_told(gpt2_folder):
+    (gpt2_folder / "model.safetensors").rename(gpt2_folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"adapter_model.safetensors needs the adapter_config.json"):
+        DoubleHeadsModel.from_pretrained(gpt2_folder)
 
 
 def drop(*names):

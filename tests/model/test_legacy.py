@@ -103,10 +103,12 @@ def test_every_tensor_is_accounted_for(old, name, tensor, sentence):
         DoubleHeadsModel.from_pretrained(old)
 
 
-def test_a_run_that_the_predecessor_did_not_finish_says_what_to_rename(old):
-    (old / "pytorch_model.bin").rename(old / "checkpoint_mymodel_3.pth")
+@pytest.mark.parametrize("ending", ["pth", "pt"])
+def test_a_run_that_the_predecessor_did_not_finish_says_what_to_rename(old, ending):
+    (old / "pytorch_model.bin").rename(old / f"checkpoint_mymodel_12.{ending}")
+    (old / f"checkpoint_mymodel_9.{ending}").write_bytes(b"")
     with pytest.raises(
-        UserError, match=r"rename its checkpoint_mymodel_3.pth, .* pytorch_model.bin"
+        UserError, match=rf"rename its checkpoint_mymodel_12\.{ending}, .* pytorch_model.bin"
     ):
         DoubleHeadsModel.from_pretrained(old)
 

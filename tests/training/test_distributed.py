@@ -167,7 +167,7 @@ def test_what_rank_0_alone_cannot_do_ends_all(options, tmp_path):
     (tmp_path / "file").touch()
     options.output = str(tmp_path / "file" / "run")
     assert exit_codes(start_ranks([arguments_of(options)] * 2, tmp_path)) == [2, 2]
-    assert "file/run ca" in (tmp_path / "err-0").read_text()
+    assert "cannot be made (File exists" in (tmp_path / "err-0").read_text()
     assert (tmp_path / "err-1").read_text() == ""
 
 

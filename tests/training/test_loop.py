@@ -15,6 +15,7 @@ from ranks import arguments_of
 from transformers import AutoTokenizer, GPT2Config, GPT2DoubleHeadsModel
 
 from benchmarks.plain_loop import train_plainly
+from convai_fast.cli.main import main
 from convai_fast.data.build_store import build_store
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.errors import UserError
@@ -241,6 +242,11 @@ def test_torch_compile_gives_the_same_losses(options, tokenizer, store, tmp_path
     ("change", "says"),
     [
         ({"num_candidates": 0}, "--num_candidates must be at least 1, not 0"),
+        ({"num_candidates": 10**20}, "--num_candidates must be at most 10000"),
+        ({"personality_permutations": 10**11}, "--personality_permutations must be at most 1000"),
+        ({"train_batch_size": 10**20}, "--train_batch_size must be at most 2147483647"),
+        ({"seed": -1}, "--seed must be at least 0, not -1"),
+        ({"seed": 2**64}, "--seed must be at most 9223372036854775807"),
         ({"lr": float("nan")}, "--lr must be at least 0, not nan"),
         ({"lm_coef": 0, "mc_coef": 0}, "both 0: there is nothing to learn"),
         ({"device": "tpu"}, "device tpu is not available"),
@@ -258,6 +264,30 @@ def test_options_that_make_no_sense_are_one_sentence(
     with pytest.raises(UserError, match=says) as raised:
         train(dataclasses.replace(options, **change), report=lambda _: None)
     assert "\n" not in str(raised.value)
+
+
+def test_without_dialogues_nothing_is_loaded_or_downloaded(capsys):
+    assert main(["train"]) == 2
+    assert "no dialogues given: name a file, folder or Hub dataset" in capsys.readouterr().err
+
+
+def test_a_model_that_has_no_room_for_a_reply_is_one_sentence(options, model_folder, data_file):
+    path = model_folder / "config.json"
+    config = path.read_text()
+    path.write_text(json.dumps(json.loads(config) | {"n_positions": 2}))
+    options.model, options.dataset_path = str(model_folder), str(data_file)
+    options.from_scratch = True
+    with pytest.raises(UserError, match=r"2 positions .n_positions in its config.json., too few"):
+        train(options, report=lambda _: None)
+    path.write_text(config)
+
+
+def test_from_scratch_takes_the_shape_of_a_run(options, model_folder, data_file, tmp_path):
+    options.model, options.dataset_path = str(model_folder), str(data_file)
+    options.from_scratch, options.max_steps = True, 1
+    run = train(options, report=lambda _: None).run
+    again = dataclasses.replace(options, model=str(run), output=str(tmp_path / "again"))
+    assert train(again, report=lambda _: None).steps == 1
 
 
 def test_a_run_folder_with_something_in_it_is_refused(options, tokenizer, store, tmp_path):

@@ -257,9 +257,7 @@ def test_a_base_model_that_is_not_there_or_no_model_is_one_sentence(lora_options
     run = train(dataclasses.replace(lora_options, max_steps=2))
     adapter, path = run / "last", run / "last" / "adapter_config.json"
     base.rename(tmp_path / "elsewhere")
-    with pytest.raises(
-        UserError, match=r"last is a LoRA adapter, whose base model cannot be found"
-    ):
+    with pytest.raises(UserError, match="last is a LoRA adapter, whose base model cannot"):
         load(str(adapter))
     settings = json.loads(path.read_text())
     for named in (adapter, adapter.resolve()):
@@ -317,7 +315,7 @@ def test_an_adapter_merged_wrongly_fails_the_check(lora_options, tmp_path, capsy
 
     def wrong(folder, config, parameters):
         merge(folder, config, parameters)
-        parameters["transformer.blocks.0.mlp.up.weight"].data *= 1.01
+        parameters["transformer.blocks.0.mlp.up.weight"].data.mul_(2)
 
     monkeypatch.setattr(double_heads.adapter, "merge_adapter", wrong)
     assert main(["convert", str(run), f"{tmp_path}/new"]) == 2
