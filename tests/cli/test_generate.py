@@ -258,6 +258,46 @@ def test_a_request_from_which_nothing_can_be_drawn_is_an_error_line(
         assert "no token can be drawn, since its logits are no numbers" in bad["reason"]
 
 
+@pytest.mark.parametrize("blank", ["", "  ", "\u200b", "\ufeff", "\u00a0", "\u3164", "\n"])
+def test_a_turn_with_nothing_to_see_is_listed_and_such_a_persona_dropped(
+    generate, replies, tmp_path, blank
+):
+    seed = {"seed": 1, "history": ["hello !"]}
+    requests = [
+        {"id": "turn", "history": ["hello !", blank]},
+        {"id": "prompt", "prompt": blank},
+        {"id": "message", "messages": [{"role": "user", "content": blank}]},
+        {"id": "persona", "persona": [blank, "i like tea .", blank], **seed},
+        {"id": "text", "persona": f"{blank}\ni like tea .", **seed},
+        {"id": "without", "persona": ["i like tea ."], **seed},
+    ]
+    assert generate(requests=requests) == 0
+    found = replies()
+    assert list(found) == ["persona", "text", "without"]
+    assert found["persona"] == found["text"] == found["without"]
+    listed = read_lines(tmp_path / "replies.jsonl.errors.jsonl")
+    assert [(bad["id"], bad["reason"]) for bad in listed] == [
+        ("turn", "history[1] is blank: leave it out"),
+        ("prompt", "history[0] is blank: leave it out"),
+        ("message", "history[0] is blank: leave it out"),
+    ]
+
+
+def test_a_line_without_an_id_is_another_request_than_one_with_its_number(generate, replies):
+    assert generate(requests=[{"id": 2}, {}, {}]) == 0
+    assert list(replies()) == [2, "line 2", 3]
+
+
+@pytest.mark.parametrize("name", ["replies.jsonl.partial", "replies.jsonl.errors.jsonl"])
+def test_requests_that_would_be_written_over_are_refused(generate, tmp_path, capsys, name):
+    path = tmp_path / name
+    write_lines(path, {"id": "a"})
+    before = path.read_bytes()
+    assert generate("--input", path) == 2
+    assert f"{path} holds the requests: choose another --output" in capsys.readouterr().err
+    assert (path.read_bytes(), files(tmp_path)) == (before, [name])
+
+
 def test_a_batch_file_of_openai_is_answered_under_its_own_ids(generate, tmp_path, capsys):
     def line(custom_id, **body):
         url = "/v1/chat/completions"
@@ -439,6 +479,30 @@ def test_sigterm_ends_a_run_like_ctrl_c_with_the_code_of_a_shell(
     assert files(tmp_path) == ["replies.jsonl.partial", "requests.jsonl"]
     assert generate(*ONE_BY_ONE, requests=MANY) == 0
     assert_same(tmp_path, undisturbed)
+
+
+def test_requests_that_change_during_a_run_end_it_and_what_is_answered_stays(
+    generate, replies, tmp_path, monkeypatch, capsys
+):
+    # More than the engine takes in advance, and longer than what is read at once.
+    persona = ["i like tea ."] * 9
+    many = [{"id": f"{i}", "persona": persona, "max_length": 1} for i in range(1500)]
+    path = tmp_path / "requests.jsonl"
+
+    def change():
+        content = path.read_text()
+        with open(path, "r+") as file:  # in its place
+            file.write(content.replace('"1499"', '"abcd"'))
+
+    interrupt_after(monkeypatch, 1, change)
+    assert generate(requests=many) == 2
+    assert f"{path} is not what it was when this run began (line 1500)" in capsys.readouterr().err
+    answered = read_lines(tmp_path / "replies.jsonl.partial")[1:]
+    assert len(answered) > 900
+    assert generate(requests=many) == 0
+    found = replies()
+    assert list(found) == [request["id"] for request in many]
+    assert all(found[line["id"]] == line["replies"] for line in answered)
 
 
 def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_written(

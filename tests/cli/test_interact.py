@@ -139,6 +139,13 @@ def test_bytes_that_are_no_character_are_shown_as_one_replacement():
     assert "".join(stream_text(tokenizer, ids, [])) == "�tea"
 
 
+def test_spaces_are_not_tidied_away_where_a_tokenizers_file_asks_for_it():
+    tokenizer = gpt_tokenizer()
+    tokenizer.clean_up_tokenization_spaces = True
+    ids = tokenizer.encode("i like tea , do you ?")
+    assert "".join(stream_text(tokenizer, ids, [])) == "i like tea , do you ?"
+
+
 def test_spaces_in_front_of_the_first_word_are_left_out():
     tokenizer = byte_tokenizer()
     assert "".join(stream_text(tokenizer, tokenizer.encode("  tea"), [])) == "tea"
@@ -345,6 +352,21 @@ def test_the_end_of_the_input_ends_it_and_a_bad_byte_does_not(model_folder):
     assert output.endswith(">>> \n")
 
 
+def test_a_line_too_long_and_a_reply_that_cannot_be_drawn_are_told(model_folder):
+    options = ["--persona", "i like tea .", "--max_length", "200", "--min_length", "200"]
+    options += ["--no_repeat_ngram_size", "1"]  # there are fewer tokens than that
+    lines = f"{'tea ' * 400}\nhi\n{'tea ' * 307}\n"
+    process = interact(model_folder, *options, lines=lines)
+    assert (process.returncode, process.stderr) == (0, b"")
+    _, too_long, short, almost, _ = process.stdout.decode().split(">>> ")
+    assert too_long.startswith("(the beginning of your line was left out to fit)\n")
+    assert almost.startswith("(some of the persona was left out to fit)\n")
+    assert "left out" not in short
+    for answer in (too_long, short, almost):
+        assert "\n(no token can be drawn, since no_repeat_ngram_size bans them all: " in answer
+        assert answer.endswith("; the model forgets this turn)\n")
+
+
 class Terminal:
     """The command in a terminal of its own."""
 
@@ -431,6 +453,7 @@ def test_a_mistake_in_the_options_is_one_sentence(model_folder, capsys, write):
     assert "/nope.txt" in error("--persona_file", "/nope.txt")
     assert "is empty" in error("--persona_file", write("empty", b" \n"))
     assert "not UTF-8" in error("--persona_file", write("latin", b"na\xefve"))
+    assert "is UTF-16" in error("--persona_file", write("utf16", "naïve".encode("utf-16")))
     silent = write(
         "silent.json", b'{"train": [{"utterances": [{"history": [], "candidates": ["a"]}]}]}'
     )
@@ -457,6 +480,10 @@ def test_the_persona_comes_from_a_file_or_at_random_from_a_dataset(
 
     persona_file = write("persona.txt", "i am old .\n\n  i am naïve .\n".encode())
     assert "\n  i am old .\n  i am naïve .\nWrite" in greeting("--persona_file", persona_file)
+    of_notepad = write(
+        "bom.txt", b"\xef\xbb\xbfi am old .\r\n\xe2\x80\x8b\r\ni am na\xc3\xafve .\r\n"
+    )
+    assert greeting("--persona_file", of_notepad) == greeting("--persona_file", persona_file)
 
     dialogues = [{"personality": [f"i am {i} ."], "utterances": [UTTERANCE]} for i in range(9)]
     dataset = write("data.json", json.dumps(dialogues).encode())

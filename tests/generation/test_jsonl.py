@@ -149,6 +149,39 @@ def test_an_id_belongs_to_the_first_line_that_has_it(read):
     ]
 
 
+def test_the_number_of_a_line_is_its_id_unless_some_line_claims_it(read):
+    claims = [{"id": 2}, {}, {}, {"id": "line 3"}, {}, {"id": 6}, {}, {"id": 7}, {"id": 3}]
+    ids = [item.id for item in read(*claims)]
+    assert ids == [2, "line 2", "line line 3", "line 3", 5, 6, "line 7", 7, 3]
+
+
+def test_a_file_that_changes_between_two_readings_is_noticed_where_it_does(tmp_path):
+    path = tmp_path / "requests.jsonl"
+    path.write_text('{"id": 1}\n{"id": 2}\n')
+    requests = RequestFile(path, PARAMS)
+    for content, line in [
+        ('{"id": 1}\n{"id": 3}\n', 2),
+        ('{"id": 1}\n', 2),
+        ('{"id": 1}\n{"id": 2}\n{"id": 3}\n', 3),
+        ('{"id": 2}\n{"id": 1}\n', 1),
+    ]:
+        path.write_text(content)
+        with pytest.raises(UserError, match=rf"is not what it was .* \(line {line}\): put it back"):
+            list(requests)
+    path.write_text('{"id": 1}\n{"id": 2}\n')
+    assert [item.id for item in requests] == [1, 2]
+
+
+def test_utf_16_is_named_and_a_byte_order_mark_inside_skipped(tmp_path):
+    path = tmp_path / "requests.jsonl"
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        path.write_bytes('{"id": 1}\r\n'.encode(encoding))
+        with pytest.raises(UserError, match=r"requests\.jsonl is UTF-16"):
+            RequestFile(path, PARAMS)
+    path.write_bytes(b'{"id": 1}\n\xef\xbb\xbf{"id": 2}\n')
+    assert [item.id for item in RequestFile(path, PARAMS)] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

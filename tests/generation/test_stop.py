@@ -122,6 +122,17 @@ def test_a_character_of_several_bytes_can_stop(engine, say):
     assert say([*tea, eacute[0]], "è")[1] == [*tea, eacute[0]]
 
 
+@pytest.mark.parametrize(
+    ("min_length", "text"),
+    [(0, ""), (1, ""), (2, ".a"), (3, ".a"), (4, ".a.b"), (7, ".a.b.c"), (8, ".a.b.c.d")],
+)
+def test_a_stop_text_that_ends_before_min_length_is_none(engine, say, min_length, text):
+    letters = [encode(engine.tokenizer, [letter])[0][0] for letter in ".a.b.c.d"]
+    reply, streamed = say(letters, ".", min_length=min_length)
+    assert reply.text == engine._text(streamed) == text
+    assert len(reply.token_ids) >= min_length
+
+
 def test_replies_to_one_request_stop_each_by_itself(engine):
     params = SamplingParams(max_length=30, temperature=3, top_p=0, n=20, stop=("e", "a"))
     [replies] = engine.generate([replace(REQUEST, params=params)])
