@@ -25,7 +25,8 @@ VALID_NAMES = ("valid", "validation", "val", "dev", "test")
 """What a validation split may be called, the preferred name first."""
 
 _FLUSH = 1 << 17  # numbers of a column that are kept in memory
-_MAX_KNOWN = 50_000  # texts met lately, which are not written again
+_MAX_KNOWN_BYTES = 1 << 24  # of texts met lately, which are not written again
+_BYTES_OF_ANY = 300  # that a known text takes, whatever its length
 _PART = 1 << 17  # keys that are sorted at a time
 # A conversation that is held twice, from either side, may lack its first or last turn once. A part
 # of so many turns is no coincidence.
@@ -110,6 +111,7 @@ class Spool:
         self._hashes: list = []
         self._known: dict[str, int] = {}
         self._keys: dict[int, bytes] = {}  # of the known texts
+        self._known_bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -148,9 +150,10 @@ class Spool:
             self._hashes.append(hashlib.sha256())
         if split not in self.splits:
             self.splits.append(split)
-        if len(self._known) > _MAX_KNOWN:
+        if self._known_bytes > _MAX_KNOWN_BYTES:
             self._known.clear()
             self._keys.clear()
+            self._known_bytes = 0
         self._hashes[source].update(f"{split} {len(conversation)}".encode())
         columns, runs = self.columns, _HistoryRuns(self)
         for dialogue in conversation:
@@ -196,6 +199,7 @@ class Spool:
         columns["text_keys"].extend(key)
         self._known[text] = number
         self._keys[number] = key
+        self._known_bytes += len(data) + _BYTES_OF_ANY
         return number
 
     def _keys_of(self, conversation: Conversation) -> bytes:

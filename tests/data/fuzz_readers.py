@@ -6,9 +6,12 @@ An input is made from its number alone, so that `--start 1234 --count 1` makes a
 """
 
 import argparse
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import random
 import signal
 import sys
@@ -20,6 +23,10 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
+import pyarrow
+from pyarrow import parquet
+from zstandard import ZstdCompressor
+
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.readers import load_dialogues
 from convai_fast.data.readers.file import FILE_READERS
@@ -28,8 +35,28 @@ from convai_fast.errors import UserError
 
 TIMEOUT_S = 10
 MAX_BYTES = 100_000
-SUFFIXES = {"json": "json", "parlai": "txt", "csv": "csv", "messages": "jsonl"}
-SUFFIXES |= {"sharegpt": "jsonl", "pairs": "jsonl"}
+# Each layout, the reader that it has, and the extension of its files.
+LAYOUTS = {
+    "json": ("json", "json"),
+    "rows": ("json", "json"),
+    "parlai": ("parlai", "txt"),
+    "fields": ("parlai", "txt"),
+    "dialog": ("json", "jsonl"),
+    "csv": ("csv", "csv"),
+    "table": ("csv", "tsv"),
+    "messages": ("messages", "jsonl"),
+    "parts": ("messages", "jsonl"),
+    "sharegpt": ("sharegpt", "jsonl"),
+    "pairs": ("pairs", "jsonl"),
+    "mixed": ("json", "jsonl"),
+}
+LINES = ("parlai", "fields")
+TABLES = {
+    "csv": ["user 1 personas", "user 2 personas", "Best Generated Conversation"],
+    "table": ["persona", "prompt", "response", "label"],
+}
+ARCHIVES = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+ARCHIVES["zst"] = lambda content: ZstdCompressor().compress(content)
 
 
 class HangError(BaseException):
@@ -55,7 +82,7 @@ def alarm(seconds):
 
 def good_records():
     """The same few dialogues as records of each reader."""
-    records = {name: [] for name in FILE_READERS}
+    records = {name: [] for name in LAYOUTS}
     for dialogue in builtin_dialogues(num_train=4, num_valid=1)["train"]:
         last = dialogue.utterances[-1]
         turns = [*last.history, last.candidates[-1]]
@@ -79,36 +106,65 @@ def good_records():
         spoken = "\n".join(f"User {i % 2 + 1}: {turn}" for i, turn in users)
         records["csv"].append(["i sing .", persona, spoken])
         lines = [f"your persona: {sentence}" for sentence in dialogue.personality]
-        pairs = zip(turns[::2], turns[1::2], strict=False)
+        pairs = list(zip(turns[::2], turns[1::2], strict=False))
         lines += [f"{text}\t{reply}\t\tno .|{reply}|yes ." for text, reply in pairs]
         records["pairs"] += [
             {"persona": persona, "prompt": text, "completion": reply, "label": i % 2}
-            for i, (text, reply) in enumerate(zip(turns[::2], turns[1::2], strict=False))
+            for i, (text, reply) in enumerate(pairs)
         ]
         records["parlai"].append("\n".join(f"{i} {line}" for i, line in enumerate(lines, 1)))
+        first = "".join(f"your persona: {sentence}\\n" for sentence in dialogue.personality)
+        records["fields"] += [
+            f"text:{text if i else first + text}\tlabels:{reply}\tlabel_candidates:no .|{reply}"
+            f"\tepisode_done:{i == len(turns) // 2 - 1}"
+            for i, (text, reply) in enumerate(pairs)
+        ]
+        records["rows"] += [
+            {"personality": persona, "conv_id": len(records["json"]), **utterance}
+            for utterance in records["json"][-1]["utterances"]
+        ]
+        exchanges = [
+            [{"id": "a", "text": text}, {"id": "b", "text": reply}] for text, reply in pairs
+        ]
+        records["dialog"].append({"dialog": exchanges})
+        records["table"] += [
+            [persona, text, reply, str(i % 2)] for i, (text, reply) in enumerate(pairs)
+        ]
+        parts = [
+            {"role": role, "content": [{"type": "text", "text": text}], "weight": i % 3}
+            for i, (role, text) in enumerate(zip(roles, turns, strict=True))
+        ]
+        parts[2:2] = [{"role": "developer", "content": persona}]
+        records["parts"] += [
+            {"messages": parts, "label": True},
+            {"system": persona, "thread": turns},
+            {"conversation": [{"human": a, "gpt": b} for a, b in pairs]},
+        ]
+    names = [name for name in LAYOUTS if name not in (*LINES, *TABLES, "mixed")]
+    records["mixed"] = [record for name in names for record in records[name][:2]]
+    random.Random(0).shuffle(records["mixed"])
     return records
 
 
 RECORDS = good_records()
-CSV_HEADER = ["user 1 personas", "user 2 personas", "Best Generated Conversation"]
 
 
-def good_data(rng, reader):
-    """What a JSON file of the reader holds: a list, or an object of splits."""
-    records = deepcopy(RECORDS[reader])
+def good_data(rng, layout):
+    """What a JSON file of the layout holds: a list, or an object of splits."""
+    records = deepcopy(RECORDS[layout])
     return rng.choice(
         [records, {"train": records}, {"train": records, "valid": deepcopy(records[:1])}]
     )
 
 
-def write_out(rng, reader, data):
+def write_out(rng, layout, data):
     """Good or mutated data as the text of a file."""
-    if reader == "parlai":
+    if layout in LINES:
         return "\n".join(map(str, data)) + "\n"
-    if reader == "csv":
+    if layout in TABLES:
         text = io.StringIO()
-        csv.writer(text).writerows(
-            row if isinstance(row, list) else [row] for row in [CSV_HEADER, *data]
+        csv.writer(text, delimiter=rng.choice(",;\t")).writerows(
+            row if isinstance(row, list) else [row] for row in [TABLES[layout], *data]
         )
         return text.getvalue()
     if isinstance(data, list) and rng.random() < 0.5:
@@ -215,21 +271,41 @@ def mutate_bytes(rng, data):
 # ---- one input ----------------------------------------------------------------------------------
 
 
-def write_file(rng, folder, name, reader):
-    data = mutate_data(rng, good_data(rng, reader), VALUES) if rng.random() < 0.5 else None
-    if data is None or (reader in ("csv", "parlai") and not isinstance(data, list)):
-        data = deepcopy(RECORDS[reader])
-    content = write_out(rng, reader, data).encode("utf-8", "surrogatepass")
+def write_parquet(records):
+    """The records as Parquet; None where they do not fit into columns."""
+    file = io.BytesIO()
+    try:
+        parquet.write_table(pyarrow.Table.from_pylist(records), file)
+    except (pyarrow.ArrowException, AttributeError, TypeError, UnicodeEncodeError, OverflowError):
+        return None
+    return file.getvalue()
+
+
+def write_file(rng, folder, name, layout):
+    data = mutate_data(rng, good_data(rng, layout), VALUES) if rng.random() < 0.5 else None
+    if data is None or (layout in (*LINES, *TABLES) and not isinstance(data, list)):
+        data = deepcopy(RECORDS[layout])
+    suffix = LAYOUTS[layout][1] if rng.random() < 0.8 else rng.choice(["json", "csv", "txt", "x"])
+    content = None
+    if layout not in (*LINES, *TABLES) and isinstance(data, list) and rng.random() < 0.2:
+        content = write_parquet(data)
+        suffix = "parquet"
+    if content is None:
+        content = write_out(rng, layout, data).encode("utf-8", "surrogatepass")
     if rng.random() < 0.6:
         content = mutate_bytes(rng, content)
-    suffix = SUFFIXES[reader] if rng.random() < 0.8 else rng.choice(["json", "csv", "txt", "x"])
+    if rng.random() < 0.1:
+        archive = rng.choice(list(ARCHIVES))
+        content, suffix = ARCHIVES[archive](content), f"{suffix}.{archive}"
+        if rng.random() < 0.3:
+            content = mutate_bytes(rng, content)
     path = folder / f"{name}.{suffix}"
     path.write_bytes(content)
     return path
 
 
 def make_input(number, seed, folder):
-    """Write input `number` into `folder`; returns the path, the reader to name, its true format."""
+    """Write input `number` into `folder`; returns the path, the reader to name, its layout."""
     rng = random.Random(f"{seed} {number}")
     for old in folder.iterdir():
         old.unlink()
@@ -238,27 +314,28 @@ def make_input(number, seed, folder):
         module = sys.modules["fuzzed_data"] = types.ModuleType("fuzzed_data")
         module.load = lambda path: data
         return folder, "fuzzed_data:load", "function"
-    reader = rng.choice(FILE_READERS)
+    layout = rng.choice(list(LAYOUTS))
     if rng.random() < 0.1:
-        write_file(rng, folder, "train", reader)
-        write_file(rng, folder, rng.choice(["valid", "test", "train"]), reader)
+        write_file(rng, folder, "train", layout)
+        write_file(rng, folder, rng.choice(["valid", "test", "train"]), layout)
         return folder, "auto", "folder"
-    path = write_file(rng, folder, "data", reader)
-    named = rng.choices(["auto", reader, rng.choice(FILE_READERS)], [6, 3, 1])[0]
-    return path, named, reader
+    path = write_file(rng, folder, "data", layout)
+    own = LAYOUTS[layout][0]
+    named = rng.choices(["auto", own, rng.choice(FILE_READERS)], [6, 3, 1])[0]
+    return path, named, layout
 
 
 def read_input(number, seed, folder):
-    """Read one input; returns (its format, "read" or "refused"), and raises what is a finding."""
-    path, reader, true_format = make_input(number, seed, folder)
+    """Read one input; returns (its layout, "read" or "refused"), and raises what is a finding."""
+    path, reader, layout = make_input(number, seed, folder)
     try:
         with alarm(TIMEOUT_S):
             splits = load_dialogues(path, reader, num_candidates=number % 4 + 1, report=check_line)
     except UserError as error:
         check_sentence(str(error), path, reader)
-        return true_format, "refused"
+        return layout, "refused"
     check_dialogues(splits)
-    return true_format, "read"
+    return layout, "read"
 
 
 def check_line(line):
@@ -287,7 +364,7 @@ def check_dialogues(splits):
 
 
 def fuzz(numbers, seed):
-    """Read all inputs; returns the counts of (format, outcome), and the findings by number."""
+    """Read all inputs; returns the counts of (layout, outcome), and the findings by number."""
     outcomes, findings = Counter(), {}
     with tempfile.TemporaryDirectory() as folder:
         for number in numbers:
@@ -306,8 +383,8 @@ def main():
     options = parser.parse_args()
     numbers = range(options.start, options.start + options.count)
     outcomes, findings = fuzz(numbers, options.seed)
-    for (true_format, outcome), count in sorted(outcomes.items()):
-        print(f"{true_format:<9} {outcome:<8} {count:>7,}")
+    for (layout, outcome), count in sorted(outcomes.items()):
+        print(f"{layout:<9} {outcome:<8} {count:>7,}")
     for number, finding in list(findings.items())[:5]:
         print(f"\ninput {number}:\n{finding}")
     print(f"{options.count:,} inputs, {len(findings):,} findings")

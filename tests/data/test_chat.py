@@ -1,6 +1,7 @@
 """Chat data in every dialect that people have is one conversation."""
 
 import json
+import tracemalloc
 
 import pytest
 from reading import assert_user_error, load_bare
@@ -155,3 +156,29 @@ def test_messages_written_as_text_are_told_how_to_parse(write):
     record = {"messages": json.dumps(messages(("user", "a"))["messages"])}
     path = write("a.jsonl", f"{json.dumps(record)}\n" * 2)
     assert_user_error(lambda: load_bare(path), ["must be a list, not text that holds JSON"])
+
+
+@pytest.mark.parametrize(
+    ("weight", "is_learnt"), [("0", False), ("0.0", False), (0.0, False), ("1", True), (0.5, True)]
+)
+def test_a_weight_of_0_is_0_however_it_is_written(write, weight, is_learnt):
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    messages[1]["weight"] = weight
+    (dialogue,) = load_bare(write("a.json", [{"messages": messages}]))["train"]
+    replies = [u.candidates[-1] for u in dialogue.utterances]
+    assert replies == (["b", "d"] if is_learnt else ["d"])
+
+
+def test_a_long_monologue_takes_memory_as_it_is_long(write):
+    said = [f"this is sentence {i} of a long story ." for i in range(3000)]
+    messages = [{"role": "user", "content": text} for text in said]
+    path = write("a.json", [{"messages": [*messages, {"role": "assistant", "content": "oh !"}]}])
+    tracemalloc.start()
+    try:
+        (dialogue,) = load_bare(path)["train"]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert dialogue.utterances[0].history == [" ".join(said)]
+    assert peak < 20e6  # each beginning of the story kept would be 180 MB

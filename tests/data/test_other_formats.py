@@ -173,6 +173,67 @@ def test_labelled_bad_replies_become_distractors_of_good_ones(write):
     }
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("label", "is_learnt"),
+    [("0", False), ("0.0", False), ("False", False), ("no", False), ("bad", False),
+     ("1.0", True), ("yes", True), ("0.5", True), ("", True), ("nan", True), ("sad", True)],
+)  # fmt: skip
+def test_a_label_says_no_in_all_ways_that_tables_have(write, suffix, label, is_learnt):
+    rows = [{"prompt": "hi", "response": text, "label": label} for text in ("go away", "hello")]
+    rows[1]["label"] = "1"
+    if suffix == "csv":
+        lines = ["prompt,response,label", *(",".join(row.values()) for row in rows)]
+    else:
+        lines = [json.dumps(row) for row in rows]
+    dialogues, said = read(write(f"a.{suffix}", "\n".join(lines)))
+    replies = sorted(candidates for _, candidates in pairs_of(dialogues))
+    assert replies == ([["go away"], ["hello"]] if is_learnt else [["go away", "hello"]])
+    not_understood = "the field 'label' says neither yes nor no and is not used (1)"
+    assert any(not_understood in line for line in said) == (label in ("sad", "nan"))
+
+
+def test_a_file_may_mix_records_of_all_shapes(write):
+    records = [
+        {"history": ["a"], "candidates": ["b"], "conv_id": 1},
+        {"history": ["a", "b", "c"], "candidates": ["d"], "conv_id": 1},
+        {"messages": ["e", "f", "g", "h"]},
+        {"prompt": "i", "completion": "j", "label": 1},
+        {"prompt": "i", "completion": "k", "label": 0},
+        {"utterances": [
+            {"history": ["l"], "candidates": ["m"]}, {"history": ["n"], "candidates": ["o"]}
+        ]},
+        {"prompt": "p", "completion": "q"},
+        {"history": ["r"], "candidates": ["s"]},
+    ]  # fmt: skip
+    turns = {
+        (("a",), ("b",)),
+        (("a", "b", "c"), ("d",)),
+        (("e",), ("f",)),
+        (("e", "f", "g"), ("h",)),
+        (("i",), ("k", "j")),
+        (("l",), ("m",)),
+        (("n",), ("o",)),
+        (("p",), ("q",)),
+        (("r",), ("s",)),
+    }
+    for number in range(len(records)):
+        order = [*records[number:], *records[:number]]
+        path = write(f"{number}.jsonl", "\n".join(map(json.dumps, order)))
+        dialogues, _ = read(path)
+        assert {(tuple(h), tuple(c)) for h, c in pairs_of(dialogues)} == turns
+
+
+def test_rows_of_conversations_with_long_numbers_stay_apart(write):
+    ids = [2**60, 2**60 + 1, "9" * 5000]
+    rows = [
+        f'{{"history": ["a{i}"], "candidates": ["b"], "conv_id": {conversation}}}'
+        for i, conversation in enumerate(ids)
+    ]
+    dialogues, _ = read(write("a.jsonl", "\n".join(rows)))
+    assert len(dialogues) == 3
+
+
 def test_an_instruction_goes_with_its_input(write):
     row = {"instruction": "Greet.", "input": "Ann", "output": "Hello, Ann."}
     dialogues, _ = read(write("a.jsonl", f"{json.dumps(row)}\n{json.dumps(row | {'input': ''})}\n"))

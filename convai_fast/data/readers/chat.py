@@ -18,9 +18,12 @@ from convai_fast.data.readers.fields import (
     Turns,
     as_list,
     fields_of,
+    flag_says_no,
+    is_absent,
     kind,
     listed,
     quote,
+    says_no,
 )
 from convai_fast.data.readers.log import ReadingLog
 from convai_fast.dialogue.dialogue import Conversation
@@ -64,17 +67,17 @@ def read_chat(record: object, where: str, texts: Texts, log: ReadingLog) -> Conv
         for sentence in texts.persona(fields[beside], f"{where}{beside}")
     ]
     _note_not_understood(fields, log)
-    is_good = not _is_false(fields, ("label",))
+    is_good = not _any_says_no(fields, ("label",), log)
     turns, sides, begin = Turns(texts), [], 0
     for role, text, place, learnt in _messages(fields[name], f"{where}{name}", texts, log):
         if role == "system":
-            if len(turns.said) > begin:
-                sides.append((persona, begin, len(turns.said)))
-                begin = len(turns.said)
+            if len(turns) > begin:
+                sides.append((persona, begin, len(turns)))
+                begin = len(turns)
             persona = [*persona, *texts.check_lines(text, place)]
         else:
             turns.add(role, texts.check(text, place).strip(), learnt and is_good)
-    sides.append((persona, begin, len(turns.said)))
+    sides.append((persona, begin, len(turns)))
     return [turns.side(known, "assistant", first, end) for known, first, end in sides]
 
 
@@ -98,7 +101,7 @@ def _messages(
         role_name = _one_of(message, _ROLES, place)
         role = _role(texts.check(message[role_name], f"{place}.{role_name}"), place, role_name)
         _note_not_understood(message, log)
-        learnt = not _is_false(message, ("weight", "loss", "train"))
+        learnt = not _any_says_no(message, ("weight", "loss", "train"), log)
         if role == "assistant" and not learnt:
             log.note("turns of weight 0 are seen and not learnt")
         text_name = _one_of(message, _TEXTS, place)
@@ -155,12 +158,12 @@ def _text_of(content: object, place: str) -> object:
     return "\n".join(parts)
 
 
-def _is_false(fields: dict[str, Any], names: tuple[str, ...]) -> bool:
-    """Whether one of these fields says no: false or 0 (null says nothing)."""
-    return any(fields.get(name) in (False, 0) for name in names)
+def _any_says_no(fields: dict[str, Any], names: tuple[str, ...], log: ReadingLog) -> bool:
+    """Whether one of these fields says no; what it says otherwise is named."""
+    return any([flag_says_no(fields, name, log) for name in names if name in fields])
 
 
 def _note_not_understood(fields: dict[str, Any], log: ReadingLog) -> None:
     for name in _NOT_UNDERSTOOD:
-        if fields.get(name) not in (None, False, 0):
+        if name in fields and not says_no(fields[name]) and not is_absent(fields[name]):
             log.note(f"the field {name!r} is not understood and not used")

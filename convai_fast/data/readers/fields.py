@@ -5,11 +5,14 @@ function gets `where`, the beginning of an error message that leads to the recor
 train[3]." or "chat.jsonl, line 7: "; what it adds is the field.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
+from convai_fast.data.readers.log import ReadingLog
 from convai_fast.dialogue.dialogue import Dialogue, History, Utterance
 from convai_fast.errors import UserError
 
@@ -19,7 +22,12 @@ OWN_READER = "or read it with a function of your own, reader my_module:load or m
 
 _PLAIN = re.compile(r"[!-~]")
 _FILLERS = frozenset("\u2800\u3164\u115f\u1160\uffa0")  # letters by their category, but empty
-_MAX_KNOWN = 100_000
+_MAX_KNOWN_BYTES = 1 << 24
+_BYTES_OF_ANY = 100  # of a text in memory, whatever its length
+_YES_AND_NO = {
+    **dict.fromkeys(("false", "no", "bad"), True),
+    **dict.fromkeys(("true", "yes", "good"), False),
+}
 
 
 def is_blank(text: str) -> bool:
@@ -35,6 +43,7 @@ class Texts:
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
+        self._known_bytes = 0
 
     def check(self, value: object, where: str) -> str:
         """Return the shared copy of `value`; UserError if it is not text, blank or unreadable."""
@@ -54,8 +63,10 @@ class Texts:
             raise UserError(f"{where} is blank; give it text, or delete it")
         if "\0" in value:
             raise UserError(f"{where} holds a NUL character; delete that character")
-        if len(self._known) >= _MAX_KNOWN:
+        self._known_bytes += len(value) + _BYTES_OF_ANY
+        if self._known_bytes > _MAX_KNOWN_BYTES:
             self._known.clear()
+            self._known_bytes = 0
         self._known[value] = value
         return value
 
@@ -97,24 +108,32 @@ class Turns:
     def __init__(self, texts: Texts) -> None:
         self.texts = texts
         self.speakers: list[str] = []
-        self.said: list[str] = []
         self.is_learnt: list[bool] = []
+        self._parts: list[list[str]] = []
+
+    def __len__(self) -> int:
+        return len(self._parts)
 
     def add(self, speaker: str, text: str, learnt: bool = True) -> None:
         """Add what `speaker` says; a turn is learnt only where all that is joined in it is."""
         if self.speakers and self.speakers[-1] == speaker:
-            self.said[-1] = self.texts.check(f"{self.said[-1]} {text}", "the turn")
+            self._parts[-1].append(text)
             self.is_learnt[-1] &= learnt
         else:
             self.speakers.append(speaker)
-            self.said.append(text)
+            self._parts.append([text])
             self.is_learnt.append(learnt)
+
+    @cached_property
+    def said(self) -> list[str]:
+        """The turns, when all are added."""
+        return [self.texts.check(" ".join(parts), "the turn") for parts in self._parts]
 
     def side(
         self, persona: list[str], speaker: str, begin: int = 0, end: int | None = None
     ) -> Dialogue:
         """What `speaker` answers in the turns from `begin` up to `end`, knowing `persona`."""
-        end = len(self.said) if end is None else end
+        end = len(self) if end is None else end
         return Dialogue(
             persona,
             [
@@ -141,6 +160,39 @@ def get(fields: dict[str, Any], name: str, where: str) -> Any:
             f"{where}{name} is missing (found are {listed(fields)}); add it, {OWN_READER}"
         )
     return fields[name]
+
+
+def says_no(value: object) -> bool | None:
+    """Whether a field that says yes or no says no; None where it says nothing that is known.
+
+    `False`, 0, "0.0" (as tables have numbers) and "no" do; null and an empty cell say nothing.
+    """
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in _YES_AND_NO:
+            return _YES_AND_NO[word]
+        try:
+            value = float(word)
+        except ValueError:
+            return None
+    is_number = isinstance(value, int | float) and not math.isnan(value)
+    return value == 0 if is_number else None
+
+
+def flag_says_no(fields: dict[str, Any], name: str, log: ReadingLog) -> bool | None:
+    """`says_no` of a field that decides what is learnt; one that is not understood is told."""
+    value = fields.get(name)
+    answer = says_no(value)
+    if answer is None and not is_absent(value):
+        log.note(f"the field {name!r} says neither yes nor no and is not used")
+    return answer
+
+
+def is_absent(value: object) -> bool:
+    """Whether a field says nothing: null, not a number, or blank."""
+    if isinstance(value, str):
+        return is_blank(value)
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def listed(names: Iterable[str]) -> str:

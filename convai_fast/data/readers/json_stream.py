@@ -9,8 +9,9 @@ from convai_fast.errors import UserError
 
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
-# No number is used, and int refuses those of more than 4,300 digits.
-_DECODER = json.JSONDecoder(parse_int=float)
+# An id is told from its neighbour by its last digit, which a float loses; but int refuses those of
+# more than 4,300 digits.
+_DECODER = json.JSONDecoder(parse_int=lambda digits: (int if len(digits) < 1000 else float)(digits))
 
 
 def parse_line(text: str, name: str, line: int) -> Any:

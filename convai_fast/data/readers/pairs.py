@@ -4,13 +4,12 @@
 
 Also `instruction` (and `input`) with `output`, `question` with `answer`, `response` for the reply;
 `persona` or `system` and `distractors` or `rejected` where there are any. A pair whose `label` is
-false or 0 holds a bad reply: it becomes a distractor of the good ones to the same prompt.
+false, 0, no or bad holds a bad reply: it becomes a distractor of the good ones to the same prompt.
 """
 
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
 
-from convai_fast.data.readers.fields import Texts, fields_of, get, is_blank
+from convai_fast.data.readers.fields import Texts, fields_of, flag_says_no, get, is_absent
 from convai_fast.data.readers.log import ReadingLog
 from convai_fast.dialogue.dialogue import Conversation, Dialogue, Utterance
 
@@ -32,6 +31,21 @@ def pair_fields(names: Collection[str]) -> tuple[str, str] | None:
     return next((shape for shape in _SHAPES if set(shape) <= set(names)), None)
 
 
+class LabelledPair(Dialogue):
+    """A dialogue of one utterance, whose reply is said to be a good or a bad one."""
+
+    __slots__ = ("is_bad",)
+
+    def __init__(self, dialogue: Dialogue, is_bad: bool) -> None:
+        super().__init__(dialogue.personality, dialogue.utterances)
+        self.is_bad = is_bad
+
+    @property
+    def prompt(self) -> tuple[str, ...]:
+        """Persona and history: what the reply answers."""
+        return (*self.personality, *self.utterances[0].history)
+
+
 def read_pair(record: object, where: str, texts: Texts, log: ReadingLog) -> Conversation:
     """A pair as a dialogue of one utterance; see `join_labels` for bad replies."""
     fields = fields_of(record, where)
@@ -42,42 +56,33 @@ def read_pair(record: object, where: str, texts: Texts, log: ReadingLog) -> Conv
         for sentence in texts.persona(fields.get(name), f"{where}{name}")
     ]
     prompt = texts.check(get(fields, prompt_name, where), f"{where}{prompt_name}").strip()
-    if prompt_name == "instruction" and not _is_absent(fields.get("input")):
+    if prompt_name == "instruction" and not is_absent(fields.get("input")):
         prompt = texts.check(f"{prompt}\n{fields['input']}".strip(), f"{where}input")
     reply = texts.check(get(fields, reply_name, where), f"{where}{reply_name}").strip()
     distractors = [
         text for name in _DISTRACTORS for text in texts.persona(fields.get(name), f"{where}{name}")
     ]
-    return [Dialogue(persona, [Utterance([prompt], [*distractors, reply])])]
+    dialogue = Dialogue(persona, [Utterance([prompt], [*distractors, reply])])
+    is_bad = flag_says_no(fields, "label", log)
+    return [dialogue if is_bad is None else LabelledPair(dialogue, is_bad)]
 
 
-def is_bad(fields: dict[str, Any]) -> bool | None:
-    """Whether the pair's label says that its reply is a bad one; None without a label."""
-    label = fields.get("label")
-    if isinstance(label, str):
-        return label.strip().lower() in ("0", "false", "no")
-    return None if label is None else label in (0, False)
+def join_labels(conversations: Iterable[Conversation], log: ReadingLog) -> Iterator[Conversation]:
+    """Of labelled pairs yield the good ones, with bad replies to their prompt as distractors.
 
-
-def join_labels(
-    pairs: Iterable[tuple[bool | None, Conversation]], log: ReadingLog
-) -> Iterator[Conversation]:
-    """Yield the good ones of (is bad, pair), with bad replies to their prompt as distractors.
-
-    Only pairs with a label are kept until the last is read.
+    Others pass at once; labelled ones are kept until the last is read.
     """
     bad: dict[tuple[str, ...], list[str]] = {}
-    labelled: list[Conversation] = []
-    for pair_is_bad, conversation in pairs:
-        if pair_is_bad is None:
+    good: list[LabelledPair] = []
+    for conversation in conversations:
+        first = conversation[0]
+        if not isinstance(first, LabelledPair):
             yield conversation
-        elif pair_is_bad:
-            bad.setdefault(_prompt_of(conversation), []).append(
-                _utterance_of(conversation).candidates[-1]
-            )
+        elif first.is_bad:
+            bad.setdefault(first.prompt, []).append(first.utterances[0].candidates[-1])
         else:
-            labelled.append(conversation)
-    prompts = {_prompt_of(conversation) for conversation in labelled}
+            good.append(first)
+    prompts = {pair.prompt for pair in good}
     for prompt, replies in bad.items():
         for _ in replies:
             log.note(
@@ -85,20 +90,6 @@ def join_labels(
                 if prompt in prompts
                 else "replies labelled as bad have no good one to their prompt and are left out"
             )
-    for conversation in labelled:
-        _utterance_of(conversation).candidates[:0] = bad.get(_prompt_of(conversation), [])
-        yield conversation
-
-
-def _utterance_of(conversation: Conversation) -> Utterance:
-    (dialogue,) = conversation
-    (utterance,) = dialogue.utterances
-    return utterance
-
-
-def _prompt_of(conversation: Conversation) -> tuple[str, ...]:
-    return (*conversation[0].personality, *_utterance_of(conversation).history)
-
-
-def _is_absent(value: object) -> bool:
-    return value is None or (isinstance(value, str) and is_blank(value))
+    for pair in good:
+        pair.utterances[0].candidates[:0] = bad.get(pair.prompt, [])
+        yield [pair]

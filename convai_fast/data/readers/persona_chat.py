@@ -41,7 +41,7 @@ def read_persona_chat(record: object, where: str, texts: Texts, log: ReadingLog)
     ]
     place = f"{where}Best Generated Conversation"
     conversation = _lines_of(texts.check(get(fields, CONVERSATION_COLUMN, where), place))
-    turns: list[tuple[str, str]] = []
+    turns, speaker = Turns(texts), ""
     for line in conversation.split("\n"):
         line = line.strip()
         if turn := _TURN.fullmatch(line):
@@ -49,17 +49,13 @@ def read_persona_chat(record: object, where: str, texts: Texts, log: ReadingLog)
             # Some conversations are in Markdown: "*User 1:* Hi!" and "* User 1: Hi! *".
             if starred:
                 text = text.lstrip("*") if text.startswith("*") else text.rstrip("*")
-            turns.append((speaker, text.strip()))
-        elif turns and not _STAGE_DIRECTION.fullmatch(line):
-            speaker, text = turns[-1]
-            turns[-1] = (speaker, f"{text} {line}".strip())
-    if not turns:
+        else:
+            text = "" if _STAGE_DIRECTION.fullmatch(line) else line
+        if speaker and not is_blank(text):
+            turns.add(speaker, text.strip())
+    if not speaker:
         raise UserError(f"{place} has no turn; a turn begins with 'User 1: ' or 'User 2: '")
-    joined = Turns(texts)
-    for speaker, text in turns:
-        if not is_blank(text):
-            joined.add(speaker, text)
-    return [joined.side(persona, speaker) for persona, speaker in zip(personas, "12", strict=True)]
+    return [turns.side(persona, user) for persona, user in zip(personas, "12", strict=True)]
 
 
 def _lines_of(text: object) -> object:

@@ -33,36 +33,48 @@ def is_row(names: Iterable[str]) -> bool:
     return {"history", "candidates"} <= set(names)
 
 
+class Row(Dialogue):
+    """A dialogue of one utterance, and the id of the conversation it is from, or None."""
+
+    __slots__ = ("conversation_id",)
+
+    def __init__(self, dialogue: Dialogue, conversation_id: object) -> None:
+        super().__init__(dialogue.personality, dialogue.utterances)
+        self.conversation_id = conversation_id
+
+
 def read_row(record: object, where: str, texts: Texts, log: ReadingLog) -> Conversation:
     """A row a turn: a dialogue of one utterance; see `join_rows`."""
     fields = fields_of(record, where)
-    return [Dialogue(_persona(fields, where, texts), [_utterance(fields, where, texts)])]
+    dialogue = Dialogue(_persona(fields, where, texts), [_utterance(fields, where, texts)])
+    return [Row(dialogue, fields.get("conv_id"))]
 
 
-def join_rows(
-    rows: Iterable[tuple[object, Conversation]],
-) -> Iterator[Conversation]:
-    """Join the rows (conversation id or None, dialogue of one utterance) that follow one another.
+def join_rows(conversations: Iterable[Conversation]) -> Iterator[Conversation]:
+    """Join the rows that follow one another; other conversations pass as they are.
 
-    They do where their ids are equal, or, without ids, where one's history goes on from the other's
+    Rows do where their ids are equal, or, without ids, where one's history goes on from the other's
     reply.
     """
-    current: Dialogue | None = None
-    current_id: object = None
-    for row_id, (row,) in rows:
-        if current is not None and _follows(current, current_id, row, row_id):
+    current: Row | None = None
+    for conversation in conversations:
+        row = conversation[0] if isinstance(conversation[0], Row) else None
+        if current is not None and row is not None and _follows(current, row):
             current.utterances += row.utterances
             continue
         if current is not None:
             yield [current]
-        current, current_id = row, row_id
+        current = row
+        if row is None:
+            yield conversation
     if current is not None:
         yield [current]
 
 
-def _follows(current: Dialogue, current_id: object, row: Dialogue, row_id: object) -> bool:
-    if current_id is not None or row_id is not None:
-        return current_id == row_id and current.personality == row.personality
+def _follows(current: Row, row: Row) -> bool:
+    ids = current.conversation_id, row.conversation_id
+    if ids != (None, None):
+        return ids[0] == ids[1] and current.personality == row.personality
     last, (new,) = current.utterances[-1], row.utterances
     before = [*last.history, last.candidates[-1]]
     return len(new.history) > len(before) and list(new.history[: len(before)]) == before

@@ -1,8 +1,7 @@
 """Records of any known shape, told apart by their fields."""
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from convai_fast.data.readers import chat, pairs, parlai, persona_chat, predecessor
 from convai_fast.data.readers.fields import OWN_READER, Texts, fields_of, listed
@@ -43,14 +42,6 @@ def read_records(
     records: Iterable[tuple[str, object]], shape: str | None, texts: Texts, log: ReadingLog
 ) -> Iterator[Conversation]:
     """Read (where, record) pairs of one shape, or each as it looks (None)."""
-    records = iter(records)
-    head = next(records, None)
-    if head is None:
-        return
-    records = chain([head], records)
-    first = head[1] if isinstance(head[1], dict) else {}
-    found = shape or shape_of(first)
-    latest: dict[str, Any] = {}
 
     def read(record: object, where: str) -> Conversation:
         if isinstance(record, UserError):
@@ -61,14 +52,7 @@ def read_records(
                 f"{where.rstrip('.: ')}: the fields are {listed(fields_of(record, where))}, none "
                 f"of the layouts that are known ({_KNOWN}); rename them, {OWN_READER}"
             )
-        latest.clear()
-        latest.update(record if isinstance(record, dict) else {})
         return SHAPES[own].read(record, where, texts, log)
 
-    conversations = log.conversations(records, read)
-    if found == "row":
-        yield from predecessor.join_rows((latest.get("conv_id"), c) for c in conversations)
-    elif found == "pairs":
-        yield from pairs.join_labels(((pairs.is_bad(latest), c) for c in conversations), log)
-    else:
-        yield from conversations
+    rows_joined = predecessor.join_rows(log.conversations(records, read))
+    yield from pairs.join_labels(rows_joined, log)
