@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence_or_converted(bases, tmp
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     codes = []
-    for number in range(300):
+    for number in range(120):
         folder = tmp_path / str(number)
         folder.mkdir()
         codes.append(try_one(number, bases, folder).code)

@@ -1,10 +1,6 @@
 """`branch_attention` against its reference, and both against torch's attention under a mask."""
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -365,21 +361,3 @@ def test_it_compiles_into_a_graph():
     out.sum().backward()
     expected.sum().backward()
     assert torch.equal(one.grad, other.grad)
-
-
-@needs_kernels
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
-def test_lower_instruction_sets_compute_the_same(isa):
-    """These tests and those of dropout, in a process whose kernels see an older processor."""
-    below = {"avx512": ["portable", "avx2"], "avx2": ["portable"]}
-    if isa not in below.get(_native.native_info()["isa"], []):
-        pytest.skip(f"this processor has nothing above {isa}")
-    files = [Path(__file__), Path(__file__).with_name("test_dropout.py")]
-    others = "not lower and not opcheck and not graph"
-    process = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", *files, "-k", others],
-        env={**os.environ, "CONVAI_FAST_ISA": isa, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stdout

@@ -1,10 +1,5 @@
 """`packed_linear` against its reference and `F.linear`, for all three formats of the weight."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -283,20 +278,3 @@ def test_opcheck_passes(dtype):
             torch.ops.convai_fast.packed_linear.default,
             (each, weight.data, weight.scales, bias, 18, True),
         )
-
-
-@needs_kernels
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
-def test_lower_instruction_sets_compute_the_same(isa):
-    """These tests and those of attention, in a process whose kernels see an older processor."""
-    below = {"avx512": ["portable", "avx2"], "avx2": ["portable"]}
-    if isa not in below.get(_native.native_info()["isa"], []):
-        pytest.skip(f"this processor has nothing above {isa}")
-    files = [Path(__file__), Path(__file__).with_name("test_cached_attention.py")]
-    process = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", *files, "-k", "not lower and not opcheck"],
-        env={**os.environ, "CONVAI_FAST_ISA": isa, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stdout

@@ -1,9 +1,5 @@
 """The compiled `sample` against its reference: token for token, but where rounding decides."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -315,31 +311,3 @@ def test_targets_all_over_the_kept_mass_draw_from_the_warpers_set(filters):
     assert (probabilities[token_ids] > 0).all()
     likely = (probabilities > 15 / rows).nonzero().flatten()
     assert set(likely.tolist()) <= set(token_ids.tolist())
-
-
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
-def test_every_instruction_set_draws_what_the_reference_draws(isa, tmp_path):
-    batches = [
-        arguments((2 * torch.randn(rows, vocab_size)).to(dtype), **filters)
-        for rows, vocab_size, dtypes in [
-            (20, 17, DTYPES),
-            (9, 1019, DTYPES),
-            (1, 40_483, DTYPES[:1]),
-        ]
-        for dtype in dtypes
-        for filters in FILTERS
-    ]
-    torch.save(batches, tmp_path / "batches.pt")
-    # The instruction set is chosen when the module is loaded, hence a process each.
-    code = (
-        "import sys, torch; from convai_fast import _native, ops\n"
-        "batches = torch.load(sys.argv[1] + '/batches.pt')\n"
-        "drawn = [torch.ops.convai_fast.sample(*inputs)[0] for inputs in batches]\n"
-        "torch.save((drawn, _native.native_info()['isa']), sys.argv[1] + '/drawn.pt')"
-    )
-    environment = {**os.environ, "CONVAI_FAST_ISA": isa}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True)
-    drawn, name = torch.load(tmp_path / "drawn.pt")
-    assert name in (isa, _native.native_info()["isa"])  # the latter without even AVX2
-    for inputs, token_ids in zip(batches, drawn, strict=True):
-        compare(inputs, token_ids)
