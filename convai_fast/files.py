@@ -1,9 +1,10 @@
-"""Files: opened whether or not they are compressed, and locked."""
+"""Files: opened whether or not they are compressed, locked, and flushed to the disk."""
 
 import bz2
 import fcntl
 import io
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -117,7 +118,7 @@ def parquet_rows(path: Path | str) -> tuple[list[str], Iterator[dict[str, Any]]]
     def reading() -> Iterator[None]:
         try:
             yield
-        except (ArrowException, OSError) as error:
+        except (ArrowException, OSError, ValueError) as error:  # the last: text that is not UTF-8
             raise UserError(
                 f"{path} cannot be read as Parquet ({reason_of(error)}): it is damaged or was cut "
                 "short; get it again"
@@ -132,6 +133,15 @@ def parquet_rows(path: Path | str) -> tuple[list[str], Iterator[dict[str, Any]]]
                 yield from batch.to_pylist()
 
     return table.schema_arrow.names, rows()
+
+
+def flush(path: Path) -> None:
+    """Wait until what was written to a file, or renamed in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.dialogue.encoding import encode, tokenizer_fingerprint
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError, shown
+from convai_fast.files import flush
 
 _ENCODE_CHUNK = 2_000  # texts tokenised at once: bounds the memory that ids take as Python lists
 _COPY = 1 << 18  # numbers renumbered at a time
@@ -120,16 +122,7 @@ def _put_in_place(new: Path, place: Path, old: Path) -> None:
         except FileNotFoundError:
             continue
         shutil.rmtree(old)
-    _flush(place.parent)
-
-
-def _flush(path: Path) -> None:
-    """Wait until what was written to a file, or renamed in a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(place.parent)
 
 
 class _Writer:
@@ -151,20 +144,16 @@ class _Writer:
     ) -> None:
         for split, chosen in conversations.items():
             self._write_split(split, chosen, num_candidates, seed)
-        numbers = self.is_used.cumsum(dtype=np.int32) - 1
+        del self.numbering  # whose memory is needed
+        self._renumber(conversations)
+        num_unknown = self._write_texts()
         for split in conversations:
-            for name in ("persona_ids", "history_ids", "candidate_ids"):
-                self._renumber(self.folder / f"{split}.{name}.bin", numbers)
-        del numbers, self.numbering  # whose memory is needed
-        used = np.flatnonzero(self.is_used).astype(np.int32)
-        lengths, num_unknown = self._write_texts(used)
-        for split in conversations:
-            self._check_replies(split, lengths, used)
+            self._check_replies(split)
 
         ids = special_ids(self.tokenizer)
         files = sorted(self.folder.glob("*.bin"))
         for file in files:
-            _flush(file)
+            flush(file)
         checksums = {file.stem: checksum(file) for file in files}
         content = {
             "format_version": FORMAT_VERSION,
@@ -184,8 +173,8 @@ class _Writer:
         # Last, since its presence is what makes the folder a store.
         path = self.folder / "meta.json"
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        _flush(path)
-        _flush(self.folder)
+        flush(path)
+        flush(self.folder)
 
     @property
     def _token_dtype(self) -> np.dtype:
@@ -212,11 +201,7 @@ class _Writer:
         self._append(f"{split}.candidate_offsets", _offsets(sizes))
 
     def _append(self, name: str, parts: Iterable[np.ndarray]) -> None:
-        dtype = (
-            np.int64
-            if name.split(".")[-1] in (*INT64_TABLES, "utterance_offsets", "text_offsets")
-            else np.int32
-        )
+        dtype = np.int64 if name.split(".")[-1] in INT64_TABLES else np.int32
         size = 0
         with open(self.folder / f"{name}.bin", "wb") as file:
             for part in parts:
@@ -224,53 +209,65 @@ class _Writer:
                 size += len(part)
         self.sizes[name] = size
 
-    def _renumber(self, path: Path, numbers: np.ndarray) -> None:
-        if path.stat().st_size == 0:
-            return
-        ids = np.memmap(path, np.int32, "r+")
-        for start in range(0, len(ids), _COPY):
-            ids[start : start + _COPY] = numbers[ids[start : start + _COPY]]
-        ids.flush()
+    def _renumber(self, splits: Iterable[str]) -> None:
+        """Number the texts that are used from 0 on, in all tables."""
+        numbers = self.is_used.cumsum(dtype=np.int32)
+        numbers -= 1
+        for split in splits:
+            for name in ("persona_ids", "history_ids", "candidate_ids"):
+                path = self.folder / f"{split}.{name}.bin"
+                if path.stat().st_size == 0:
+                    continue
+                ids = np.memmap(path, np.int32, "r+")
+                for start in range(0, len(ids), _COPY):
+                    ids[start : start + _COPY] = numbers[ids[start : start + _COPY]]
+                ids.flush()
 
-    def _write_texts(self, used: np.ndarray) -> tuple[np.ndarray, int]:
-        """Write the texts with these numbers, and their tokens; returns how many each has, and how
-        many of all are unknown."""
+    def _write_texts(self) -> int:
+        """Write the texts that are used and their tokens; returns how many tokens are unknown."""
         data, ends = (np.asarray(self.spool[name]) for name in ("texts", "text_ends"))
-        lengths, sizes = np.zeros(len(used), np.int32), np.zeros(len(used), np.int32)
         unknown, num_unknown = _unknown_id(self.tokenizer), 0
-        with (
-            open(self.folder / "tokens.bin", "wb") as tokens,
-            open(self.folder / "texts.bin", "wb") as texts,
-        ):
-            for start in range(0, len(used), _ENCODE_CHUNK):
-                part = slice(start, start + _ENCODE_CHUNK)
-                own = used[part]
+        names = ("tokens", "texts", "utterance_offsets", "text_offsets")
+        with ExitStack() as stack:
+            files = [stack.enter_context(open(self.folder / f"{n}.bin", "wb")) for n in names]
+            sizes = dict.fromkeys(names, 0)
+
+            def write(name: str, values: np.ndarray) -> None:
+                values.tofile(files[names.index(name)])
+                sizes[name] += len(values)
+
+            write("utterance_offsets", np.zeros(1, np.int64))
+            write("text_offsets", np.zeros(1, np.int64))
+            for start in range(0, len(self.is_used), _ENCODE_CHUNK):
+                own = start + np.flatnonzero(self.is_used[start : start + _ENCODE_CHUNK])
                 begins = np.where(own > 0, ends[np.maximum(own, 1) - 1], 0)
                 bounds = zip(begins.tolist(), ends[own].tolist(), strict=True)
                 raw = [data[begin:end].tobytes() for begin, end in bounds]
-                texts.write(b"".join(raw))
                 encoded = encode(self.tokenizer, [text.decode() for text in raw])
-                sizes[part] = [len(text) for text in raw]
-                lengths[part] = [len(ids) for ids in encoded]
                 ids = np.fromiter(chain.from_iterable(encoded), self._token_dtype)
                 num_unknown += int((ids == unknown).sum()) if unknown is not None else 0
-                ids.tofile(tokens)
-        self.sizes |= {"tokens": int(lengths.sum()), "texts": int(sizes.sum())}
-        self._append("utterance_offsets", _offsets(lengths))
-        self._append("text_offsets", _offsets(sizes))
-        return lengths, num_unknown
+                lengths = np.fromiter(map(len, encoded), np.int64)
+                write("utterance_offsets", sizes["tokens"] + lengths.cumsum())
+                lengths = np.fromiter(map(len, raw), np.int64)
+                write("text_offsets", sizes["texts"] + lengths.cumsum())
+                write("tokens", ids)
+                write("texts", np.frombuffer(b"".join(raw), np.uint8))
+        self.sizes |= sizes
+        return num_unknown
 
-    def _check_replies(self, split: str, lengths: np.ndarray, used: np.ndarray) -> None:
+    def _check_replies(self, split: str) -> None:
         """Raise UserError for a true reply without a token: only its end could be learnt."""
         if not self.sizes[f"{split}.candidate_ids"]:
             return
         ids = np.memmap(self.folder / f"{split}.candidate_ids.bin", np.int32, "r")
         ends = np.memmap(self.folder / f"{split}.candidate_offsets.bin", np.int64, "r")[1:]
+        offsets = np.memmap(self.folder / "utterance_offsets.bin", np.int64, "r")
         for start in range(0, len(ends), _COPY):
             replies = ids[ends[start : start + _COPY] - 1]
-            empty = replies[lengths[replies] == 0]
+            empty = replies[offsets[replies] == offsets[replies + 1]]
             if len(empty):
-                text = self.spool.text_of()(int(used[empty[0]]))
+                number = np.flatnonzero(self.is_used)[empty[0]]
+                text = self.spool.text_of()(int(number))
                 raise UserError(
                     f"the reply {shown(text)} has no token in this tokenizer, so that nothing of "
                     "it can be learnt: delete it, or mend its text"

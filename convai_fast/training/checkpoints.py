@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from convai_fast.errors import UserError
+from convai_fast.files import flush
 
 STATE_FILE = "training_state.pt"
 STATE_FORMAT = 1
@@ -173,15 +174,6 @@ def _cause(error: BaseException) -> BaseException:
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__context__
     return cause or error
-
-
-def flush(path: Path) -> None:
-    """Wait until what was written to a file, or renamed in a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def checksums(folder: Path) -> dict[str, int]:

@@ -22,10 +22,11 @@ from transformers import PreTrainedTokenizerFast
 
 from convai_fast.archive import is_checkpoint_file
 from convai_fast.errors import UserError
+from convai_fast.files import flush
 from convai_fast.model import adapter, checkpoint
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.tensors import transformers_names
-from convai_fast.training.checkpoints import explained, flush
+from convai_fast.training.checkpoints import explained
 from convai_fast.training.options import TrainOptions
 
 _LAYERS = ("qkv", "out", "up", "down")

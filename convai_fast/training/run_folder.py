@@ -31,11 +31,11 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from convai_fast.errors import UserError
+from convai_fast.files import flush
 from convai_fast.training.checkpoints import (
     STATE_FILE,
     checksums,
     explained,
-    flush,
     write_file,
     write_state,
 )

@@ -41,6 +41,10 @@ def test_parquet_is_read(write, tmp_path):
     assert load_bare(path) == load_bare(write("a.jsonl", LINES))
     damaged = write("b.parquet", b"PAR1 nothing")
     assert_user_error(lambda: load_bare(damaged), [damaged, "Parquet"])
+    latin_1 = pyarrow.array([b"caf\xe9"]).view(pyarrow.string())
+    path = tmp_path / "latin_1.parquet"
+    parquet.write_table(pyarrow.table({"prompt": latin_1, "completion": latin_1}), path)
+    assert_user_error(lambda: load_bare(path), [path, "Parquet", "0xe9"])
 
 
 @pytest.mark.parametrize(
