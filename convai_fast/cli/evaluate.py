@@ -110,7 +110,7 @@ def run(options: EvaluateOptions) -> None:
     options.check()
     loaded = options.data.load_sources()
     if options.split == "valid" and not options.allow_trained_on:
-        check_not_trained_on(trained, loaded.cuts)
+        check_not_trained_on(trained, zip(options.dataset_path, loaded.origins, strict=True))
     dialogues = loaded.dialogues
     device = resolve_device(options.device)
     dtype = resolve_precision(options.precision, device)

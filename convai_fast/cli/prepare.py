@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.build_store import complete_and_write_store
-from convai_fast.data.dataset import DataOptions, data_settings, unknown_share
+from convai_fast.data.dataset import DataOptions, unknown_share
 from convai_fast.data.readers import read_into
 from convai_fast.data.spool import Spool
 from convai_fast.data.store import DialogueStore
@@ -61,7 +61,6 @@ def run(options: PrepareOptions) -> None:
             spool,
             tokenizer,
             options.out or Path(scratch) / "store",
-            data_settings(options),
             num_candidates=options.fill_candidates,
             valid_fraction=options.valid_fraction,
             seed=options.data_seed,

@@ -2,15 +2,15 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
 from convai_fast.data.dataset import DataOptions
-from convai_fast.data.readers import Cut
 from convai_fast.data.readers.user_function import is_function
+from convai_fast.data.store import Origin
 from convai_fast.data.trained_with import TrainedWith
 from convai_fast.errors import UserError
 
@@ -97,23 +97,27 @@ class RememberedOptions:
         )
 
 
-def check_not_trained_on(trained: TrainedWith | None, cuts: Sequence[Cut]) -> None:
-    """Raise UserError where a validation split holds what the model has learnt.
+def check_not_trained_on(
+    trained: TrainedWith | None, data: Iterable[tuple[str, Sequence[Origin]]]
+) -> None:
+    """Raise UserError where a validation split of (path, what was read there) holds what the model
+    has learnt.
 
     It does where it was cut off from dialogues of the training, in another way than there.
     """
-    if trained is None:
-        return
-    learnt = {source.dialogues for source in trained.sources if source.is_cut}
-    for cut in cuts:
-        for name in ("valid_fraction", "data_seed"):
-            value, known = getattr(cut, name), getattr(trained, name)
-            if cut.dialogues in learnt and value != known:
-                raise UserError(
-                    f"the model was trained on dialogues that are in this validation split of "
-                    f"{cut.path}: {name} is {value} here and was {known} in training; leave it "
-                    "out, or insist with --allow_trained_on"
-                )
+    sources = trained.sources if trained else ()
+    learnt = {origin.dialogues: origin for source in sources for origin in source.origins}
+    for path, origins in data:
+        for origin in origins:
+            own = learnt.get(origin.dialogues, origin)
+            for name in ("valid_fraction", "data_seed"):
+                value, known = getattr(origin, name), getattr(own, name)
+                if origin.is_cut and own.is_cut and value != known:
+                    raise UserError(
+                        f"the model was trained on dialogues that are in this validation split of "
+                        f"{path}: {name} is {value} here and was {known} in training; leave it "
+                        "out, or insist with --allow_trained_on"
+                    )
 
 
 def _tell(line: str) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -20,6 +19,7 @@ from convai_fast.data.store import (
     FORMAT_VERSION,
     INT64_TABLES,
     DialogueStore,
+    Origin,
     checksum,
     is_store,
 )
@@ -54,14 +54,14 @@ def build_store(
             else np.zeros(0, np.int64)
             for split in dialogues
         }
-        return write_store(spool, chosen, tokenizer, folder, {}, num_candidates=1, seed=0)
+        origins = [[Origin(own, False, 0.0, 0)] for own in spool.fingerprints]
+        return write_store(spool, chosen, origins, tokenizer, folder, num_candidates=1, seed=0)
 
 
 def complete_and_write_store(
     spool: Spool,
     tokenizer: PreTrainedTokenizerFast,
     folder: str | Path,
-    meta: dict[str, Any],
     *,
     num_candidates: int,
     valid_fraction: float,
@@ -69,21 +69,20 @@ def complete_and_write_store(
 ) -> DialogueStore:
     """Split and complete what was read as `load_dialogues` does, into a store in `folder`.
 
-    `meta` is what its meta.json says beside. Raises UserError as `build_store`.
+    Raises UserError as `build_store`.
     """
-    chosen, is_cut = split_conversations(spool, valid_fraction, seed)
-    meta = {**meta, "is_cut": is_cut}
+    chosen, origins = split_conversations(spool, valid_fraction, seed)
     return write_store(
-        spool, chosen, tokenizer, folder, meta, num_candidates=num_candidates, seed=seed
+        spool, chosen, origins, tokenizer, folder, num_candidates=num_candidates, seed=seed
     )
 
 
 def write_store(
     spool: Spool,
     conversations: dict[str, np.ndarray],
+    origins: list[list[Origin]],
     tokenizer: PreTrainedTokenizerFast,
     folder: str | Path,
-    meta: dict[str, Any],
     *,
     num_candidates: int,
     seed: int,
@@ -101,7 +100,7 @@ def write_store(
         with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as scratch:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
             new.mkdir()
-            _Writer(spool, tokenizer, new).write(conversations, meta, num_candidates, seed)
+            _Writer(spool, tokenizer, new).write(conversations, origins, num_candidates, seed)
             _put_in_place(new, place, old)
     except OSError as error:
         raise UserError(f"cannot write a store to {folder}: {error.strerror}") from error
@@ -138,7 +137,7 @@ class _Writer:
     def write(
         self,
         conversations: dict[str, np.ndarray],
-        meta: dict[str, Any],
+        origins: list[list[Origin]],
         num_candidates: int,
         seed: int,
     ) -> None:
@@ -163,9 +162,9 @@ class _Writer:
             "vocab_size": len(self.tokenizer),
             "special_ids": list(ids),
             "num_unknown_tokens": num_unknown,
-            "dialogues": self.spool.fingerprints,
+            "origins": [[origin._asdict() for origin in own] for own in origins],
             "num_examples": self.num_examples,
-            **meta,
+            "num_candidates": num_candidates,
             "sizes": self.sizes,
             "checksums": checksums,
             "fingerprint": hashlib.sha256(repr(checksums).encode()).hexdigest()[:16],

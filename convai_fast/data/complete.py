@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from convai_fast.data.spool import VALID_NAMES, Spool, first_equal, groups
+from convai_fast.data.store import Origin
 
 _ROWS = 1 << 12  # examples whose distractors are drawn at a time
 _DRAWS = 4  # as many as are wanted, before the reserve is asked
@@ -38,36 +39,38 @@ class Numbering:
 
 def split_conversations(
     spool: Spool, valid_fraction: float, seed: int
-) -> tuple[dict[str, np.ndarray], list[bool]]:
+) -> tuple[dict[str, np.ndarray], list[list[Origin]]]:
     """The conversations of "train" and "valid", each in the order of reading: int64 numbers.
 
-    And, for each source, whether its validation split was cut off from it.
+    And, for each source, the sets of dialogues that it holds: several where it is a store.
 
     A source's validation split is the first of VALID_NAMES that it has; other splits are left out.
-    Where it has none, `valid_fraction` of its conversations is cut off from train: at least one
-    unless there is only one or the fraction is 0. One that is held twice, from either side, is in
-    one split as a whole; which ones are cut off does not depend on other sources.
+    Where it has none, `valid_fraction` of its conversations is cut off from train, unless it is a
+    store: at least one if there are two and the fraction is not 0. One that is held twice, from
+    either side, is in one split as a whole. What is cut off does not depend on other sources.
     """
     split_of, source_of = spool["conversation_split"], spool["conversation_source"]
-    train, valid, is_cut = [], [], []
+    train, valid, origins = [], [], []
     group_of: np.ndarray | None = None
-    for source in range(len(spool.fingerprints)):
+    for source, fingerprint in enumerate(spool.fingerprints):
         own = {
             name: np.flatnonzero((source_of == source) & (split_of == i))
             for i, name in enumerate(spool.splits)
         }
-        in_train = own.get("train", np.zeros(0, np.int64))
-        in_valid = next((own[n] for n in VALID_NAMES if len(own.get(n, ()))), None)
-        is_own_cut = in_valid is None
-        if is_own_cut:
+        nothing = np.zeros(0, np.int64)
+        in_train = own.get("train", nothing)
+        in_valid = next((own[n] for n in VALID_NAMES if len(own.get(n, ()))), nothing)
+        is_cut = not len(in_valid) and source not in spool.made_before
+        if is_cut:
             if group_of is None and valid_fraction > 0:
                 group_of = groups(spool["conversation_keys"])
             chosen = _choose(in_train, group_of, valid_fraction, random.Random(f"valid {seed}"))
             in_valid, in_train = in_train[chosen], in_train[~chosen]
-        is_cut.append(is_own_cut)
+        made_now = [Origin(fingerprint, is_cut, valid_fraction, seed)]
+        origins.append(spool.made_before.get(source, made_now))
         train.append(in_train)
         valid.append(in_valid)
-    return {"train": np.concatenate(train), "valid": np.concatenate(valid)}, is_cut
+    return {"train": np.concatenate(train), "valid": np.concatenate(valid)}, origins
 
 
 def _choose(

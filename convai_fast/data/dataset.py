@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -17,7 +16,6 @@ from convai_fast.data.readers import (
     read_into,
     tell,
 )
-from convai_fast.data.readers.user_function import is_function
 from convai_fast.data.spool import Spool
 from convai_fast.data.store import FORMAT_VERSION, DialogueStore, is_store
 from convai_fast.data.trained_with import TrainedSource, TrainedWith
@@ -27,7 +25,6 @@ from convai_fast.errors import UserError
 from convai_fast.files import locked, open_bytes
 
 _CHUNK_BYTES = 1 << 20
-_COMPLETION = ("fill_candidates", "valid_fraction", "data_seed")
 
 
 @dataclass
@@ -115,7 +112,7 @@ def open_dataset(
     and of several processes that want the same one, one builds it.
     """
     sources = options.checked_sources()
-    if len(sources) == 1 and is_store(sources[0].path) and not is_function(sources[0].reader):
+    if len(sources) == 1 and sources[0].is_store:
         store = DialogueStore(sources[0].path)
         if store.meta["tokenizer"] == tokenizer_fingerprint(tokenizer):
             return store
@@ -148,31 +145,27 @@ def open_dataset(
                 spool,
                 tokenizer,
                 folder,
-                data_settings(options),
                 num_candidates=options.fill_candidates,
                 valid_fraction=options.valid_fraction,
                 seed=options.data_seed,
             )
 
 
-def data_settings(options: DataOptions) -> dict[str, Any]:
-    """What a store's meta.json remembers of how its dialogues were completed."""
-    return {name: getattr(options, name) for name in _COMPLETION}
-
-
 def trained_with(options: DataOptions, store: DialogueStore, max_history: int) -> TrainedWith:
     """What a model that is trained on `store`, opened for these options, should remember."""
-    fingerprints = store.meta["dialogues"]
     sources = options.sources if options.dataset_path else [Source("")]
-    if len(sources) != len(fingerprints):  # one store, made of several
-        sources = sources[:1] * len(fingerprints)
-    is_cut = store.meta.get("is_cut", [False] * len(fingerprints))
+    origins, everything = store.origins, [origin for own in store.origins for origin in own]
+    if len(sources) != len(origins):  # one store, made of several
+        origins = [everything]
+    how = next((origin for origin in everything if origin.is_cut), options)
     return TrainedWith(
         max_history=max_history,
-        **{name: store.meta.get(name, getattr(options, name)) for name in _COMPLETION},
+        fill_candidates=store.meta["num_candidates"],
+        valid_fraction=how.valid_fraction,
+        data_seed=how.data_seed,
         sources=tuple(
-            TrainedSource(source.path, source.reader, source.weight, fingerprint, cut)
-            for source, fingerprint, cut in zip(sources, fingerprints, is_cut, strict=True)
+            TrainedSource(source.path, source.reader, source.weight, tuple(own))
+            for source, own in zip(sources, origins, strict=True)
         ),
     )
 
@@ -209,7 +202,9 @@ def _key(options: DataOptions, tokenizer: PreTrainedTokenizerFast, contents: lis
     settings = (
         FORMAT_VERSION,
         tokenizer_fingerprint(tokenizer),
-        data_settings(options),
+        options.fill_candidates,
+        options.valid_fraction,
+        options.data_seed,
         options.skip_bad_records,
         [
             (source.reader, content)

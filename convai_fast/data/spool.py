@@ -19,6 +19,7 @@ from typing import Self
 
 import numpy as np
 
+from convai_fast.data.store import Origin
 from convai_fast.dialogue.dialogue import Conversation, Dialogue, History
 
 VALID_NAMES = ("valid", "validation", "val", "dev", "test")
@@ -101,6 +102,7 @@ class Spool:
         folder: its own.
         splits: names of the splits, in the order of `conversation_split`.
         fingerprints: of each source, by number, a hash of all its dialogues.
+        made_before: where a source, by number, is a store: what that was made of. Its splits stay.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -108,6 +110,7 @@ class Spool:
         self.folder = Path(self._scratch.name)
         self.columns = {name: _Column(self.folder, name, dtype) for name, dtype in _COLUMNS.items()}
         self.splits: list[str] = []
+        self.made_before: dict[int, list[Origin]] = {}
         self._hashes: list = []
         self._known: dict[str, int] = {}
         self._keys: dict[int, bytes] = {}  # of the known texts

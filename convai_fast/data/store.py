@@ -28,6 +28,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,8 +38,23 @@ from convai_fast.dialogue.dialogue import Dialogue, History, Utterance
 from convai_fast.dialogue.format import SpecialIds
 from convai_fast.errors import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _CHUNK_BYTES = 1 << 22  # read at a time for a checksum
+
+
+class Origin(NamedTuple):
+    """A set of dialogues as it was read.
+
+    Attributes:
+        dialogues: a hash of all of them, with their splits.
+        is_cut: whether its validation split was cut off from it, and not its own.
+        valid_fraction, data_seed: how it would be cut off.
+    """
+
+    dialogues: str
+    is_cut: bool
+    valid_fraction: float
+    data_seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +89,8 @@ class DialogueStore:
     """Tokenised dialogues on disk, opened without reading them. See the top of this file.
 
     `tokens`, `utterance_offsets`, `texts`, `text_offsets` and the tables in `splits["train"]`,
-    `splits["valid"]` are memory-mapped tensors on the CPU; `meta` is what `meta.json` says.
+    `splits["valid"]` are memory-mapped tensors on the CPU; `origins` are, for each source that it
+    was made of, the sets of dialogues in it; `meta` is what `meta.json` says.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -97,6 +114,7 @@ class DialogueStore:
             )
         try:
             self.special_ids = SpecialIds(*self.meta["special_ids"])
+            self.origins = [[Origin(**each) for each in own] for own in self.meta["origins"]]
             self.tokens = self._map("tokens", getattr(torch, self.meta["token_dtype"]))
             self.utterance_offsets = self._map("utterance_offsets", torch.int64)
             self.texts = self._map("texts", torch.uint8)

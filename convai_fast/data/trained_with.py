@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from convai_fast.archive import unpacked
+from convai_fast.data.store import Origin
 from convai_fast.errors import UserError
 
 FILE = "trained_with.json"
@@ -21,15 +22,13 @@ class TrainedSource:
 
     Attributes:
         path, reader, weight: as they were named.
-        dialogues: a hash of all its dialogues; see `convai_fast.data.spool.Spool.fingerprints`.
-        is_cut: whether its validation split was cut off from it.
+        origins: what was read there: several sets where it is a store of several.
     """
 
     path: str
     reader: str
     weight: float
-    dialogues: str
-    is_cut: bool
+    origins: Sequence[Origin]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,10 @@ class TrainedWith:
 
     def write(self, folder: Path) -> None:
         """Write the file into a checkpoint's folder."""
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        values = asdict(self)
+        for source in values["sources"]:
+            source["origins"] = [origin._asdict() for origin in source["origins"]]
+        (folder / FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: str | Path) -> "TrainedWith | None":
@@ -58,8 +60,11 @@ class TrainedWith:
                 return None
             try:
                 values = json.loads(file.read_text(encoding="utf-8"))
-                sources = tuple(TrainedSource(**each) for each in values.pop("sources"))
-                return cls(**values, sources=sources)
+                sources = []
+                for source in values.pop("sources"):
+                    origins = tuple(Origin(**each) for each in source.pop("origins"))
+                    sources.append(TrainedSource(**source, origins=origins))
+                return cls(**values, sources=tuple(sources))
             except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(
                     f"{file} does not say what the model was trained with ({error}): restore it, "

@@ -58,8 +58,8 @@ def test_both_sides_of_doubled_conversations_stay_in_one_split(seed):
             for i in range(20):
                 turns = [f"hello {i}", f"i sell {i}", f"how many {i}", f"just {i}", f"bye {i}"]
                 spool.add("train", conversation(turns[: 4 + side], first=side))
-        chosen, is_cut = split_conversations(spool, 0.1, seed)
-        assert is_cut == [True]
+        chosen, ((origin,),) = split_conversations(spool, 0.1, seed)
+        assert origin == (*spool.fingerprints, True, 0.1, seed)
         assert len(chosen["valid"]) == 4
         assert {i % 20 for i in chosen["train"]}.isdisjoint(i % 20 for i in chosen["valid"])
 
@@ -70,10 +70,10 @@ def test_what_is_cut_off_does_not_depend_on_other_sources():
             for number, source in enumerate(sources):
                 for split, i in source:
                     spool.add(split, conversation([f"say {i}", f"reply {i}"]), number)
-            chosen, is_cut = split_conversations(spool, 0.2, 7)
+            chosen, origins = split_conversations(spool, 0.2, 7)
             texts = spool.text_of()
             last = [spool["candidate_ids"][i] for i in chosen["valid"]]
-            return [texts(number) for number in last], is_cut
+            return [texts(number) for number in last], [origin.is_cut for (origin,) in origins]
 
     cut, own = [("train", i) for i in range(10)], [("train", 90), ("test", 91), ("val", 92)]
     replies, is_cut = valid([cut])

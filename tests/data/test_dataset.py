@@ -11,6 +11,7 @@ import pytest
 
 from convai_fast.data import build_store, dataset
 from convai_fast.data.batches import DialogueBatches
+from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
 from convai_fast.data.dataset import DataOptions, open_dataset, trained_with, unknown_share
 from convai_fast.data.readers import load_dialogues
 from convai_fast.errors import UserError
@@ -166,15 +167,35 @@ def test_a_model_remembers_what_it_was_trained_with(files, tokenizer, tmp_path):
     trained = trained_with(options, store, max_history=1)
     trained.write(tmp_path)
     assert type(trained).read(tmp_path) == trained
-    assert [(s.path, s.weight, s.is_cut) for s in trained.sources] == [(a, 2, True), (b, 1, False)]
+    found = [(s.path, s.weight, s.origins[0].is_cut) for s in trained.sources]
+    assert found == [(a, 2, True), (b, 1, False)]
     assert trained.data_seed == 5 and trained.valid_fraction == 0.3
     # A store that is opened as it is was cut when it was made.
     again = trained_with(DataOptions(str(store.folder)), store, max_history=1)
-    assert [s.dialogues for s in again.sources] == [s.dialogues for s in trained.sources]
+    assert again.sources[0].origins == tuple(s.origins[0] for s in trained.sources)
     assert again.data_seed == 5
     (tmp_path / "trained_with.json").write_text("[]")
     with pytest.raises(UserError, match="does not say what the model was trained with"):
         type(trained).read(tmp_path)
+
+
+@pytest.mark.parametrize("valid_fraction", [0, 0.3])
+def test_the_splits_of_a_store_stay_with_another_tokenizer_and_in_a_mixture(
+    files, tokenizer, tmp_path, valid_fraction
+):
+    a, b = files
+    how = {"valid_fraction": valid_fraction, "data_seed": 5}
+    first = open_dataset(DataOptions(a, **how), tokenizer, tmp_path / "cache")
+    other = train_builtin_tokenizer(builtin_dialogues(num_train=5, num_valid=1)["train"], 300)
+    again = open_dataset(DataOptions(str(first.folder)), other, tmp_path / "cache")
+    mixed = open_dataset(DataOptions((str(first.folder), b)), tokenizer, tmp_path / "cache")
+    for split in ("train", "valid"):
+        dialogues = list(first.dialogues(split))
+        assert list(again.dialogues(split)) == dialogues
+        assert list(mixed.dialogues(split))[: len(dialogues)] == dialogues
+    assert again.origins == mixed.origins[:1] == first.origins
+    trained = trained_with(DataOptions(str(first.folder)), again, max_history=2)
+    assert (trained.valid_fraction, trained.data_seed) == (valid_fraction, 5)
 
 
 def test_the_share_of_unknown_tokens_is_told(tmp_path, shared_dir):

@@ -12,7 +12,7 @@ from convai_fast.data.complete import Numbering, SplitArrays, split_conversation
 from convai_fast.data.readers.log import ReadingLog
 from convai_fast.data.readers.source import Source
 from convai_fast.data.spool import Spool
-from convai_fast.data.store import DialogueStore, dialogues_of, is_store
+from convai_fast.data.store import DialogueStore, Origin, dialogues_of
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.errors import UserError
 
@@ -127,21 +127,11 @@ def load_dialogues(
     return loaded.dialogues
 
 
-class Cut(NamedTuple):
-    """A validation split that was cut off: of which dialogues (a hash), where they were read, and
-    how."""
-
-    dialogues: str
-    path: str
-    valid_fraction: float
-    data_seed: int
-
-
 class Loaded(NamedTuple):
-    """Dialogues by split, and which of the sources had to be cut for a validation split."""
+    """Dialogues by split, and for each source the sets of dialogues that it holds."""
 
     dialogues: dict[str, list[Dialogue]]
-    cuts: list[Cut]
+    origins: list[list[Origin]]
 
 
 def load_sources(
@@ -157,7 +147,7 @@ def load_sources(
     check_completion(num_candidates, valid_fraction)
     with Spool() as spool:
         read_into(spool, sources, skip_bad_records=skip_bad_records, report=report)
-        chosen, is_cut = split_conversations(spool, valid_fraction, seed)
+        chosen, origins = split_conversations(spool, valid_fraction, seed)
         numbering = Numbering.of(spool)
         text_of = cache(spool.text_of())
         dialogues = {}
@@ -172,16 +162,7 @@ def load_sources(
                 "candidate_offsets": np.concatenate(counts).cumsum(),
             }
             dialogues[split] = list(dialogues_of(tables, text_of))
-        cuts = []
-        for source, own, cut in zip(sources, spool.fingerprints, is_cut, strict=True):
-            if is_store(source.path):  # cut when it was made
-                meta = DialogueStore(source.path).meta
-                how = source.path, meta.get("valid_fraction"), meta.get("data_seed")
-                pairs = zip(meta["dialogues"], meta.get("is_cut", ()), strict=False)
-                cuts += [Cut(each, *how) for each, was_cut in pairs if was_cut]
-            elif cut:
-                cuts.append(Cut(own, source.path, valid_fraction, seed))
-        return Loaded(dialogues, cuts)
+        return Loaded(dialogues, origins)
 
 
 def read_into(
@@ -198,6 +179,9 @@ def read_into(
     for number, source in enumerate(sources):
         log = ReadingLog()
         found = set()
+        if source.is_store:
+            flat = [origin for own in DialogueStore(source.path).origins for origin in own]
+            spool.made_before[number] = flat
         for split, conversation in source.read(log):
             found.add(split)
             try:

@@ -51,6 +51,11 @@ class Source:
             )
         return cls(path, reader, value)
 
+    @property
+    def is_store(self) -> bool:
+        """Whether it is a store, whose splits stay as they are."""
+        return not is_function(self.reader) and is_store(self.path)
+
     def read(self, log: ReadingLog) -> Splits:
         """Yield (split, conversation); the split is train, or a name of VALID_NAMES.
 
@@ -63,7 +68,7 @@ class Source:
         files = self.files()
         if files is None:
             return _read_hub(self.path, log)
-        if is_store(self.path):
+        if self.is_store:
             return _read_store(self.path, log)
         return _read_files(files, self.reader, log, self.path)
 
@@ -76,7 +81,7 @@ class Source:
             return None
         if os.path.isfile(self.path):
             return {"": self.path}
-        if is_store(self.path):
+        if self.is_store:
             return {"": str(Path(self.path) / "meta.json")}
         if os.path.isdir(self.path):
             return _files_of_folder(self.path, self.reader)
