@@ -1,0 +1,54 @@
+"""Imports run one way, so that each part can be read, and used, without those above it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import convai_fast
+
+PACKAGE = Path(convai_fast.__file__).parent
+# From the bottom up; parts of one layer do not import each other.
+LAYERS = [
+    ["errors"],
+    ["archive", "files", "hardware"],
+    ["dialogue"],
+    ["ops"],
+    ["data", "model"],
+    ["load"],
+    ["generation", "training"],
+    ["evaluation"],
+    ["cli"],
+]
+PARTS = {"_native": "ops"}  # it loads the compiled operators
+LAYER_OF = {part: number for number, layer in enumerate(LAYERS) for part in layer}
+FILES = [path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")]
+
+
+def imported_parts(path):
+    """The parts of the package that a file imports, also within functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            package, *rest = name.split(".")
+            if package == "convai_fast":
+                yield PARTS.get(rest[0], rest[0])
+
+
+def part_of(path):
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return PARTS.get(name, name)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_part_imports_only_what_lies_below_it(path):
+    own = part_of(path)
+    for part in imported_parts(path):
+        assert part == own or LAYER_OF[part] < LAYER_OF[own], f"{own} imports {part}"
+
+
+def test_every_part_has_its_place():
+    assert {part_of(path) for path in FILES} == LAYER_OF.keys()
