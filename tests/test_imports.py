@@ -22,7 +22,8 @@ LAYERS = [
 ]
 PARTS = {"_native": "ops"}  # it loads the compiled operators
 LAYER_OF = {part: number for number, layer in enumerate(LAYERS) for part in layer}
-FILES = [path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")]
+OUTSIDE = (PACKAGE / "__init__.py", PACKAGE / "__main__.py")
+FILES = [path for path in PACKAGE.rglob("*.py") if path not in OUTSIDE]
 
 
 def imported_parts(path):

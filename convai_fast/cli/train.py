@@ -4,13 +4,12 @@ import dataclasses
 import signal
 from collections.abc import Sequence
 
+from convai_fast.cli.main import ALIASES
 from convai_fast.training.distributed import Ranks
 from convai_fast.training.loop import train
 from convai_fast.training.options import TrainOptions
 
 __all__ = ["TrainOptions", "run"]
-
-_ALIASES = {"data": "dataset_path", "model_checkpoint": "model"}
 
 
 def run(options: TrainOptions, arguments: Sequence[str]) -> None:
@@ -32,4 +31,4 @@ def _named(arguments: Sequence[str]) -> set[str]:
     """The options that the command line names, were it only with their defaults."""
     words = (a[2:].split("=")[0].replace("-", "_") for a in arguments if a.startswith("--"))
     fields = {field.name for field in dataclasses.fields(TrainOptions)}
-    return {_ALIASES.get(word, word) for word in words} & fields
+    return {ALIASES.get(word, word) for word in words} & fields

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convai_fast.data.readers.text_file import TextFile
 from convai_fast.errors import UserError
 from convai_fast.files import is_parquet, open_bytes, parquet_rows
 from convai_fast.generation.messages import quoted
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Reply, Request
 from convai_fast.generation.request_line import Id, read_id, read_object, to_request
-
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +142,8 @@ class RequestFile:
                     yield number, json.dumps(given, default=str).encode() + b"\n"
                 return
             with open_bytes(self.path) as file:
+                TextFile(self.path)  # which names what is no text
                 for number, line in enumerate(file, start=1):
-                    if number == 1 and (line[:2] in _UTF16_MARKS or b"\0" in line):
-                        raise UserError(f"{self.path} is UTF-16, or no text: save it as UTF-8")
                     # Files that were joined may have a mark in the middle, too.
                     yield number, line.removeprefix(codecs.BOM_UTF8)
         except OSError as error:

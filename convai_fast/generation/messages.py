@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from convai_fast.data.readers.chat import ROLES
+from convai_fast.data.readers.chat import ROLES, text_of
 from convai_fast.data.readers.fields import is_blank
 from convai_fast.errors import UserError
 
-_TEXT_PARTS = ("text", "input_text", "output_text")
 # What a message may hold beside its text that a reply would have to heed.
 _BESIDE_TEXT = ("tool_calls", "function_call", "tool_call_id", "audio", "images", "refusal")
 
@@ -34,11 +33,11 @@ def read_messages(messages: Sequence[Any]) -> tuple[list[str], list[str], list[s
         if beside := next((name for name in _BESIDE_TEXT if name in given), None):
             raise UserError(f"{where} has {beside}, but only text can be read: leave it out")
         role = _role(message.get("role", message.get("from")), where)
-        texts = _texts(message.get("content", message.get("value")), f"{where}.content")
+        text = text_of(message.get("content", message.get("value")), f"{where}.content")
         if role == "system":
-            persona += sentences("\n".join(texts))
+            persona += sentences(text)
         else:
-            turns.append((role, " ".join(text for text in texts if not is_blank(text))))
+            turns.append((role, "" if is_blank(text) else text))
         names = given.keys() - {"role", "from", "content", "value"}
         unused |= dict.fromkeys(f"messages.{name}" for name in sorted(names))
     if not turns or turns[-1][0] != "user":
@@ -69,20 +68,3 @@ def _role(given: object, where: str) -> str:
             f"{where}.role is {quoted(given)}, but must be system, user or assistant (or {others})"
         )
     return role
-
-
-def _texts(content: object, where: str) -> list[str]:
-    """The texts of a message, which is one, or a list of parts."""
-    texts = []
-    for part in content if isinstance(content, list) else [content]:
-        if isinstance(part, dict):
-            kind = part.get("type", "text")
-            if kind not in _TEXT_PARTS:
-                raise UserError(
-                    f"{where} has a part of the type {quoted(kind)}, but only text can be read"
-                )
-            part = part.get("text")
-        if not isinstance(part, str):
-            raise UserError(f"{where} is {quoted(content)}, but must be a text, or a list of them")
-        texts.append(part)
-    return texts

@@ -108,11 +108,13 @@ def to_request(
 
     Raises UserError naming the field that does not exist or holds the wrong thing.
     """
-    fields, unused = _own_fields(_body(record))
+    fields, given, unused = _own_fields(_body(record))
     asks = [name for name in ("history", "messages", "prompt", "input_ids") if name in fields]
     if len(asks) > 1:
         raise UserError(f"{' and '.join(asks)} both say what is answered: give only one")
     if "prompt" in fields:
+        if is_blank(fields["prompt"]):
+            raise UserError("prompt is blank: give it text")
         fields["history"] = [fields.pop("prompt")]
     if "messages" in fields:
         persona, fields["history"], unused_too = read_messages(fields.pop("messages"))
@@ -121,7 +123,13 @@ def to_request(
         fields.setdefault("persona", persona)
         unused += unused_too
     overrides = {name: fields.pop(name) for name in _PARAM_TYPES if name in fields}
-    return Request(**fields, params=replace(params, **{"seed": seed, **overrides})), unused
+    try:
+        params = replace(params, **{"seed": seed, **overrides})
+    except UserError as error:
+        theirs = [f"{own} is {name} there" for own, name in given.items() if own in str(error)]
+        note = f" ({', '.join(theirs)})" if theirs else ""
+        raise UserError(f"{error}{note}") from None
+    return Request(**fields, params=params), unused
 
 
 def _body(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,8 +151,9 @@ def _body(record: Mapping[str, Any]) -> dict[str, Any]:
     return fields["body"]
 
 
-def _own_fields(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What stands in `body`, under our names and checked; and what stands there for nothing."""
+def _own_fields(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """What stands in `body`, under our names and checked; which of the names are others there; and
+    what stands there for nothing."""
     fields: dict[str, Any] = {}
     given: dict[str, str] = {}
     unused = []
@@ -176,7 +185,7 @@ def _own_fields(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         fields["persona"] = sentences(persona)
     elif persona and isinstance(persona[0], str):
         fields["persona"] = [sentence for sentence in persona if not is_blank(sentence)]
-    return fields, unused
+    return fields, {own: name for own, name in given.items() if own != name}, unused
 
 
 def _unknown(name: str, names: Sequence[str], known: Sequence[str] = ()) -> UserError:

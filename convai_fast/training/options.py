@@ -104,8 +104,9 @@ class TrainOptions(DataOptions):
     resume: str = ""
     """Continue the run in this folder from its last checkpoint, with its own options: only
     n_epochs, max_steps, patience, save_every, log_every, dataset_path, dataset_cache and device may
-    be given anew. auto: the run in --output, or else the newest run under runs/ that is unfinished,
-    not running, and has the options given here; a new run where there is none."""
+    be given anew; a reader that is a function must be, since it is code. auto: the run in --output,
+    or else the newest run under runs/ that is unfinished, not running, and has the options given
+    here; a new run where there is none."""
     log_every: int = 10
     """Optimizer steps between two records in metrics.jsonl and TensorBoard."""
 

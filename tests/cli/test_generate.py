@@ -278,7 +278,7 @@ def test_a_turn_with_nothing_to_see_is_listed_and_such_a_persona_dropped(
     listed = read_lines(tmp_path / "replies.jsonl.errors.jsonl")
     assert [(bad["id"], bad["reason"]) for bad in listed] == [
         ("turn", "history[1] is blank: leave it out"),
-        ("prompt", "history[0] is blank: leave it out"),
+        ("prompt", "prompt is blank: give it text"),
         ("message", "history[0] is blank: leave it out"),
     ]
 

@@ -172,12 +172,15 @@ def test_a_file_that_changes_between_two_readings_is_noticed_where_it_does(tmp_p
     assert [item.id for item in requests] == [1, 2]
 
 
-def test_utf_16_is_named_and_a_byte_order_mark_inside_skipped(tmp_path):
+def test_what_is_no_utf_8_is_named_and_a_byte_order_mark_inside_skipped(tmp_path):
     path = tmp_path / "requests.jsonl"
     for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
         path.write_bytes('{"id": 1}\r\n'.encode(encoding))
-        with pytest.raises(UserError, match=r"requests\.jsonl is UTF-16"):
+        with pytest.raises(UserError, match=r"requests\.jsonl is text in UTF-16"):
             RequestFile(path, PARAMS)
+    path.write_bytes(b"PK\x03\x04 of a zip archive")
+    with pytest.raises(UserError, match="a spreadsheet or a zip archive"):
+        RequestFile(path, PARAMS)
     path.write_bytes(b'{"id": 1}\n\xef\xbb\xbf{"id": 2}\n')
     assert [item.id for item in RequestFile(path, PARAMS)] == [1, 2]
 

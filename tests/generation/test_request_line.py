@@ -30,6 +30,10 @@ def read(**record):
              "persona": ["i sing ."]},
             ["i sing ."], ["a b"],
         ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_text", "text": "a"}, "b"]}]},
+            [], ["a\nb"],
+        ),
     ],
 )  # fmt: skip
 def test_what_is_asked_is_understood(record, persona, history):
@@ -64,11 +68,13 @@ def test_names_of_other_engines_are_understood(fields, expected):
         ({"presence_penalty": 0.5}, "presence_penalty is 0.5"),
         ({"logit_bias": {"5": 1}}, "logit_bias is"),
         ({"prompt": "a", "history": ["b"]}, "history and prompt both say what is answered"),
+        ({"prompt": "\u200b"}, "prompt is blank"),
+        ({"prompt": "a", "max_tokens": 0}, "(max_length is max_tokens there)"),
         ({"messages": []}, "the last turn of messages must be the user's"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 'messages[0].role is "tool"'),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            'messages[0].content has a part of the type "image_url"',
+            "messages[0].content[0] is 'image_url', not text",
         ),
         (
             {"messages": [{"role": "assistant", "content": None, "tool_calls": [1]}]},

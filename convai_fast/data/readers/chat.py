@@ -33,6 +33,7 @@ TURNS = ("messages", "conversations", "conversation", "thread")
 _PERSONAS = ("system", "system_prompt", "persona", "personality", "personas")
 _ROLES = ("role", "from")
 _TEXTS = ("content", "value", "text")
+_TEXT_PARTS = ("text", "input_text", "output_text")
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -105,7 +106,7 @@ def _messages(
         if role == "assistant" and not learnt:
             log.note("turns of weight 0 are seen and not learnt")
         text_name = _one_of(message, _TEXTS, place)
-        text = _text_of(message[text_name], f"{place}.{text_name}")
+        text = text_of(message[text_name], f"{place}.{text_name}")
         found.append((role, text, f"{place}.{text_name}", learnt))
     return found
 
@@ -138,18 +139,20 @@ def _role(role: str, place: str, name: str) -> str:
     return known
 
 
-def _text_of(content: object, place: str) -> object:
-    """The text of a turn's content, which may be a list of parts."""
+def text_of(content: object, place: str) -> str:
+    """The text of a turn's content, which may be a list of parts: a line each."""
     if content is None:
         raise UserError(f"{place} is null, not text, as in a tool call; give the turn a text")
-    if not isinstance(content, list | tuple):
+    if isinstance(content, str):
         return content
+    if not isinstance(content, list | tuple):
+        raise UserError(f"{place} must be text, not {kind(content)}; put it in quotes or mend it")
     parts = []
     for i, part in enumerate(content):
         part_kind = part.get("type", "text") if isinstance(part, dict) else kind(part)
         if isinstance(part, str):
             parts.append(part)
-        elif isinstance(part, dict) and isinstance(part.get("text"), str) and part_kind == "text":
+        elif part_kind in _TEXT_PARTS and isinstance(part.get("text"), str):
             parts.append(part["text"])
         else:
             raise UserError(
