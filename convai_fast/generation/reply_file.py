@@ -147,9 +147,10 @@ class ReplyFile:
             return f"{self.partial} is no file of replies: move it away, or choose another --output"
         header = json.loads(_to_line(header))  # a tuple becomes a list
         others = [name for name in header | found if header.get(name) != found.get(name)]
+        added = " (for lines that were added, make a file of their own)" if "input" in others else ""
         return (
             f"{self.partial} was begun with another {', '.join(others)}: delete it, or choose "
-            "another --output"
+            f"another --output{added}"
         )
 
     def _append(self, line: bytes) -> None:
