@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.build_store import complete_and_write_store
 from convai_fast.data.dataset import DataOptions, unknown_share
-from convai_fast.data.readers import read_into
+from convai_fast.data.readers import read_into, tell
 from convai_fast.data.spool import Spool
 from convai_fast.data.store import DialogueStore
 from convai_fast.dialogue.format import IGNORED
@@ -64,6 +64,7 @@ def run(options: PrepareOptions) -> None:
             num_candidates=options.fill_candidates,
             valid_fraction=options.valid_fraction,
             seed=options.data_seed,
+            report=tell,
         )
         for split in store.splits:
             print(summary(store, split, options))

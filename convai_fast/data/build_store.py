@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -66,12 +66,15 @@ def complete_and_write_store(
     num_candidates: int,
     valid_fraction: float,
     seed: int,
+    report: Callable[[str], None],
 ) -> DialogueStore:
     """Split and complete what was read as `load_dialogues` does, into a store in `folder`.
 
     Raises UserError as `build_store`.
     """
-    chosen, origins = split_conversations(spool, valid_fraction, seed)
+    chosen, origins, notes = split_conversations(spool, valid_fraction, seed)
+    for note in notes:
+        report(note)
     return write_store(
         spool, chosen, origins, tokenizer, folder, num_candidates=num_candidates, seed=seed
     )

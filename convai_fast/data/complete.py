@@ -11,7 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
-from convai_fast.data.spool import VALID_NAMES, Spool, first_equal, groups
+from convai_fast.data.groups import first_equal
+from convai_fast.data.spool import VALID_NAMES, Spool
 from convai_fast.data.store import Origin
 
 _ROWS = 1 << 12  # examples whose distractors are drawn at a time
@@ -26,32 +27,36 @@ class Numbering:
     Attributes:
         first: int32 [num_texts], for each text of the spool the first that equals it.
         classes: int32 [num_examples], the same of true replies, but for case and white space.
+        groups: int64 [num_conversations], equal for conversations that are one.
     """
 
     first: np.ndarray
     classes: np.ndarray
+    groups: np.ndarray
 
     @classmethod
     def of(cls, spool: Spool) -> "Numbering":
         """That of what was read so far."""
-        return cls(first_equal(spool["text_keys"]), first_equal(spool["reply_keys"]))
+        first, classes = (first_equal(spool[name]) for name in ("text_keys", "reply_keys"))
+        return cls(first, classes, spool.group_of)
 
 
 def split_conversations(
     spool: Spool, valid_fraction: float, seed: int
-) -> tuple[dict[str, np.ndarray], list[list[Origin]]]:
+) -> tuple[dict[str, np.ndarray], list[list[Origin]], list[str]]:
     """The conversations of "train" and "valid", each in the order of reading: int64 numbers.
 
-    And, for each source, the sets of dialogues that it holds: several where it is a store.
+    And, for each source, the sets of dialogues that it holds, several where it is a store; and
+    sentences about what a user may not expect.
 
     A source's validation split is the first of VALID_NAMES that it has; other splits are left out.
     Where it has none, `valid_fraction` of its conversations is cut off from train, unless it is a
-    store: at least one if there are two and the fraction is not 0. One that is held twice, from
-    either side, is in one split as a whole. What is cut off does not depend on other sources.
+    store: at least one if there are two and the fraction is not 0. Conversations that are one (see
+    `convai_fast.data.groups`) are in one split. What is cut off does not depend on other sources;
+    but what one source holds out, another does not give to learn from.
     """
     split_of, source_of = spool["conversation_split"], spool["conversation_source"]
-    train, valid, origins = [], [], []
-    group_of: np.ndarray | None = None
+    train, valid, origins, notes = [], [], [], []
     for source, fingerprint in enumerate(spool.fingerprints):
         own = {
             name: np.flatnonzero((source_of == source) & (split_of == i))
@@ -62,30 +67,48 @@ def split_conversations(
         in_valid = next((own[n] for n in VALID_NAMES if len(own.get(n, ()))), nothing)
         is_cut = not len(in_valid) and source not in spool.made_before
         if is_cut:
-            if group_of is None and valid_fraction > 0:
-                group_of = groups(spool["conversation_keys"])
-            chosen = _choose(in_train, group_of, valid_fraction, random.Random(f"valid {seed}"))
+            own_groups = spool.group_in_source[in_train]
+            chosen = _choose(own_groups, valid_fraction, random.Random(f"valid {seed}"))
             in_valid, in_train = in_train[chosen], in_train[~chosen]
+            if valid_fraction and not len(in_valid) and len(in_train) > 1:
+                notes.append(
+                    f"the {len(in_train):,} conversations repeat one another, so that none can be "
+                    "held out for validation"
+                )
         made_now = [Origin(fingerprint, is_cut, valid_fraction, seed)]
         origins.append(spool.made_before.get(source, made_now))
         train.append(in_train)
         valid.append(in_valid)
-    return {"train": np.concatenate(train), "valid": np.concatenate(valid)}, origins
+    held_out, num_moved = list(valid), 0
+    for source, own in enumerate(train):
+        others = [*held_out[:source], *held_out[source + 1 :]]
+        if not others:
+            break
+        is_held_out = np.zeros(len(spool.group_of), bool)
+        is_held_out[spool.group_of[np.concatenate(others)]] = True
+        is_moved = is_held_out[spool.group_of[own]]
+        valid[source] = np.sort(np.concatenate([valid[source], own[is_moved]]))
+        train[source] = own[~is_moved]
+        num_moved += int(is_moved.sum())
+    if num_moved:
+        notes.append(
+            f"{num_moved:,} conversations are in the validation split and not learnt, since another"
+            " data set holds them out"
+        )
+    return {"train": np.concatenate(train), "valid": np.concatenate(valid)}, origins, notes
 
 
-def _choose(
-    conversations: np.ndarray, group_of: np.ndarray | None, fraction: float, rng: random.Random
-) -> np.ndarray:
-    """Whether each conversation is cut off: whole groups in random order, as far as they fit."""
-    chosen = np.zeros(len(conversations), bool)
-    if group_of is None or not len(conversations):
-        return chosen
-    _, own, sizes = np.unique(group_of[conversations], return_inverse=True, return_counts=True)
-    wanted = max(1, round(len(conversations) * fraction))
+def _choose(group_of: np.ndarray, fraction: float, rng: random.Random) -> np.ndarray:
+    """Whether each conversation, of which `group_of` is the group, is cut off: whole groups in
+    random order, as far as they fit."""
+    if not fraction or not len(group_of):
+        return np.zeros(len(group_of), bool)
+    _, own, sizes = np.unique(group_of, return_inverse=True, return_counts=True)
+    wanted = max(1, round(len(group_of) * fraction))
     order = list(range(len(sizes)))
     rng.shuffle(order)
     taken = np.zeros(len(sizes), bool)
-    left = len(conversations)
+    left = len(group_of)
     for group in order:
         if sizes[group] <= min(wanted, left - 1):
             taken[group] = True
@@ -172,9 +195,10 @@ class SplitArrays:
         for start in range(0, len(examples), _ROWS):
             part = slice(start, start + _ROWS)
             replies[part] = self._ids(all_ids[ends[examples[part]] - 1])
-        draw = _Distractors(
-            self.numbering.classes[examples], self._owners, num_candidates - 1, f"{name} {seed}"
-        )
+        # Who says it: one conversation also where it is held twice.
+        owners = self.numbering.groups[self._owners].astype(np.int32)
+        classes = self.numbering.classes[examples]
+        draw = _Distractors(classes, owners, num_candidates - 1, f"{name} {seed}")
         for start in range(0, len(examples), _ROWS):
             rows = np.arange(start, min(start + _ROWS, len(examples)))
             own, offsets = _runs(ends, examples[rows])

@@ -148,6 +148,7 @@ def open_dataset(
                 num_candidates=options.fill_candidates,
                 valid_fraction=options.valid_fraction,
                 seed=options.data_seed,
+                report=report,
             )
 
 

@@ -5,7 +5,8 @@ texts            uint8  the UTF-8 of all texts, one after another; one entry a c
 text_ends        int64  where each text ends
 text_keys        [., 2] a 128-bit hash of each text, by which `number_texts` finds equal ones
 
-conversation_*   for each conversation: its split, its source, its group, its last dialogue
+conversation_*   for each conversation: its split, its source, its last dialogue
+link_*           what joins conversations that are one: see `groups`
 persona_*, history_*, candidate_*, example_*     as the tables of a store (see `store`), over
                         all conversations in the order of reading
 """
@@ -14,13 +15,18 @@ import hashlib
 import tempfile
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
+from convai_fast.data.groups import first_equal, groups, is_telling, link_of_id, links_of
 from convai_fast.data.store import Origin
 from convai_fast.dialogue.dialogue import Conversation, Dialogue, History
+from convai_fast.errors import UserError
 
 VALID_NAMES = ("valid", "validation", "val", "dev", "test")
 """What a validation split may be called, the preferred name first."""
@@ -28,10 +34,6 @@ VALID_NAMES = ("valid", "validation", "val", "dev", "test")
 _FLUSH = 1 << 17  # numbers of a column that are kept in memory
 _MAX_KNOWN_BYTES = 1 << 24  # of texts met lately, which are not written again
 _BYTES_OF_ANY = 300  # that a known text takes, whatever its length
-_PART = 1 << 17  # keys that are sorted at a time
-# A conversation that is held twice, from either side, may lack its first or last turn once. A part
-# of so many turns is no coincidence.
-_SHORTEST_PART = 3
 
 
 class _Column:
@@ -60,13 +62,20 @@ class _Column:
             self.flush()
 
     def flush(self) -> None:
-        self.values.tofile(self.file)
+        """Write what is kept in memory; UserError where there is no room."""
+        try:
+            self.values.tofile(self.file)
+            self.file.flush()
+        except OSError as error:
+            raise UserError(
+                f"cannot keep the dialogues in {self.path.parent} meanwhile: {error.strerror}; "
+                "make room there"
+            ) from error
         del self.values[:]
 
     def mapped(self) -> np.ndarray:
         """All numbers so far, on disk."""
         self.flush()
-        self.file.flush()
         if self.count == 0:
             return np.zeros(0, self.dtype)
         return np.memmap(self.path, self.dtype, "r")
@@ -78,7 +87,6 @@ _COLUMNS = {
     "text_keys": np.uint8,
     "conversation_split": np.int32,
     "conversation_source": np.int32,
-    "conversation_keys": np.uint8,  # of its turns and of parts of them: four, of 16 bytes each
     "conversation_dialogue_end": np.int64,
     "conversation_history_end": np.int64,
     "persona_ids": np.int32,
@@ -89,6 +97,9 @@ _COLUMNS = {
     "example_history_count": np.int32,
     "candidate_ids": np.int32,
     "candidate_ends": np.int64,
+    "link_keys": np.uint8,  # links of conversations: see `groups`
+    "link_kinds": np.uint8,
+    "link_conversation": np.int32,
     "reply_keys": np.uint8,  # of the true reply but for case and white space
 }
 
@@ -121,7 +132,8 @@ class Spool:
 
     def __exit__(self, *_: object) -> None:
         for column in self.columns.values():
-            column.file.close()
+            with suppress(OSError):  # what could not be written is tried once more
+                column.file.close()
         self._scratch.cleanup()
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -163,7 +175,7 @@ class Spool:
             self._add_dialogue(dialogue, runs, self._hashes[source])
         columns["conversation_split"].append(self.splits.index(split))
         columns["conversation_source"].append(source)
-        columns["conversation_keys"].extend(self._keys_of(conversation))
+        self._add_links(conversation, source)
         columns["conversation_dialogue_end"].append(columns["persona_ends"].count)
         columns["conversation_history_end"].append(columns["history_ids"].count)
 
@@ -205,24 +217,44 @@ class Spool:
         self._known_bytes += len(data) + _BYTES_OF_ANY
         return number
 
-    def _keys_of(self, conversation: Conversation) -> bytes:
-        """Keys of the whole conversation, and of it without its first, its last, or either turn."""
-        turns: Sequence[str] = []
-        for dialogue in conversation:
-            if dialogue.utterances:
-                last = dialogue.utterances[-1]
-                if len(last.history) + 1 > len(turns):
-                    turns = [*last.history, last.candidates[-1]]
-        # A turn's hash is the number of its text only within this file: texts may be there twice.
-        keys = [self._keys[number] for number in self._intern(turns)]
-        parts = [keys, keys[1:], keys[:-1], keys[1:-1]]
-        whole = b"".join(keys)
-        return b"".join(
-            hashlib.blake2b(
-                b"".join(part) if i == 0 or len(part) >= _SHORTEST_PART else whole, digest_size=16
-            ).digest()
-            for i, part in enumerate(parts)
+    def _add_links(self, conversation: Conversation, source: int) -> None:
+        runs = _runs_of(conversation)
+        if len(runs) > 1:
+            # A lone turn that others have, too, makes no conversation of theirs.
+            runs = [*filter(is_telling, runs), [turn for run in runs for turn in run]]
+        # Where a conversation comes in parts, rows of a table, the data may name it.
+        name = getattr(conversation[0], "conversation_id", None) if conversation else None
+        links = [] if name is None else [link_of_id(f"{source} {name}")]
+        for run in runs:
+            # A text's number is its own only within this file: texts may be there twice.
+            keys = [self._keys[number] for number in self._intern(run)]
+            links += links_of(keys, list(map(len, run)))
+        number = self.columns["conversation_split"].count - 1
+        for kind, key in links:
+            self.columns["link_kinds"].append(kind)
+            self.columns["link_keys"].extend(key)
+            self.columns["link_conversation"].append(number)
+
+    @cached_property
+    def group_of(self) -> np.ndarray:
+        """The group of each conversation, once all are read: see `groups`."""
+        return self._groups(first_equal(self["link_keys"]))
+
+    @cached_property
+    def group_in_source(self) -> np.ndarray:
+        """The same where conversations of different sources are never one."""
+        if len(self._hashes) == 1:
+            return self.group_of
+        first = first_equal(self["link_keys"]).astype(np.int64)
+        sources = self["conversation_source"][self["link_conversation"]]
+        _, places, own = np.unique(
+            first * len(self._hashes) + sources, return_index=True, return_inverse=True
         )
+        return self._groups(places[own])
+
+    def _groups(self, first: np.ndarray) -> np.ndarray:
+        count = self.columns["conversation_split"].count
+        return groups(first, self["link_kinds"], self["link_conversation"], count)
 
 
 class _HistoryRuns:
@@ -255,52 +287,31 @@ class _HistoryRuns:
         return self.first, len(history), numbers
 
 
+def _goes_on(history: Sequence[str], following: Sequence[str]) -> bool:
+    """Whether a longer history begins with this one."""
+    if isinstance(history, History) and isinstance(following, History):
+        return history.turns is following.turns and len(history) < len(following)
+    return len(history) < len(following) and list(following[: len(history)]) == list(history)
+
+
+def _runs_of(conversation: Conversation) -> list[list[str]]:
+    """What is said in a conversation: one list of turns, or several where the histories of its
+    turns do not go on from one another."""
+    utterances = [u for dialogue in conversation for u in dialogue.utterances]
+    runs: list[list[str]] = []
+    for utterance, following in zip_longest(utterances, utterances[1:]):
+        if following is not None and _goes_on(utterance.history, following.history):
+            continue
+        run = [*utterance.history, utterance.candidates[-1]]
+        if runs and runs[-1] == run[: len(runs[-1])]:  # the other side, with a turn more
+            runs[-1] = run
+        elif not runs or runs[-1][: len(run)] != run:
+            runs.append(run)
+    return runs
+
+
 def _key(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-def first_equal(keys: np.ndarray) -> np.ndarray:
-    """For each 16-byte key (uint8 [16 * n]) the place of the first that equals it, int32 [n].
-
-    Part by part of the keys' values, so that memory is a few bytes a key.
-    """
-    pairs = keys.view(np.uint64).reshape(-1, 2)
-    count = len(pairs)
-    first = np.empty(count, np.int32)
-    num_parts = 1 + count // _PART
-    parts = np.empty(count, np.uint16)
-    for start in range(0, count, _PART):
-        parts[start : start + _PART] = pairs[start : start + _PART, 0] % np.uint64(num_parts)
-    for part in range(num_parts):
-        places = np.flatnonzero(parts == part)
-        own = np.asarray(pairs[places])
-        order = np.lexsort((own[:, 1], own[:, 0]))  # stable: equal ones stay in order
-        own, places = own[order], places[order]
-        is_new = np.ones(len(places), bool)
-        is_new[1:] = (own[1:] != own[:-1]).any(1)
-        starts = np.flatnonzero(is_new)
-        first[places] = np.repeat(places[starts], np.diff([*starts, len(places)]))
-    return first
-
-
-def groups(conversation_keys: np.ndarray) -> np.ndarray:
-    """A number for each conversation, int64 [n]: equal for those that are the same conversation,
-    perhaps seen from its other side, with a turn more or less at its beginning or end."""
-    count = len(conversation_keys) // 64
-    parent = list(range(count))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    equal = first_equal(conversation_keys) >> 2  # four keys a conversation
-    for i in np.flatnonzero(equal.reshape(-1, 4).min(1) < np.arange(count)).tolist():
-        for other in equal[4 * i : 4 * i + 4].tolist():
-            a, b = sorted((root(i), root(other)))
-            parent[b] = a
-    return np.fromiter((root(i) for i in range(count)), np.int64, count)
 
 
 def fingerprint(dialogues: dict[str, list[Dialogue]]) -> str:

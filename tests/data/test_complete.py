@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convai_fast.data.complete import Numbering, SplitArrays, split_conversations
-from convai_fast.data.spool import Spool, first_equal, groups
+from convai_fast.data.groups import first_equal
+from convai_fast.data.readers.predecessor import Row
+from convai_fast.data.spool import Spool
 from convai_fast.dialogue.dialogue import Dialogue, History, Utterance
 
 
@@ -48,7 +50,49 @@ def test_a_conversation_held_twice_is_one_group(other):
         spool.add("train", conversation(["p", "q", "r", "s"]))
         spool.add("train", conversation(other, first=(len(other) + 1) % 2))
         spool.add("train", conversation(["a", "b", "x", "y"]))  # only the greeting is the same
-        assert groups(spool["conversation_keys"]).tolist() == [0, 1, 0, 3]
+        assert spool.group_of.tolist() == [0, 1, 0, 3]
+
+
+def long(*turns):
+    return [f"{turn}, which is said at more length than any greeting" for turn in turns]
+
+
+@pytest.mark.parametrize(
+    ("conversations", "groups"),
+    [
+        # Each turn a record with its history.
+        ([long("a", "b"), long("a", "b", "c", "d"), long("a", "b", "c", "d", "e", "f")], [0, 0, 0]),
+        # Two answers to one question, and two conversations that begin alike.
+        ([long("a", "b", "c", "d"), long("a", "b", "c", "x")], [0, 1]),
+        ([long("a", "b"), long("a", "x")], [0, 1]),
+        # A greeting is no conversation.
+        ([["hi", "hello"], ["hi", "hello", "how are you ?", "fine"]], [0, 1]),
+        # Windows of a few turns that move on.
+        ([long("a", "b", "c", "d"), long("b", "c", "d", "e"), long("c", "d", "e", "f")], [0, 0, 0]),
+        # Three turns, seen from the other side.
+        ([long("a", "b", "c"), long("b", "c")], [0, 0]),
+    ],
+)
+def test_conversations_that_hold_one_another_are_one_group(conversations, groups):
+    for order in (1, -1):
+        with Spool() as spool:
+            for turns in conversations[::order]:
+                spool.add("train", conversation(turns, first=(len(turns) + 1) % 2))
+            found = spool.group_of.tolist()
+            assert [found.index(group) for group in found] == found
+            assert sorted(map(found.count, set(found))) == sorted(map(groups.count, set(groups)))
+
+
+def test_parts_with_one_conversation_id_are_one_group():
+    def part(turn, conversation_id):
+        dialogue = Dialogue([], [Utterance([turn], ["yes"])])
+        return [Row(dialogue, conversation_id)]
+
+    with Spool() as spool:
+        for source in (0, 1):
+            for turn, conversation_id in (("a", 1), ("b", "x"), ("c", 1), ("d", None), ("e", None)):
+                spool.add("train", part(f"{turn} {source}", conversation_id), source)
+        assert spool.group_of.tolist() == [0, 1, 0, 3, 4, 5, 6, 5, 8, 9]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -58,7 +102,7 @@ def test_both_sides_of_doubled_conversations_stay_in_one_split(seed):
             for i in range(20):
                 turns = [f"hello {i}", f"i sell {i}", f"how many {i}", f"just {i}", f"bye {i}"]
                 spool.add("train", conversation(turns[: 4 + side], first=side))
-        chosen, ((origin,),) = split_conversations(spool, 0.1, seed)
+        chosen, ((origin,),), _ = split_conversations(spool, 0.1, seed)
         assert origin == (*spool.fingerprints, True, 0.1, seed)
         assert len(chosen["valid"]) == 4
         assert {i % 20 for i in chosen["train"]}.isdisjoint(i % 20 for i in chosen["valid"])
@@ -70,7 +114,7 @@ def test_what_is_cut_off_does_not_depend_on_other_sources():
             for number, source in enumerate(sources):
                 for split, i in source:
                     spool.add(split, conversation([f"say {i}", f"reply {i}"]), number)
-            chosen, origins = split_conversations(spool, 0.2, 7)
+            chosen, origins, _ = split_conversations(spool, 0.2, 7)
             texts = spool.text_of()
             last = [spool["candidate_ids"][i] for i in chosen["valid"]]
             return [texts(number) for number in last], [origin.is_cut for (origin,) in origins]
@@ -79,6 +123,49 @@ def test_what_is_cut_off_does_not_depend_on_other_sources():
     replies, is_cut = valid([cut])
     assert (len(replies), is_cut) == (2, [True])
     assert valid([own, cut]) == (["reply 92", *replies], [False, True])
+
+
+def test_what_one_source_holds_out_another_does_not_give_to_learn_from():
+    def turns(i):
+        return [f"hello {i}", f"i sell {i}", f"how many {i}", f"just {i}", f"bye {i}"]
+
+    def valid(sources):
+        with Spool() as spool:
+            number = 0
+            for source, members in enumerate(sources):
+                for i in members:
+                    # The other source has the other side.
+                    spool.add("train", conversation(turns(i)[: 4 + source], first=source), source)
+                    number += 1
+            chosen, _, notes = split_conversations(spool, 0.2, 7)
+        names = [i for members in sources for i in members]
+        return {s: {names[n] for n in numbers} for s, numbers in chosen.items()}, notes
+
+    alone = [valid([range(40)])[0]["valid"], valid([[], range(20, 60)])[0]["valid"]]
+    together, notes = valid([range(40), range(20, 60)])
+    assert together["valid"] == alone[0] | alone[1]
+    assert not together["valid"] & together["train"]
+    moved = len(alone[0] & set(range(20, 40)) ^ alone[1] & set(range(20, 40)))
+    assert notes == [
+        f"{moved} conversations are in the validation split and not learnt, since another data "
+        "set holds them out"
+    ]
+
+
+def test_conversations_that_are_all_one_leave_none_for_validation_and_say_so():
+    with Spool() as spool:
+        for count in range(2, 8, 2):
+            spool.add("train", conversation(long(*"abcdefgh")[:count]))
+        chosen, _, notes = split_conversations(spool, 0.2, 7)
+    assert (len(chosen["train"]), len(chosen["valid"])) == (3, 0)
+    assert "the 3 conversations repeat one another" in notes[0]
+
+
+def test_no_distractor_is_from_the_other_side_of_a_conversation():
+    names = [[f"{name}{i}" for i in range(6)] for name in "abcd"]
+    rows, _ = distractors([*names, *[turns[:5] for turns in names]], 4)
+    for row in rows:
+        assert all(other[0] != row[-1][0] for other in row[:-1])
 
 
 def distractors(conversations, num_candidates, seed=0):
@@ -91,7 +178,7 @@ def distractors(conversations, num_candidates, seed=0):
         for ids, counts in arrays.candidates(num_candidates, "train", seed):
             ends = counts.cumsum()
             rows += [[text(i) for i in ids[e - c : e]] for e, c in zip(ends, counts, strict=True)]
-        owners = arrays._owners.tolist()
+        owners = arrays.numbering.groups[arrays._owners].tolist()
     return rows, owners
 
 

@@ -212,11 +212,10 @@ def test_the_share_of_unknown_tokens_is_told(tmp_path, shared_dir):
 
 
 def test_a_full_disk_while_reading_is_one_sentence(files, tokenizer, tmp_path, monkeypatch):
-    def full(self):
-        raise OSError(28, "No space left on device")
+    def full(path, mode):
+        return open("/dev/full", mode)
 
-    monkeypatch.setattr("convai_fast.data.spool._FLUSH", 1)
-    monkeypatch.setattr("convai_fast.data.spool._Column.flush", full)
+    monkeypatch.setattr("convai_fast.data.spool.open", full, raising=False)
     with pytest.raises(UserError, match=r"cannot keep the dialogues .* No space left on device"):
         open_dataset(DataOptions(files), tokenizer, tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]

@@ -331,7 +331,7 @@ def test_distractors_do_not_repeat_the_reply_or_one_another_but_for_case_and_spa
 
 
 def test_every_reply_elsewhere_is_found_even_if_one_is_most_of_the_split(write):
-    own, elsewhere = [["rare", "so"]] * 2, [["ok"]] * 600
+    own, elsewhere = [["rare", "so"], ["so", "rare"]], [["ok"]] * 600
     path = write(
         "a.json",
         [

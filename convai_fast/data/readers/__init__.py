@@ -147,7 +147,9 @@ def load_sources(
     check_completion(num_candidates, valid_fraction)
     with Spool() as spool:
         read_into(spool, sources, skip_bad_records=skip_bad_records, report=report)
-        chosen, origins = split_conversations(spool, valid_fraction, seed)
+        chosen, origins, notes = split_conversations(spool, valid_fraction, seed)
+        for note in notes:
+            report(note)
         numbering = Numbering.of(spool)
         text_of = cache(spool.text_of())
         dialogues = {}
@@ -184,13 +186,7 @@ def read_into(
             spool.made_before[number] = flat
         for split, conversation in source.read(log):
             found.add(split)
-            try:
-                spool.add(split, conversation, number)
-            except OSError as error:
-                raise UserError(
-                    f"cannot keep the dialogues of {source.path} in {spool.folder} meanwhile: "
-                    f"{error.strerror}; make room there"
-                ) from error
+            spool.add(split, conversation, number)
         log.finish(source.path, skip_bad_records, report)
         if found and "train" not in found:
             raise UserError(
