@@ -22,7 +22,7 @@ _HOME = {
     "Evaluation": "evaluation.evaluate",
     "encode": "dialogue.encoding",
     "evaluate": "evaluation.evaluate",
-    "load": "load",
+    "load": "loading",
     "load_dialogues": "data.readers",
     "load_tokenizer": "dialogue.tokenizer",
     "native_info": "_native",

@@ -15,7 +15,7 @@ LAYERS = [
     ["dialogue"],
     ["ops"],
     ["data", "model"],
-    ["load"],
+    ["loading"],
     ["generation", "training"],
     ["evaluation"],
     ["cli"],

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import convai_fast
+from convai_fast.model.config import TransformerConfig
+from convai_fast.model.double_heads import DoubleHeadsModel
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,6 +17,27 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize("name", convai_fast.__all__)
 def test_every_public_name_can_be_imported_and_is_documented(name):
     assert getattr(convai_fast, name).__doc__
+
+
+def test_public_names_are_not_hidden_by_modules_of_the_same_name():
+    names = ", ".join(convai_fast.__all__)
+    code = (
+        f"from convai_fast import {names}; import convai_fast.cli.train, types\n"
+        f"print([n for n in convai_fast.__all__ if isinstance(globals()[n], types.ModuleType)\n"
+        "       or isinstance(getattr(convai_fast, n), types.ModuleType)])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_the_example_of_the_readme_writes_replies(tokenizer, tmp_path, capsys):
+    config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    shape = TransformerConfig.from_transformers({**config, "vocab_size": len(tokenizer)})
+    DoubleHeadsModel(shape).save_pretrained(tmp_path, tokenizer)
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## From Python")[1]
+    example = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    exec(example.replace("runs/mine/best", str(tmp_path)), {})
+    assert len(capsys.readouterr().out.splitlines()) >= 2
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -24,7 +24,7 @@ from convai_fast.dialogue.format import SPECIAL_TOKENS
 from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.dialogue.tokenizer import read_tokenizer, special_ids
 from convai_fast.errors import UserError, reason_of
-from convai_fast.load import check_fit
+from convai_fast.loading import check_fit
 from convai_fast.model import adapter, checkpoint, legacy
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel

@@ -23,7 +23,7 @@ from convai_fast.evaluation.evaluate import METRICS, Evaluation, check_metrics, 
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.reply_file import check_absent
 from convai_fast.hardware import Precision, resolve_device, resolve_precision
-from convai_fast.load import load, model_fingerprint
+from convai_fast.loading import load, model_fingerprint
 
 _MEANINGS = {
     "ppl": "perplexity of a token of the true reply, <eos> included",

@@ -32,7 +32,7 @@ from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.reply_file import ReplyFile, check_absent, written_paths
 from convai_fast.generation.request import Request, find_blank_turn, prompt_room
 from convai_fast.hardware import resolve_device
-from convai_fast.load import load, model_fingerprint
+from convai_fast.loading import load, model_fingerprint
 
 
 @dataclass

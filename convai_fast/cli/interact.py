@@ -21,7 +21,7 @@ from convai_fast.generation.messages import sentences
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request, prompt_room
 from convai_fast.hardware import resolve_device
-from convai_fast.load import load
+from convai_fast.loading import load
 
 _PROMPT = ">>> "
 

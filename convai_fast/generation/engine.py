@@ -21,7 +21,7 @@ from convai_fast.generation.constraints import Constraints, constrain
 from convai_fast.generation.decoder import Decoder
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Reply, Request, build_prompt, prompt_room
-from convai_fast.load import check_fit
+from convai_fast.loading import check_fit
 from convai_fast.model.double_heads import DoubleHeadsModel
 
 _WINDOW = 1024  # replies that are planned together, to bring those next to each other that share

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from convai_fast.archive import checkpoint_of, unpacked
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
-from convai_fast.load import load
+from convai_fast.loading import load
 from convai_fast.model import adapter
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel

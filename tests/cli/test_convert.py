@@ -12,7 +12,7 @@ from convai_fast.cli.main import main
 from convai_fast.dialogue.format import SPECIAL_TOKENS
 from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
 from convai_fast.errors import UserError
-from convai_fast.load import load
+from convai_fast.loading import load
 from convai_fast.model import DoubleHeadsModel
 
 

@@ -18,7 +18,7 @@ from transformers import GPT2DoubleHeadsModel, OpenAIGPTDoubleHeadsModel
 from convai_fast.cli.main import main
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
-from convai_fast.load import load
+from convai_fast.loading import load
 from convai_fast.model import double_heads
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
