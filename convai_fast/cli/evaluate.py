@@ -109,7 +109,7 @@ def run(options: EvaluateOptions) -> None:
     trained = options.recall()
     options.check()
     loaded = options.data.load_sources()
-    if options.split == "valid" and not options.allow_trained_on:
+    if options.split == "valid" and loaded.dialogues["valid"] and not options.allow_trained_on:
         check_not_trained_on(trained, zip(options.dataset_path, loaded.origins, strict=True))
     dialogues = loaded.dialogues
     device = resolve_device(options.device)

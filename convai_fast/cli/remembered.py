@@ -101,23 +101,9 @@ def check_not_trained_on(
     trained: TrainedWith | None, data: Iterable[tuple[str, Sequence[Origin]]]
 ) -> None:
     """Raise UserError where a validation split of (path, what was read there) holds what the model
-    has learnt.
-
-    It does where it was cut off from dialogues of the training, in another way than there.
-    """
-    sources = trained.sources if trained else ()
-    learnt = {origin.dialogues: origin for source in sources for origin in source.origins}
-    for path, origins in data:
-        for origin in origins:
-            own = learnt.get(origin.dialogues, origin)
-            for name in ("valid_fraction", "data_seed"):
-                value, known = getattr(origin, name), getattr(own, name)
-                if origin.is_cut and own.is_cut and value != known:
-                    raise UserError(
-                        f"the model was trained on dialogues that are in this validation split of "
-                        f"{path}: {name} is {value} here and was {known} in training; leave it "
-                        "out, or insist with --allow_trained_on"
-                    )
+    has learnt; see `TrainedWith.overlap`."""
+    if trained and (overlap := trained.overlap(data)):
+        raise UserError(f"{overlap}; leave it out, or insist with --allow_trained_on")
 
 
 def _tell(line: str) -> None:

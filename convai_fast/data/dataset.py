@@ -152,8 +152,14 @@ def open_dataset(
             )
 
 
-def trained_with(options: DataOptions, store: DialogueStore, max_history: int) -> TrainedWith:
-    """What a model that is trained on `store`, opened for these options, should remember."""
+def trained_with(
+    options: DataOptions,
+    store: DialogueStore,
+    max_history: int,
+    before: Sequence[TrainedSource] = (),
+) -> TrainedWith:
+    """What a model that is trained on `store`, opened for these options, should remember, beside
+    what it was trained on `before`."""
     sources = options.sources if options.dataset_path else [Source("")]
     origins, everything = store.origins, [origin for own in store.origins for origin in own]
     if len(sources) != len(origins):  # one store, made of several
@@ -168,6 +174,7 @@ def trained_with(options: DataOptions, store: DialogueStore, max_history: int) -
             TrainedSource(source.path, source.reader, source.weight, tuple(own))
             for source, own in zip(sources, origins, strict=True)
         ),
+        before=tuple(before),
     )
 
 

@@ -5,7 +5,7 @@ measured on another split of its own dialogues is measured on what it has learnt
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -33,18 +33,47 @@ class TrainedSource:
 
 @dataclass(frozen=True)
 class TrainedWith:
-    """The settings of a training run that those who use its model should share; see DataOptions."""
+    """The settings of a training run that those who use its model should share; see DataOptions.
+
+    `before` is what the model that it began with had been trained on.
+    """
 
     max_history: int
     fill_candidates: int
     valid_fraction: float
     data_seed: int
     sources: Sequence[TrainedSource] = field(default_factory=tuple)
+    before: Sequence[TrainedSource] = field(default_factory=tuple)
+
+    @property
+    def learnt(self) -> tuple[TrainedSource, ...]:
+        """All sets of dialogues that the model has been trained on."""
+        return (*self.sources, *self.before)
+
+    def overlap(self, data: Iterable[tuple[str, Sequence[Origin]]]) -> str:
+        """What of (path, what was read there) is held out for validation and was learnt, in words.
+
+        It was where it is cut off from dialogues of the training in another way than there. Empty
+        where it is not.
+        """
+        learnt = [origin for source in self.learnt for origin in source.origins if origin.is_cut]
+        for path, origins in data:
+            for origin in origins:
+                for own in (own for own in learnt if own.dialogues == origin.dialogues):
+                    for name in ("valid_fraction", "data_seed"):
+                        value, known = getattr(origin, name), getattr(own, name)
+                        if origin.is_cut and value != known:
+                            return (
+                                "the model was trained on dialogues that are in this validation "
+                                f"split of {path}: {name} is {value} here and was {known} in "
+                                "training"
+                            )
+        return ""
 
     def write(self, folder: Path) -> None:
         """Write the file into a checkpoint's folder."""
         values = asdict(self)
-        for source in values["sources"]:
+        for source in (*values["sources"], *values["before"]):
             source["origins"] = [origin._asdict() for origin in source["origins"]]
         (folder / FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
@@ -60,11 +89,13 @@ class TrainedWith:
                 return None
             try:
                 values = json.loads(file.read_text(encoding="utf-8"))
-                sources = []
-                for source in values.pop("sources"):
-                    origins = tuple(Origin(**each) for each in source.pop("origins"))
-                    sources.append(TrainedSource(**source, origins=origins))
-                return cls(**values, sources=tuple(sources))
+                for name in ("sources", "before"):
+                    sources = []
+                    for source in values[name]:
+                        origins = tuple(Origin(**each) for each in source.pop("origins"))
+                        sources.append(TrainedSource(**source, origins=origins))
+                    values[name] = tuple(sources)
+                return cls(**values)
             except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(
                     f"{file} does not say what the model was trained with ({error}): restore it, "

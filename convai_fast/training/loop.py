@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from convai_fast._native import keep_freed_memory
 from convai_fast.data.batches import Batch, DialogueBatches, Share, count_tokens
 from convai_fast.data.dataset import open_dataset, trained_with, unknown_share
 from convai_fast.data.store import DialogueStore
+from convai_fast.data.trained_with import TrainedSource
 from convai_fast.dialogue.format import IGNORED
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
@@ -106,7 +107,7 @@ def _train(
     if options.resume:
         options = ranks.from_main(lambda: resolve_resume(options, given))
     with ranks.together():
-        model, tokenizer, state, base = start_or_continue(options, report)
+        model, tokenizer, state, base, before = start_or_continue(options, report)
     if ranks.world_size > 1:
         # Weights are drawn alike on all ranks; dropout, from here on, is not.
         torch.manual_seed(options.seed + ranks.rank)
@@ -115,7 +116,7 @@ def _train(
     )
     with ranks.together():
         store = DialogueStore(folder)
-    trainer = Trainer(options, model, tokenizer, store, report, ranks, base)
+    trainer = Trainer(options, model, tokenizer, store, report, ranks, base, before)
     if state is not None:
         trainer.load_state_dict(state)
     result = trainer.run()
@@ -128,7 +129,8 @@ class Trainer:
     """One run, or one rank of it: what `train` does once model and data are there.
 
     On a CPU the process keeps, from then on, the memory that it frees (`keep_freed_memory`).
-    `base` is where the weights that LoRA adapts were read, by default `options.model`.
+    `base` is where the weights that LoRA adapts were read, by default `options.model`; `before` is
+    what the model has been trained on already.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class Trainer:
         report: Callable[[str], None] = print,
         ranks: Ranks = Ranks(),  # noqa: B008
         base: str = "",
+        before: Sequence[TrainedSource] = (),
     ) -> None:
         self.options, self.tokenizer, self.report = options, tokenizer, report
         self.ranks = ranks
@@ -159,7 +162,7 @@ class Trainer:
         self.wrapped = self.forward = ranks.wrap(model, self.device, options.fsdp)
         if options.compile:
             self.forward = torch.compile(self.wrapped, dynamic=True)
-        self.trained_with = trained_with(options, store, options.max_history)
+        self.trained_with = trained_with(options, store, options.max_history, before)
         self.batches = self._batches(store, "train")
         self.valid_batches = self._batches(store, "valid")
         if len(self.batches) == 0:
@@ -334,6 +337,10 @@ class Trainer:
             )
         if unknown := unknown_share(self.batches.store):
             self.report(unknown)
+        own = self.trained_with
+        earlier = dataclasses.replace(own, sources=own.before, before=())
+        if overlap := earlier.overlap([(source.path, source.origins) for source in own.sources]):
+            self.report(f"WARNING: {overlap}; give the same, or the figures are too good")
         self.report(f"run folder: {self.path}")
         if options.compile and not self.is_finished:
             self.report("compiling: the first step takes about a minute")

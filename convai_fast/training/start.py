@@ -1,7 +1,7 @@
 """What a run starts from: a tokenizer and a model that fit each other, and what was saved."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.archive import checkpoint_of, unpacked
+from convai_fast.data.trained_with import TrainedSource, TrainedWith
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
 from convai_fast.loading import load
@@ -22,15 +23,17 @@ from convai_fast.training.run_folder import check_output
 
 
 class Start(NamedTuple):
-    """A model, its tokenizer, the state of the run that is continued, if any, and the base model.
+    """A model, its tokenizer, and the state of the run that is continued, if any.
 
-    `base` is the folder or Hub id from which the weights that LoRA adapts were read.
+    `base` is the folder or Hub id from which the weights that LoRA adapts were read, and `before`
+    what the model of the options had been trained on.
     """
 
     model: DoubleHeadsModel
     tokenizer: PreTrainedTokenizerFast
     state: dict[str, Any] | None
     base: str
+    before: Sequence[TrainedSource]
 
 
 def start_or_continue(options: TrainOptions, report: Callable[[str], None]) -> Start:
@@ -50,8 +53,14 @@ def start_or_continue(options: TrainOptions, report: Callable[[str], None]) -> S
         except PermissionError as error:
             raise UserError(f"{error.filename} cannot be read: get permission for it") from error
     torch.manual_seed(options.seed)
+    if state is not None:
+        trained = TrainedWith.read(last)
+        before = trained.before if trained else ()
+    else:
+        trained = None if options.from_scratch else TrainedWith.read(options.model)
+        before = trained.learnt if trained else ()
     if state is not None and not options.lora_r:
-        return Start(*load(last), state, base=options.model)
+        return Start(*load(last), state, options.model, before)
     base = _base(options) if options.lora_r else options.model
     model, tokenizer = load_model_and_tokenizer(replace(options, model=base), report)
     if model.config.n_positions < 4:
@@ -59,7 +68,7 @@ def start_or_continue(options: TrainOptions, report: Callable[[str], None]) -> S
             f"{options.model} has {model.config.n_positions} positions (n_positions in its "
             "config.json), too few for any reply: name another model"
         )
-    return Start(model, tokenizer, state, base)
+    return Start(model, tokenizer, state, base, before)
 
 
 def _base(options: TrainOptions) -> str:

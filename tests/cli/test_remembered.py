@@ -73,6 +73,34 @@ def test_a_validation_split_that_was_learnt_is_refused(run, capsys, option, valu
     assert evaluate(run, f"--{option}", value, "--allow_trained_on") == 0
 
 
+def test_what_a_model_learnt_in_an_earlier_run_is_remembered_too(run, tmp_path, capsys):
+    def train(model, data, output, *arguments):
+        command = ["train", "--model", str(model), "--data", str(data), "--max_steps", "1"]
+        command += ["--dataset_cache", str(tmp_path / "cache"), "--precision", "fp32"]
+        assert main([*command, "--output", str(output), *arguments]) == 0
+        return capsys.readouterr().out
+
+    data, other = run.parent / "dialogues.json", tmp_path / "other.json"
+    dialogues = builtin_dialogues(num_train=6, num_valid=1, seed=3)["train"]
+    other.write_text(json.dumps([dataclasses.asdict(dialogue) for dialogue in dialogues]))
+    same = ("--data_seed", "7", "--valid_fraction", "0.2")
+    assert "WARNING" not in train(run, data, tmp_path / "same", *same)
+    warning = train(run, data, tmp_path / "another")
+    assert "WARNING: the model was trained on dialogues that are in this validation" in warning
+    train(run, other, tmp_path / "second")
+    train(tmp_path / "second", other, tmp_path / "third")
+    for later in ("another", "third"):
+        assert evaluate(tmp_path / later, "--data_seed", "8", data=data) == 2
+        assert "is 8 here and was" in capsys.readouterr().err
+    assert main(["train", "--resume", str(tmp_path / "third"), "--max_steps", "2"]) == 0
+    assert evaluate(tmp_path / "third", "--data_seed", "8", data=data) == 2
+
+
+def test_an_empty_validation_split_holds_nothing_that_was_learnt(run, capsys):
+    assert evaluate(run, "--valid_fraction", 0) == 2
+    assert "trained on" not in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_other_dialogues_may_be_cut_in_any_way(run, tmp_path):
     dialogues = builtin_dialogues(num_train=6, num_valid=1, seed=3)["train"]
     other = tmp_path / "other.json"
