@@ -1,6 +1,5 @@
 """`convai-fast generate`: replies in bulk."""
 
-import hashlib
 import signal
 import sys
 import time
@@ -16,6 +15,7 @@ import tyro
 from tqdm import tqdm
 
 from convai_fast.cli.remembered import RememberedOptions
+from convai_fast.data.spool import fingerprint
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.dialogue.encoding import tokenizer_fingerprint
 from convai_fast.errors import UserError
@@ -109,11 +109,8 @@ class DatasetRequests:
         self.dialogues, self.split, self.params = dialogues, split, params
         self.max_history = max_history
         self.num_requests = sum(len(dialogue.utterances) for dialogue in dialogues)
-        digest = hashlib.sha256()
-        for dialogue in dialogues:
-            digest.update(repr(dialogue).encode("utf-8"))
         self.settings = {
-            "data": digest.hexdigest()[:16],
+            "data": fingerprint({split: dialogues}),
             "split": split,
             "max_history": max_history,
         }

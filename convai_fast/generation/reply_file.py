@@ -147,7 +147,9 @@ class ReplyFile:
             return f"{self.partial} is no file of replies: move it away, or choose another --output"
         header = json.loads(_to_line(header))  # a tuple becomes a list
         others = [name for name in header | found if header.get(name) != found.get(name)]
-        added = " (for lines that were added, make a file of their own)" if "input" in others else ""
+        added = (
+            " (for lines that were added, make a file of their own)" if "input" in others else ""
+        )
         return (
             f"{self.partial} was begun with another {', '.join(others)}: delete it, or choose "
             f"another --output{added}"

@@ -13,17 +13,21 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import pytest
 import torch
 import zstandard
 from safetensors.torch import load_file, save_file
 
+from convai_fast.cli.generate import DatasetRequests
 from convai_fast.cli.main import main
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.readers import load_dialogues
+from convai_fast.dialogue.dialogue import Dialogue, History, Utterance
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.generation.engine import GenerationEngine
+from convai_fast.generation.params import SamplingParams
 from convai_fast.model import DoubleHeadsModel, TransformerConfig
 
 LENGTH = ["--max_length", "12", "--min_length", "12"]
@@ -165,6 +169,19 @@ def test_every_turn_of_a_split_is_answered_and_the_true_reply_stands_beside_it(
         assert request.history == utterance.history[-1:]  # of 2 * max_history + 1 turns
     assert generate("--data", tmp_path / "data.json", "--split", "train", "--overwrite") == 0
     assert read_lines(tmp_path / "replies.jsonl")[0]["id"] == "train/0/0"
+
+
+def test_the_turns_of_a_long_conversation_take_memory_in_proportion():
+    turns = [f"this is the turn number {i} of many ." for i in range(2000)]
+    utterances = [Utterance(History(turns, i), [turns[i]]) for i in range(1, len(turns), 2)]
+    dialogues = [Dialogue([], utterances)]
+    tracemalloc.start()
+    try:
+        requests = DatasetRequests(dialogues, "valid", 2, SamplingParams())
+        assert sum(len(item.request.history) for item in requests) > 4000
+        assert tracemalloc.get_traced_memory()[1] < 10e6  # all histories are 35 MB
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_missing_validation_split_is_the_one_that_train_cuts_off(generate, tmp_path, capsys):
