@@ -22,6 +22,7 @@ from convai_fast.data.store import (
     Origin,
     checksum,
     is_store,
+    own_files,
 )
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.dialogue.encoding import encode, tokenizer_fingerprint
@@ -120,7 +121,10 @@ def _put_in_place(new: Path, place: Path, old: Path) -> None:
             os.rename(place, old)
         except FileNotFoundError:
             continue
+        for name in {path.name for path in old.iterdir()} - own_files(old):
+            os.rename(old / name, new / name)  # its user's, such as .git
         shutil.rmtree(old)
+    flush(place)
     flush(place.parent)
 
 
