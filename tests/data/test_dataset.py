@@ -138,6 +138,16 @@ def test_data_sets_are_mixed_each_with_its_reader_and_weight(files, tokenizer, t
     assert set(of_b) == {1} and len(of_b) == 6
 
 
+def test_the_weight_of_a_store_of_several_sources_holds_for_all_of_them(files, tokenizer, tmp_path):
+    a, b = files
+    store = open_dataset(DataOptions((a, b), valid_fraction=0.2), tokenizer, tmp_path / "cache")
+    options = DataOptions(f"{store.folder}=2")
+    weights = [source.weight for source in trained_with(options, store, max_history=1).sources]
+    settings = {"batch_size": 4, "num_candidates": 1, "max_history": 1, "max_length": 64}
+    batches = DialogueBatches(store, "train", **settings, weights=weights)
+    assert Counter(batches.rows.tolist()) == dict.fromkeys(range(14), 2)
+
+
 @pytest.mark.parametrize(
     ("path", "readers", "says"),
     [
