@@ -26,7 +26,9 @@ Id = str | int | float
 _OTHER_NAMES = {
     "personality": "persona",
     "system": "persona",
+    "system_prompt": "persona",
     "conversations": "messages",
+    "conversation": "messages",
     "max_tokens": "max_length",
     "max_completion_tokens": "max_length",
     "max_new_tokens": "max_length",
@@ -115,7 +117,7 @@ def to_request(
     if "prompt" in fields:
         if is_blank(fields["prompt"]):
             raise UserError("prompt is blank: give it text")
-        fields["history"] = [fields.pop("prompt")]
+        fields["history"] = [fields.pop("prompt").strip()]  # as in training data
     if "messages" in fields:
         persona, fields["history"], unused_too = read_messages(fields.pop("messages"))
         if persona and "persona" in fields:

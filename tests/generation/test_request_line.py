@@ -34,11 +34,21 @@ def read(**record):
             {"messages": [{"role": "user", "content": [{"type": "input_text", "text": "a"}, "b"]}]},
             [], ["a\nb"],
         ),
+        ({"system_prompt": "i sing .", "conversation": [{"role": "user", "content": "a"}]},
+         ["i sing ."], ["a"]),
     ],
 )  # fmt: skip
 def test_what_is_asked_is_understood(record, persona, history):
     request = read(**record)
     assert (list(request.persona), list(request.history)) == (persona, history)
+
+
+def test_texts_are_stripped_where_those_of_training_data_are():
+    turns = (("human", " a"), ("gpt", "b \n"), ("human", "\tc "))
+    messages = [{"from": role, "value": text} for role, text in turns]
+    assert read(messages=messages).history == ["a", "b", "c"]
+    assert read(prompt="\n hello ! ").history == ["hello !"]
+    assert read(history=[" hello ! "]).history == [" hello ! "]  # taken as it is
 
 
 @pytest.mark.parametrize(
