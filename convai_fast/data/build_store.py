@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -67,14 +67,24 @@ def complete_and_write_store(
     num_candidates: int,
     valid_fraction: float,
     seed: int,
+    notes: Sequence[str] = (),
 ) -> DialogueStore:
     """Split and complete what was read as `load_dialogues` does, into a store in `folder`.
+
+    `notes` are lines that its `meta` keeps, for those who open it.
 
     Raises UserError as `build_store`.
     """
     chosen, origins = split_conversations(spool, valid_fraction, seed)
     return write_store(
-        spool, chosen, origins, tokenizer, folder, num_candidates=num_candidates, seed=seed
+        spool,
+        chosen,
+        origins,
+        tokenizer,
+        folder,
+        num_candidates=num_candidates,
+        seed=seed,
+        notes=notes,
     )
 
 
@@ -87,6 +97,7 @@ def write_store(
     *,
     num_candidates: int,
     seed: int,
+    notes: Sequence[str] = (),
 ) -> DialogueStore:
     """Write the chosen conversations of each split; see `complete_and_write_store`."""
     folder = Path(folder)
@@ -101,7 +112,8 @@ def write_store(
         with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as scratch:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
             new.mkdir()
-            _Writer(spool, tokenizer, new).write(conversations, origins, num_candidates, seed)
+            writer = _Writer(spool, tokenizer, new)
+            writer.write(conversations, origins, num_candidates, seed, notes)
             _put_in_place(new, place, old)
     except OSError as error:
         raise UserError(f"cannot write a store to {folder}: {error.strerror}") from error
@@ -144,6 +156,7 @@ class _Writer:
         origins: list[list[Origin]],
         num_candidates: int,
         seed: int,
+        notes: Sequence[str],
     ) -> None:
         for split, chosen in conversations.items():
             self._write_split(split, chosen, num_candidates, seed)
@@ -169,6 +182,7 @@ class _Writer:
             "origins": [[origin._asdict() for origin in own] for own in origins],
             "num_examples": self.num_examples,
             "num_candidates": num_candidates,
+            "notes": list(notes),
             "sizes": self.sizes,
             "checksums": checksums,
             "fingerprint": hashlib.sha256(repr(checksums).encode()).hexdigest()[:16],

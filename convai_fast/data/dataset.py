@@ -108,8 +108,9 @@ def open_dataset(
 
     The cache holds a folder for each combination of dialogues, tokenizer and options. Where the
     dialogues are files, it is found by a hash of their bytes, without reading them as dialogues;
-    what a function or the Hub gives has to be read first. A store that is damaged is built anew,
-    and of several processes that want the same one, one builds it.
+    what a function or the Hub gives has to be read first. What reading told, such as which records
+    were left out, is told again when the store is found. A store that is damaged is built anew, and
+    of several processes that want the same one, one builds it.
     """
     sources = options.checked_sources()
     if len(sources) == 1 and sources[0].is_store:
@@ -117,12 +118,21 @@ def open_dataset(
         if store.meta["tokenizer"] == tokenizer_fingerprint(tokenizer):
             return store
         report(f"{sources[0].path} was made with another tokenizer: its texts are tokenised anew")
+    notes: list[str] = []  # what reading tells
+
+    def read(spool: Spool) -> None:
+        def note(line: str) -> None:
+            notes.append(line)
+            report(line)
+
+        read_into(spool, sources, skip_bad_records=options.skip_bad_records, report=note)
+
     files = [source.files() for source in sources]
     folder = None
     if None not in files:
         contents = [_hash_of_files(each) for each in files]
         folder = Path(cache) / _key(options, tokenizer, contents)
-        store = _find(folder, report)
+        store = _find(folder, report, notes)
         if store is not None:
             return store
     try:
@@ -132,14 +142,14 @@ def open_dataset(
         raise UserError(f"cannot write to {cache}: {error.strerror}") from error
     with scratch as spool:
         if folder is None:
-            _read(spool, options, report)
+            read(spool)
             folder = Path(cache) / _key(options, tokenizer, spool.fingerprints)
         with locked(Path(cache), folder.name):
-            store = _find(folder, report)
+            store = _find(folder, report, notes)
             if store is not None:
                 return store
             if not spool.fingerprints:
-                _read(spool, options, report)
+                read(spool)
             report(f"dialogues: tokenising into {folder}")
             return complete_and_write_store(
                 spool,
@@ -148,6 +158,7 @@ def open_dataset(
                 num_candidates=options.fill_candidates,
                 valid_fraction=options.valid_fraction,
                 seed=options.data_seed,
+                notes=notes,
             )
 
 
@@ -182,11 +193,8 @@ def unknown_share(store: DialogueStore) -> str:
     return f"{'WARNING: ' if warning else ''}{share}{warning}"
 
 
-def _read(spool: Spool, options: DataOptions, report: Callable[[str], None]) -> None:
-    read_into(spool, options.sources, skip_bad_records=options.skip_bad_records, report=report)
-
-
-def _find(folder: Path, report: Callable[[str], None]) -> DialogueStore | None:
+def _find(folder: Path, report: Callable[[str], None], told: Sequence[str]) -> DialogueStore | None:
+    """The store in `folder`, if it is sound; its notes are reported but for those `told`."""
     if not is_store(folder):
         return None
     try:
@@ -195,6 +203,9 @@ def _find(folder: Path, report: Callable[[str], None]) -> DialogueStore | None:
         report(f"dialogues: {error}; it is built again")
         return None
     report(f"dialogues: found tokenised in {folder}")
+    for line in store.meta.get("notes", ()):
+        if line not in told:
+            report(line)
     return store
 
 

@@ -59,6 +59,33 @@ def test_a_cached_store_is_found_without_reading_the_data(files, tokenizer, tmp_
         open_dataset(DataOptions(files), tokenizer, tmp_path / "cache", said.append)
 
 
+def test_what_reading_told_is_told_again_when_the_store_is_found(tokenizer, tmp_path):
+    path = tmp_path / "chat.json"
+    turns = [{"role": role, "content": role, "mask": 1} for role in ("user", "assistant")]
+    path.write_text(json.dumps([{"messages": turns}, {"messages": 5}]))
+    options = DataOptions(str(path), skip_bad_records=True)
+    first, again = [], []
+    open_dataset(options, tokenizer, tmp_path / "cache", first.append)
+    open_dataset(options, tokenizer, tmp_path / "cache", again.append)
+    assert "1 of 2 records cannot be read and are skipped" in first[0]
+    assert "the field 'mask' is not understood and not used" in first[1]
+    assert "found tokenised" in again[0] and again[1:] == first[:2]
+
+
+def test_what_reading_tells_is_told_once_where_it_has_to_be_read_to_be_found(tokenizer, tmp_path):
+    (tmp_path / "reader.py").write_text(
+        "def read(path):\n"
+        "    turns = {'utterances': [{'history': ['hi'], 'candidates': ['yes']}]}\n"
+        "    return {'train': [turns, {'utterances': []}]}\n"
+    )
+    options = DataOptions("x", f"{tmp_path / 'reader.py'}:read")
+    for _ in range(2):
+        said = []
+        open_dataset(options, tokenizer, tmp_path / "cache", said.append)
+        assert sum("nothing is answered" in line for line in said) == 1
+    assert "found tokenised" in said[-1]
+
+
 def test_a_compressed_copy_is_the_same_data(files, tokenizer, tmp_path):
     a, _ = files
     with open(a, "rb") as plain, gzip.open(tmp_path / "a.json.gz", "wb") as packed:
