@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from convai_fast.archive import unpacked
 from convai_fast.data.store import Origin
@@ -62,11 +63,20 @@ class TrainedWith:
                 values = json.loads(file.read_text(encoding="utf-8"))
                 sources = []
                 for source in values.pop("sources"):
-                    origins = tuple(Origin(**each) for each in source.pop("origins"))
-                    sources.append(TrainedSource(**source, origins=origins))
-                return cls(**values, sources=tuple(sources))
+                    origins = tuple(_checked(Origin, each) for each in source.pop("origins"))
+                    sources.append(_checked(TrainedSource, {**source, "origins": origins}))
+                return _checked(cls, {**values, "sources": tuple(sources)})
             except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(
                     f"{file} does not say what the model was trained with ({error}): restore it, "
                     "or delete it and name the settings"
                 ) from error
+
+
+def _checked(cls: type, values: dict[str, Any]) -> Any:
+    """`cls(**values)`; TypeError for a value that is not of its field's type."""
+    for name, kind in get_type_hints(cls).items():
+        kinds = (int, float) if kind is float else (kind,)
+        if kind in (int, float, str, bool) and type(values[name]) not in kinds:
+            raise TypeError(f"{name} is {values[name]!r}, not {kind.__name__}")
+    return cls(**values)

@@ -211,9 +211,13 @@ def test_a_model_remembers_what_it_was_trained_with(files, tokenizer, tmp_path):
     again = trained_with(DataOptions(str(store.folder)), store, max_history=1)
     assert again.sources[0].origins == tuple(s.origins[0] for s in trained.sources)
     assert again.data_seed == 5
-    (tmp_path / "trained_with.json").write_text("[]")
-    with pytest.raises(UserError, match="does not say what the model was trained with"):
-        type(trained).read(tmp_path)
+    file = tmp_path / "trained_with.json"
+    values = json.loads(file.read_text())
+    source = {**values["sources"][0], "weight": "2"}
+    for damaged in ([], {**values, "max_history": "2"}, {**values, "sources": [source]}):
+        file.write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match="does not say what the model was trained with"):
+            type(trained).read(tmp_path)
 
 
 @pytest.mark.parametrize("valid_fraction", [0, 0.3])
