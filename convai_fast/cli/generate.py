@@ -1,6 +1,5 @@
 """`convai-fast generate`: replies in bulk."""
 
-import hashlib
 import signal
 import sys
 import time
@@ -16,6 +15,7 @@ import tyro
 from tqdm import tqdm
 
 from convai_fast.cli.remembered import RememberedOptions
+from convai_fast.data.spool import fingerprint
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.dialogue.encoding import tokenizer_fingerprint
 from convai_fast.errors import UserError
@@ -33,6 +33,8 @@ from convai_fast.generation.reply_file import ReplyFile, check_absent, written_p
 from convai_fast.generation.request import Request, find_blank_turn, prompt_room
 from convai_fast.hardware import resolve_device
 from convai_fast.loading import load, model_fingerprint
+
+_OF_DIALOGUES = ("reader", "fill_candidates", "valid_fraction", "data_seed", "skip_bad_records")
 
 
 @dataclass
@@ -76,6 +78,13 @@ class GenerateOptions(RememberedOptions):
         default_factory=SamplingParams
     )
 
+    def check_given(self) -> None:
+        """Raise UserError for options of dialogues where requests are given: see `recall`."""
+        default = GenerateOptions()
+        for name in ("split", *_OF_DIALOGUES) if self.input else ():
+            if getattr(self, name) != getattr(default, name):
+                raise UserError(f"--{name} is about dialogues (--data), not --input: leave it out")
+
     def check(self) -> None:
         """Raise UserError at the first option that makes no sense."""
         if bool(self.input) == bool(self.dataset_path):
@@ -109,11 +118,8 @@ class DatasetRequests:
         self.dialogues, self.split, self.params = dialogues, split, params
         self.max_history = max_history
         self.num_requests = sum(len(dialogue.utterances) for dialogue in dialogues)
-        digest = hashlib.sha256()
-        for dialogue in dialogues:
-            digest.update(repr(dialogue).encode("utf-8"))
         self.settings = {
-            "data": digest.hexdigest()[:16],
+            "data": fingerprint({split: dialogues}),
             "split": split,
             "max_history": max_history,
         }
@@ -130,6 +136,7 @@ Source = RequestFile | DatasetRequests
 
 def run(options: GenerateOptions) -> None:
     """Answer what is not answered yet, then put the file of replies in its place."""
+    options.check_given()
     options.recall()
     options.check()
     params = replace(options.sampling, n=options.num_return, logprobs=options.logprobs)

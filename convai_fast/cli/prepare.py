@@ -28,7 +28,7 @@ class PrepareOptions(DataOptions):
     """
 
     dataset_path: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--data"])] = ()
-    """Files, folders or Hub dataset ids, which are mixed (also --data)."""
+    """Files, folders or Hub dataset ids, which are mixed without weights (also --data)."""
     tokenizer: str = ""
     """Folder or Hub id of the model, or of the tokenizer alone."""
     out: str = ""
@@ -54,6 +54,11 @@ def run(options: PrepareOptions) -> None:
         if getattr(options, name) < value:
             raise UserError(f"--{name} must be at least {value}, not {getattr(options, name)}")
     sources = options.checked_sources()
+    if weighted := next((source for source in sources if source.weight != 1), None):
+        raise UserError(
+            f"the weight of {weighted.path} would be lost, since weights count in training: "
+            "prepare a store for each data set, and give train --data store1=3 store2"
+        )
     tokenizer = load_tokenizer(options.tokenizer)
     with tempfile.TemporaryDirectory() as scratch, Spool() as spool:
         read_into(spool, sources, skip_bad_records=options.skip_bad_records)

@@ -59,12 +59,13 @@ def spread(num_rows: int, max_rows: int) -> np.ndarray:
 def _weighted(rows: np.ndarray, counts: Sequence[int], weights: Sequence[float]) -> np.ndarray:
     """`rows` of the plan with those of each source as often as its weight says.
 
+    One weight holds for all sources: those of a store of several, which is named once.
     A weight of 2.5 repeats each row twice, and half of them, spread evenly, once more.
     """
     ends = np.cumsum(counts)
     source_of = np.searchsorted(ends, rows % ends[-1], "right")
     parts = []
-    for source, weight in enumerate(weights):
+    for source, weight in enumerate(np.broadcast_to(weights, len(counts))):
         own, whole = rows[source_of == source], int(weight)
         num_more = round((weight - whole) * len(own))
         parts += [own] * whole + ([own[spread(len(own), num_more)]] if num_more else [])
@@ -107,7 +108,7 @@ class DialogueBatches:
             rotated by one sentence more.
         max_examples: keep only so many examples, spread evenly over the split (0: all).
         weights: how often an epoch sees the examples of each of the store's sources: 2 is twice,
-            0.5 every other one.
+            0.5 every other one; a single weight holds for all sources.
     """
 
     def __init__(

@@ -22,6 +22,7 @@ from convai_fast.data.store import (
     Origin,
     checksum,
     is_store,
+    own_files,
 )
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.dialogue.encoding import encode, tokenizer_fingerprint
@@ -74,9 +75,15 @@ def complete_and_write_store(
     """
     chosen, origins, notes = split_conversations(spool, valid_fraction, seed)
     for note in notes:
-        report(note)
+        spool.tell(note, report)
     return write_store(
-        spool, chosen, origins, tokenizer, folder, num_candidates=num_candidates, seed=seed
+        spool,
+        chosen,
+        origins,
+        tokenizer,
+        folder,
+        num_candidates=num_candidates,
+        seed=seed,
     )
 
 
@@ -103,7 +110,8 @@ def write_store(
         with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as scratch:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
             new.mkdir()
-            _Writer(spool, tokenizer, new).write(conversations, origins, num_candidates, seed)
+            writer = _Writer(spool, tokenizer, new)
+            writer.write(conversations, origins, num_candidates, seed)
             _put_in_place(new, place, old)
     except OSError as error:
         raise UserError(f"cannot write a store to {folder}: {error.strerror}") from error
@@ -123,7 +131,10 @@ def _put_in_place(new: Path, place: Path, old: Path) -> None:
             os.rename(place, old)
         except FileNotFoundError:
             continue
+        for name in {path.name for path in old.iterdir()} - own_files(old):
+            os.rename(old / name, new / name)  # its user's, such as .git
         shutil.rmtree(old)
+    flush(place)
     flush(place.parent)
 
 
@@ -168,6 +179,7 @@ class _Writer:
             "origins": [[origin._asdict() for origin in own] for own in origins],
             "num_examples": self.num_examples,
             "num_candidates": num_candidates,
+            "notes": self.spool.notes,
             "sizes": self.sizes,
             "checksums": checksums,
             "fingerprint": hashlib.sha256(repr(checksums).encode()).hexdigest()[:16],

@@ -108,15 +108,21 @@ def open_dataset(
 
     The cache holds a folder for each combination of dialogues, tokenizer and options. Where the
     dialogues are files, it is found by a hash of their bytes, without reading them as dialogues;
-    what a function or the Hub gives has to be read first. A store that is damaged is built anew,
-    and of several processes that want the same one, one builds it.
+    what a function or the Hub gives has to be read first. What reading told, such as which records
+    were left out, is told again when the store is found. A store that is damaged is built anew, and
+    of several processes that want the same one, one builds it.
     """
     sources = options.checked_sources()
     if len(sources) == 1 and sources[0].is_store:
         store = DialogueStore(sources[0].path)
         if store.meta["tokenizer"] == tokenizer_fingerprint(tokenizer):
+            report(f"dialogues: the store {sources[0].path}; its splits and distractors stay")
             return store
         report(f"{sources[0].path} was made with another tokenizer: its texts are tokenised anew")
+
+    def read(spool: Spool) -> None:
+        read_into(spool, sources, skip_bad_records=options.skip_bad_records, report=report)
+
     files = [source.files() for source in sources]
     folder = None
     if None not in files:
@@ -132,14 +138,14 @@ def open_dataset(
         raise UserError(f"cannot write to {cache}: {error.strerror}") from error
     with scratch as spool:
         if folder is None:
-            _read(spool, options, report)
+            read(spool)
             folder = Path(cache) / _key(options, tokenizer, spool.fingerprints)
         with locked(Path(cache), folder.name):
-            store = _find(folder, report)
+            store = _find(folder, report, spool.notes)
             if store is not None:
                 return store
             if not spool.fingerprints:
-                _read(spool, options, report)
+                read(spool)
             report(f"dialogues: tokenising into {folder}")
             return complete_and_write_store(
                 spool,
@@ -190,11 +196,10 @@ def unknown_share(store: DialogueStore) -> str:
     return f"{'WARNING: ' if warning else ''}{share}{warning}"
 
 
-def _read(spool: Spool, options: DataOptions, report: Callable[[str], None]) -> None:
-    read_into(spool, options.sources, skip_bad_records=options.skip_bad_records, report=report)
-
-
-def _find(folder: Path, report: Callable[[str], None]) -> DialogueStore | None:
+def _find(
+    folder: Path, report: Callable[[str], None], told: Sequence[str] = ()
+) -> DialogueStore | None:
+    """The store in `folder`, if it is sound; its notes are reported but for those `told`."""
     if not is_store(folder):
         return None
     try:
@@ -203,6 +208,9 @@ def _find(folder: Path, report: Callable[[str], None]) -> DialogueStore | None:
         report(f"dialogues: {error}; it is built again")
         return None
     report(f"dialogues: found tokenised in {folder}")
+    for line in store.meta.get("notes", ()):
+        if line not in told:
+            report(line)
     return store
 
 

@@ -113,6 +113,7 @@ class Spool:
         folder: its own.
         splits: names of the splits, in the order of `conversation_split`.
         fingerprints: of each source, by number, a hash of all its dialogues.
+        notes: what reading told: what was left out or not used.
         made_before: where a source, by number, is a store: what that was made of. Its splits stay.
     """
 
@@ -121,6 +122,7 @@ class Spool:
         self.folder = Path(self._scratch.name)
         self.columns = {name: _Column(self.folder, name, dtype) for name, dtype in _COLUMNS.items()}
         self.splits: list[str] = []
+        self.notes: list[str] = []
         self.made_before: dict[int, list[Origin]] = {}
         self._hashes: list = []
         self._known: dict[str, int] = {}
@@ -158,6 +160,11 @@ class Spool:
             return data[begin : int(ends[number])].tobytes().decode()
 
         return text
+
+    def tell(self, note: str, report: Callable[[str], None]) -> None:
+        """Report something of the dialogues, and keep it among `notes`."""
+        self.notes.append(note)
+        report(note)
 
     def add(self, split: str, conversation: Conversation, source: int = 0) -> None:
         """Take in one conversation, all of whose sides land in the same split."""

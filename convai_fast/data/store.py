@@ -206,11 +206,19 @@ def _read_meta(folder: Path) -> dict | None:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return meta if isinstance(meta, dict) and {"format_version", "sizes"} <= meta.keys() else None
+    is_meta = (
+        isinstance(meta, dict) and "format_version" in meta and type(meta.get("sizes")) is dict
+    )
+    return meta if is_meta else None
+
+
+def own_files(folder: Path) -> set[str]:
+    """The names of a store's own files; others that lie beside them are its user's."""
+    return {"meta.json"} | {f"{name}.bin" for name in _read_meta(folder)["sizes"]}
 
 
 def is_store(folder: str | Path) -> bool:
-    """Whether `folder` holds a store, and nothing but a store."""
+    """Whether `folder` holds a store, and beside it only binary and hidden files."""
     folder = Path(folder)
     return _read_meta(folder) is not None and all(
         # File managers and network file systems leave files of their own, such as .DS_Store.

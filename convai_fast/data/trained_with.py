@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from convai_fast.archive import unpacked
 from convai_fast.data.store import Origin
@@ -92,12 +93,21 @@ class TrainedWith:
                 for name in ("sources", "before"):
                     sources = []
                     for source in values[name]:
-                        origins = tuple(Origin(**each) for each in source.pop("origins"))
-                        sources.append(TrainedSource(**source, origins=origins))
+                        origins = tuple(_checked(Origin, each) for each in source.pop("origins"))
+                        sources.append(_checked(TrainedSource, {**source, "origins": origins}))
                     values[name] = tuple(sources)
-                return cls(**values)
+                return _checked(cls, values)
             except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(
-                    f"{file} does not say what the model was trained with ({error}): restore it, "
-                    "or delete it and name the settings"
+                    f"{file} does not say what the model was trained with ({error}): it is damaged "
+                    "or of another version; restore it, or delete it and name the settings"
                 ) from error
+
+
+def _checked(cls: type, values: dict[str, Any]) -> Any:
+    """`cls(**values)`; TypeError for a value that is not of its field's type."""
+    for name, kind in get_type_hints(cls).items():
+        kinds = (int, float) if kind is float else (kind,)
+        if kind in (int, float, str, bool) and type(values[name]) not in kinds:
+            raise TypeError(f"{name} is {values[name]!r}, not {kind.__name__}")
+    return cls(**values)

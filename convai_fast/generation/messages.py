@@ -37,7 +37,7 @@ def read_messages(messages: Sequence[Any]) -> tuple[list[str], list[str], list[s
         if role == "system":
             persona += sentences(text)
         else:
-            turns.append((role, "" if is_blank(text) else text))
+            turns.append((role, "" if is_blank(text) else text.strip()))  # as in training data
         names = given.keys() - {"role", "from", "content", "value"}
         unused |= dict.fromkeys(f"messages.{name}" for name in sorted(names))
     if not turns or turns[-1][0] != "user":

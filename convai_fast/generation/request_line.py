@@ -26,7 +26,9 @@ Id = str | int | float
 _OTHER_NAMES = {
     "personality": "persona",
     "system": "persona",
+    "system_prompt": "persona",
     "conversations": "messages",
+    "conversation": "messages",
     "max_tokens": "max_length",
     "max_completion_tokens": "max_length",
     "max_new_tokens": "max_length",
@@ -39,12 +41,20 @@ _OTHER_NAMES = {
 }
 # What other engines take that makes no difference here.
 _UNUSED = (
-    *("model", "user", "metadata", "store", "stream_options", "service_tier", "safety_identifier"),
+    *(
+        "model",
+        "user",
+        "stream",
+        "metadata",
+        "store",
+        "stream_options",
+        "service_tier",
+        "safety_identifier",
+    ),
     *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
 )
 # What makes none as long as it has one of these values, and is not there otherwise.
 _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "stream": (False,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logit_bias": ({},),
@@ -115,7 +125,7 @@ def to_request(
     if "prompt" in fields:
         if is_blank(fields["prompt"]):
             raise UserError("prompt is blank: give it text")
-        fields["history"] = [fields.pop("prompt")]
+        fields["history"] = [fields.pop("prompt").strip()]  # as in training data
     if "messages" in fields:
         persona, fields["history"], unused_too = read_messages(fields.pop("messages"))
         if persona and "persona" in fields:

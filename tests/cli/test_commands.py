@@ -100,6 +100,10 @@ def test_a_preview_of_more_than_there_is_shows_each_example_once(files, capsys):
             ["--data", "x", "--tokenizer", "x", "--out", "y", "--fill_candidates", "0"],
             "fill_candidates must",
         ),
+        (
+            ["--data", f"{__file__}=3", "--tokenizer", "x", "--out", "y"],
+            "test_commands.py would be lost, since weights count in training: prepare a store for",
+        ),
     ],
 )
 def test_what_prepare_lacks_is_one_sentence_and_code_2(arguments, says, capsys):

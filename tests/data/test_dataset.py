@@ -59,6 +59,33 @@ def test_a_cached_store_is_found_without_reading_the_data(files, tokenizer, tmp_
         open_dataset(DataOptions(files), tokenizer, tmp_path / "cache", said.append)
 
 
+def test_what_reading_told_is_told_again_when_the_store_is_found(tokenizer, tmp_path):
+    path = tmp_path / "chat.json"
+    turns = [{"role": role, "content": role, "mask": 1} for role in ("user", "assistant")]
+    path.write_text(json.dumps([{"messages": turns}, {"messages": 5}]))
+    options = DataOptions(str(path), skip_bad_records=True)
+    first, again = [], []
+    open_dataset(options, tokenizer, tmp_path / "cache", first.append)
+    open_dataset(options, tokenizer, tmp_path / "cache", again.append)
+    assert "1 of 2 records cannot be read and are skipped" in first[0]
+    assert "the field 'mask' is not understood and not used" in first[1]
+    assert "found tokenised" in again[0] and again[1:] == first[:2]
+
+
+def test_what_reading_tells_is_told_once_where_it_has_to_be_read_to_be_found(tokenizer, tmp_path):
+    (tmp_path / "reader.py").write_text(
+        "def read(path):\n"
+        "    turns = {'utterances': [{'history': ['hi'], 'candidates': ['yes']}]}\n"
+        "    return {'train': [turns, {'utterances': []}]}\n"
+    )
+    options = DataOptions("x", f"{tmp_path / 'reader.py'}:read")
+    for _ in range(2):
+        said = []
+        open_dataset(options, tokenizer, tmp_path / "cache", said.append)
+        assert sum("nothing is answered" in line for line in said) == 1
+    assert "found tokenised" in said[-1]
+
+
 def test_a_compressed_copy_is_the_same_data(files, tokenizer, tmp_path):
     a, _ = files
     with open(a, "rb") as plain, gzip.open(tmp_path / "a.json.gz", "wb") as packed:
@@ -138,6 +165,16 @@ def test_data_sets_are_mixed_each_with_its_reader_and_weight(files, tokenizer, t
     assert set(of_b) == {1} and len(of_b) == 6
 
 
+def test_the_weight_of_a_store_of_several_sources_holds_for_all_of_them(files, tokenizer, tmp_path):
+    a, b = files
+    store = open_dataset(DataOptions((a, b), valid_fraction=0.2), tokenizer, tmp_path / "cache")
+    options = DataOptions(f"{store.folder}=2")
+    weights = [source.weight for source in trained_with(options, store, max_history=1).sources]
+    settings = {"batch_size": 4, "num_candidates": 1, "max_history": 1, "max_length": 64}
+    batches = DialogueBatches(store, "train", **settings, weights=weights)
+    assert Counter(batches.rows.tolist()) == dict.fromkeys(range(14), 2)
+
+
 @pytest.mark.parametrize(
     ("path", "readers", "says"),
     [
@@ -174,9 +211,13 @@ def test_a_model_remembers_what_it_was_trained_with(files, tokenizer, tmp_path):
     again = trained_with(DataOptions(str(store.folder)), store, max_history=1)
     assert again.sources[0].origins == tuple(s.origins[0] for s in trained.sources)
     assert again.data_seed == 5
-    (tmp_path / "trained_with.json").write_text("[]")
-    with pytest.raises(UserError, match="does not say what the model was trained with"):
-        type(trained).read(tmp_path)
+    file = tmp_path / "trained_with.json"
+    values = json.loads(file.read_text())
+    source = {**values["sources"][0], "weight": "2"}
+    for damaged in ([], {**values, "max_history": "2"}, {**values, "sources": [source]}):
+        file.write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match="does not say what the model was trained with"):
+            type(trained).read(tmp_path)
 
 
 @pytest.mark.parametrize("valid_fraction", [0, 0.3])

@@ -110,6 +110,17 @@ def test_building_replaces_a_store_but_nothing_else(store, dialogues, tokenizer,
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
+def test_what_lies_beside_a_store_stays_when_it_is_replaced(store, dialogues, tokenizer):
+    (store.folder / ".git").mkdir()
+    (store.folder / ".git" / "x").write_text("mine")
+    (store.folder / "notes.bin").write_text("mine, too")
+    build_store({"train": dialogues["train"][:1]}, tokenizer, store.folder)
+    assert (store.folder / ".git" / "x").read_text() == "mine"
+    assert (store.folder / "notes.bin").read_text() == "mine, too"
+    assert not (store.folder / "valid.dialogue.bin").exists()  # of the store that was replaced
+    assert DialogueStore(store.folder).splits["train"].num_dialogues == 1
+
+
 def test_a_folder_that_is_no_store_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no dialogue store"):
         DialogueStore(tmp_path)

@@ -34,11 +34,21 @@ def read(**record):
             {"messages": [{"role": "user", "content": [{"type": "input_text", "text": "a"}, "b"]}]},
             [], ["a\nb"],
         ),
+        ({"system_prompt": "i sing .", "conversation": [{"role": "user", "content": "a"}]},
+         ["i sing ."], ["a"]),
     ],
 )  # fmt: skip
 def test_what_is_asked_is_understood(record, persona, history):
     request = read(**record)
     assert (list(request.persona), list(request.history)) == (persona, history)
+
+
+def test_texts_are_stripped_where_those_of_training_data_are():
+    turns = (("human", " a"), ("gpt", "b \n"), ("human", "\tc "))
+    messages = [{"from": role, "value": text} for role, text in turns]
+    assert read(messages=messages).history == ["a", "b", "c"]
+    assert read(prompt="\n hello ! ").history == ["hello !"]
+    assert read(history=[" hello ! "]).history == [" hello ! "]  # taken as it is
 
 
 @pytest.mark.parametrize(
@@ -51,7 +61,7 @@ def test_what_is_asked_is_understood(record, persona, history):
         ({"stop": "."}, {"stop": (".",)}),
         ({"stop": [".", "!"], "n": 3}, {"stop": (".", "!"), "n": 3}),
         ({"num_return_sequences": 2, "seed": 1}, {"n": 2, "seed": 1}),
-        ({"stream": False, "presence_penalty": 0, "temperature": None}, {}),
+        ({"stream": True, "presence_penalty": 0, "temperature": None}, {}),
     ],
 )
 def test_names_of_other_engines_are_understood(fields, expected):

@@ -187,7 +187,7 @@ def read_into(
         for split, conversation in source.read(log):
             found.add(split)
             spool.add(split, conversation, number)
-        log.finish(source.path, skip_bad_records, report)
+        log.finish(source.path, skip_bad_records, lambda note: spool.tell(note, report))
         if found and "train" not in found:
             raise UserError(
                 f"{source.path}: train is missing (found are {', '.join(sorted(found))}); give "
