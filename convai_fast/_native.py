@@ -37,6 +37,9 @@ def _load() -> str | None:
     global host
     if BACKEND not in ("auto", "native", "reference"):
         raise UserError(f"CONVAI_FAST_BACKEND must be auto, native or reference, not {BACKEND!r}")
+    isa = os.environ.get("CONVAI_FAST_ISA", "avx512")
+    if isa not in ("portable", "avx2", "avx512"):
+        raise UserError(f"CONVAI_FAST_ISA must be portable, avx2 or avx512, not {isa!r}")
     if BACKEND == "reference":
         return "CONVAI_FAST_BACKEND=reference"
     info = _build_info()

@@ -12,7 +12,7 @@ class UserError(Exception):
 def reason_of(error: BaseException) -> str:
     """The first line of what another library's exception says, short enough for a sentence."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return (line if len(line) <= 200 else f"{line[:200]}…").rstrip(".")
+    return (line if len(line) <= 200 else f"{line[:200]}…").rstrip(".: ")
 
 
 def shown(value: object) -> str:

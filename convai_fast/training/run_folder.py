@@ -51,10 +51,10 @@ def check_output(output: str) -> None:
     with explained(f"{path} cannot become a run folder", "begin again, or name another --output"):
         is_free = not output or not path.exists() or (path.is_dir() and not any(path.iterdir()))
     if not is_free:
-        raise UserError(
-            f"{path} is not empty: choose another run folder with --output, or continue the run "
-            f"that it holds with --resume"
-        )
+        is_run = (path / "options.json").exists()
+        what = "is not empty" if path.is_dir() else "is a file"
+        resume = ", or continue the run that it holds with --resume" if is_run else ""
+        raise UserError(f"{path} {what}: choose another run folder with --output{resume}")
 
 
 class RunFolder:

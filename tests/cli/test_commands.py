@@ -218,10 +218,17 @@ def test_the_reference_backend_runs_without_anything_compiled():
     assert "plain PyTorch: CONVAI_FAST_BACKEND=reference" in result.stdout
 
 
-def test_an_unknown_backend_is_one_sentence():
-    result = run("info", CONVAI_FAST_BACKEND="fortran")
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"CONVAI_FAST_BACKEND": "fortran"}, "must be auto, native or reference, not 'fortran'"),
+        ({"CONVAI_FAST_ISA": "sse"}, "must be portable, avx2 or avx512, not 'sse'"),
+    ],
+)
+def test_an_unknown_backend_or_instruction_set_is_one_sentence(environment, says):
+    result = run("info", **environment)
     assert result.returncode == 2
-    assert "must be auto, native or reference, not 'fortran'" in result.stderr
+    assert says in result.stderr
     assert result.stderr.count("\n") == 1
 
 
