@@ -136,6 +136,22 @@ def test_rows_of_one_conversation_are_one_dialogue(write):
     assert [len(d.utterances) for d in dialogues] == [2, 1]
 
 
+MARKS = [{"weight": 0}, {"loss_weight": 0.0}, {"loss": "no"}, {"train": False}, {"trainable": 0}]
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_what_is_not_to_be_learnt_is_left_out_of_every_shape_and_told(write, mark):
+    row, pair = {"history": ["a"], "candidates": ["b"]}, {"prompt": "a", "completion": "b"}
+    mixed = {"utterances": [row | mark, {"history": ["a", "b", "c"], "candidates": ["d"]}]}
+    records = [mixed, {"utterances": [row]} | mark, row | mark, pair | mark]
+    dialogues, said = read(write("a.jsonl", "\n".join(map(json.dumps, records))))
+    assert pairs_of(dialogues) == [(["a", "b", "c"], ["d"])]
+    assert [line.split(": ", 1)[1] for line in said] == [
+        "utterances whose weight, loss or train says no are left out (1)",
+        "records whose weight, loss or train says no are left out (3)",
+    ]
+
+
 # ---- pairs and tables -------------------------------------------------------------------------
 
 
@@ -191,6 +207,49 @@ def test_a_label_says_no_in_all_ways_that_tables_have(write, suffix, label, is_l
     assert replies == ([["go away"], ["hello"]] if is_learnt else [["go away", "hello"]])
     not_understood = "the field 'label' says neither yes nor no and is not used (1)"
     assert any(not_understood in line for line in said) == (label in ("sad", "nan"))
+
+
+@pytest.mark.parametrize(
+    ("history", "turns"),
+    [
+        ([["a", "b "], ["c", "d"]], ["a", "b", "c", "d"]),
+        (["a", "b"], ["a", "b"]),
+        ([], []),
+        (None, []),
+        ("", []),
+    ],
+)
+@pytest.mark.parametrize("names", [("instruction", "output"), ("prompt", "response")])
+def test_the_history_of_a_pair_stands_before_its_prompt(write, history, turns, names):
+    record = dict(zip(names, ("hi", "hello"), strict=True)) | {"history": history}
+    dialogues, _ = read(write("a.json", [record]))
+    assert pairs_of(dialogues) == [([*turns, "hi"], ["hello"])]
+
+
+@pytest.mark.parametrize(
+    ("history", "says"),
+    [
+        ("a", "history must be a list, not text"),
+        ([["a"]], "history must be a list of texts, or of pairs of texts"),
+        ([{"role": "user"}], "history must be a list of texts, or of pairs of texts"),
+        (["a", ["b", "c"]], "history must be a list of texts, or of pairs of texts"),
+        ([["a", None]], "history[0][1] must be text, not null"),
+    ],
+)
+def test_another_history_of_a_pair_is_named(write, history, says):
+    path = write("a.json", [{"prompt": "hi", "response": "hello", "history": history}])
+    assert_user_error(lambda: load_bare(path), [f"{path}: [0].{says}"])
+
+
+def test_a_distractor_that_equals_the_reply_is_left_out(write):
+    records = [
+        {"prompt": "hi", "completion": "Hello !", "distractors": ["no", "hello  !"]},
+        {"prompt": "bye", "completion": "ciao", "label": 1},
+        {"prompt": "bye", "completion": " CIAO", "label": 0},
+    ]
+    dialogues, said = read(write("a.json", records))
+    assert pairs_of(dialogues) == [(["hi"], ["no", "Hello !"]), (["bye"], ["ciao"])]
+    assert any("distractors that equal the true reply are left out (2)" in s for s in said)
 
 
 def test_a_file_may_mix_records_of_all_shapes(write):

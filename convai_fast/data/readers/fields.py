@@ -24,6 +24,7 @@ _PLAIN = re.compile(r"[!-~]")
 _FILLERS = frozenset("\u2800\u3164\u115f\u1160\uffa0")  # letters by their category, but empty
 _MAX_KNOWN_BYTES = 1 << 24
 _BYTES_OF_ANY = 100  # of a text in memory, whatever its length
+_LEARNT = ("weight", "loss_weight", "loss", "train", "trainable")
 _YES_AND_NO = {
     **dict.fromkeys(("false", "no", "bad"), True),
     **dict.fromkeys(("true", "yes", "good"), False),
@@ -171,12 +172,19 @@ def says_no(value: object) -> bool | None:
         word = value.strip().lower()
         if word in _YES_AND_NO:
             return _YES_AND_NO[word]
+    number = _number(value)
+    return None if number is None else number == 0
+
+
+def _number(value: object) -> float | None:
+    """The number that a field holds, be it as text, as tables have it; or None."""
+    if isinstance(value, str):
         try:
-            value = float(word)
+            value = float(value)
         except ValueError:
             return None
-    is_number = isinstance(value, int | float) and not math.isnan(value)
-    return value == 0 if is_number else None
+    is_number = isinstance(value, int) or (isinstance(value, float) and not math.isnan(value))
+    return value if is_number else None
 
 
 def flag_says_no(fields: dict[str, Any], name: str, log: ReadingLog) -> bool | None:
@@ -186,6 +194,14 @@ def flag_says_no(fields: dict[str, Any], name: str, log: ReadingLog) -> bool | N
     if answer is None and not is_absent(value):
         log.note(f"the field {name!r} says neither yes nor no and is not used")
     return answer
+
+
+def is_unlearnt(fields: dict[str, Any], log: ReadingLog) -> bool:
+    """Whether a field such as `weight` says that a record, or a part of it, is not to be learnt."""
+    for name in ("weight", "loss_weight"):
+        if _number(fields.get(name)) not in (None, 0, 1):
+            log.note("a weight that is neither 0 nor 1 counts as 1")
+    return any([flag_says_no(fields, name, log) for name in _LEARNT if name in fields])
 
 
 def is_absent(value: object) -> bool:

@@ -138,7 +138,7 @@ def _read_object(
                 yield member, conversation
         else:
             fields[member] = document.value()
-    if "train" in fields or has_splits:
+    if has_splits or ("train" in fields and shape_of(fields) is None):
         for split in ("train", *VALID_NAMES):
             if fields.get(split) is not None:
                 as_list(fields[split], f"{name}: {split}")

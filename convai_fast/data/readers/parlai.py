@@ -61,7 +61,7 @@ def read_dialog(record: object, where: str, texts: Texts, log: ReadingLog) -> Co
                 turns.add(speaker, text)
     if len(speakers) > 2:
         raise UserError(f"{where}dialog has {len(speakers)} speakers; it must have two")
-    return [turns.side([], speakers[1])] if len(speakers) == 2 else []
+    return [turns.side([], speakers[-1] if speakers else "")]
 
 
 class _Episode:
