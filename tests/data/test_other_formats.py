@@ -49,9 +49,27 @@ def test_silence_is_no_turn_and_its_speaker_goes_on(write):
     )
     assert pairs_of(read(path)[0]) == [
         ([], ["hello"]),
-        (["hello", "hi"], ["i sing ."]),
+        (["hello", "hi"], ["i sing . do you ?"]),
         (["hello", "hi", "i sing . do you ?", "no"], ["sad"]),
     ]
+
+
+def test_a_reply_of_several_lines_has_the_distractors_of_all_of_them(write):
+    path = write("a.txt", "1 hi\tyes ,\t\tno|yes ,\n2 __SILENCE__\thi\t\tbye|__SILENCE__|hi\n")
+    assert pairs_of(read(path)[0]) == [(["hi"], ["no", "bye", "yes , hi"])]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1 a\tb\n2 bye\t__SILENCE__\t\tno|__SILENCE__\n3 now\tc\t\t__SILENCE__|d|c\n",
+        "text:a\tlabels:b\ntext:bye\tlabels:__SILENCE__\n"
+        "text:now\tlabels:__SILENCE__|c\tlabel_candidates:__SILENCE__|d\n",
+    ],
+)
+def test_silence_is_no_reply_and_no_distractor(write, text):
+    expected = [(["a"], ["b"]), (["a", "b", "bye now"], ["d", "c"])]
+    assert pairs_of(read(write("a.txt", text))[0]) == expected
 
 
 def test_a_bar_inside_a_true_reply_makes_no_distractors_of_its_parts(write):

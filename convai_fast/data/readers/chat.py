@@ -83,7 +83,7 @@ def read_chat(record: object, where: str, texts: Texts, log: ReadingLog) -> Conv
         else:
             turns.add(role, texts.check(text, place).strip(), learnt)
     sides.append((persona, begin, len(turns)))
-    return [turns.side(known, "assistant", first, end) for known, first, end in sides]
+    return [turns.side(known, "assistant", max(first, 1), end) for known, first, end in sides]
 
 
 def _messages(

@@ -131,15 +131,18 @@ class Turns:
         return [self.texts.check(" ".join(parts), "the turn") for parts in self._parts]
 
     def side(
-        self, persona: list[str], speaker: str, begin: int = 0, end: int | None = None
+        self, persona: list[str], speaker: str, begin: int = 1, end: int | None = None
     ) -> Dialogue:
-        """What `speaker` answers in the turns from `begin` up to `end`, knowing `persona`."""
+        """What `speaker` answers in the turns from `begin` up to `end`, knowing `persona`.
+
+        The first turn of all answers nobody.
+        """
         end = len(self) if end is None else end
         return Dialogue(
             persona,
             [
                 Utterance(History(self.said, i), [self.said[i]])
-                for i in range(max(begin, 1), end)
+                for i in range(begin, end)
                 if self.speakers[i] == speaker and self.is_learnt[i]
             ],
         )
