@@ -5,10 +5,13 @@ function gets `where`, the beginning of an error message that leads to the recor
 train[3]." or "chat.jsonl, line 7: "; what it adds is the field.
 """
 
+import ast
+import json
 import math
 import re
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -33,10 +36,18 @@ _YES_AND_NO = {
 
 def is_blank(text: str) -> bool:
     """Whether nothing of `text` can be seen, so that a tokenizer may find no token in it: spaces,
-    control characters, zero-width ones, direction marks, and marks without a letter to stand on."""
+    control characters, zero-width ones, direction marks, and marks without a letter to stand on.
+    Private characters, and those that are newer than this Python, can be seen."""
     if _PLAIN.search(text):
         return False
-    return all(unicodedata.category(c)[0] in "CZM" or c in _FILLERS for c in text)
+    return all(c in _FILLERS or _is_unseen(c) for c in text)
+
+
+def _is_unseen(character: str) -> bool:
+    category, code = unicodedata.category(character), ord(character)
+    if category == "Cn":  # a character newer than this Python, or one that will never be
+        return code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+    return category[0] in "CZM" and category != "Co"
 
 
 class Texts:
@@ -91,12 +102,27 @@ class Texts:
         return [self.check(line.strip(), where) for line in value.split("\n") if not is_blank(line)]
 
     def persona(self, value: object, where: str) -> list[str]:
-        """Check a persona: a list of sentences, a text with one a line, or nothing at all."""
+        """Check a persona: a list of sentences, a text with one a line, or nothing at all.
+
+        The text may be a list as JSON or Python write it, since a cell of a table holds no other.
+        """
         if value is None:
             return []
+        value = _list_in(value)
         if isinstance(value, str):
             return self.check_lines(value, where)
         return self.check_all(value, where, drop_blank=True)
+
+
+def _list_in(value: object) -> object:
+    """The list of texts that a text holds, or `value` as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                found = parse(value.strip())
+                if isinstance(found, list) and all(isinstance(text, str) for text in found):
+                    return found
+    return value
 
 
 class Turns:
