@@ -104,6 +104,12 @@ def test_a_system_line_in_the_middle_is_known_only_from_there_on(write):
     assert [(u.history, u.candidates) for u in after.utterances] == [(["a", "b", "c"], ["d"])]
 
 
+def test_a_system_text_beside_the_turns_and_among_them_is_known_once(write):
+    turns = ("system", "i sing .\ni bake ."), ("user", "a"), ("assistant", "b")
+    ((dialogue,), _) = read(write, messages(*turns, system="i sing ."))
+    assert dialogue.personality == ["i sing .", "i bake ."]
+
+
 def test_consecutive_turns_are_joined_and_what_nobody_answers_is_left_out(write):
     record = messages(
         ("assistant", "back ?"), ("user", "yes ,"), ("user", "i am"), ("assistant", "good ,"),

@@ -127,6 +127,8 @@ UTTERANCES = [{"history": ["a"], "candidates": ["no", "b"]}]
         ({"personality": "i sing .\ni bake ."}, ["i sing .", "i bake ."]),
         ({"persona": ["i sing ."]}, ["i sing ."]),
         ({"personas": ["i sing ."]}, ["i sing ."]),
+        ({"personality": [], "persona": ["i sing ."]}, ["i sing ."]),
+        ({"personality": None, "personas": "i sing ."}, ["i sing ."]),
     ],
 )
 def test_the_persona_of_the_forks(write, fields, persona):
@@ -268,6 +270,34 @@ def test_a_distractor_that_equals_the_reply_is_left_out(write):
     dialogues, said = read(write("a.json", records))
     assert pairs_of(dialogues) == [(["hi"], ["no", "Hello !"]), (["bye"], ["ciao"])]
     assert any("distractors that equal the true reply are left out (2)" in s for s in said)
+
+
+@pytest.mark.parametrize(
+    ("cell", "texts"),
+    [
+        ("['i like tea .', \"i'm old .\"]", ["i like tea .", "i'm old ."]),
+        ('["no", "nope"]', ["no", "nope"]),
+        ("[]", []),
+        ("[laughs] no", ["[laughs] no"]),
+        ("[1, 2]", ["[1, 2]"]),
+        ("[" * 9000, ["[" * 9000]),
+    ],
+)
+def test_a_cell_may_hold_a_list(write, cell, texts):
+    row = ",".join('"' + text.replace('"', '""') + '"' for text in (cell, "hi", "hello", cell))
+    dialogues, _ = read(write("a.csv", f"persona,prompt,response,distractors\n{row}\n"))
+    assert dialogues[0].personality == texts
+    assert pairs_of(dialogues) == [(["hi"], [*texts, "hello"])]
+
+
+def test_a_field_that_is_null_does_not_decide_what_a_record_is(write):
+    pair = {"prompt": "a", "completion": "b"}
+    others = dict.fromkeys(["messages", "utterances", "dialog"])
+    chat = {"messages": None, "conversations": ["a", "b"], "prompt": None, "completion": None}
+    dialogues, _ = read(write("a.json", [pair | others, chat]))
+    assert pairs_of(dialogues) == [(["a"], ["b"])] * 2
+    path = write("b.json", [{"messages": None}])
+    assert_user_error(lambda: load_bare(path), ["[0].messages must be a list, not null"])
 
 
 def test_a_file_may_mix_records_of_all_shapes(write):

@@ -79,7 +79,8 @@ def read_chat(record: object, where: str, texts: Texts, log: ReadingLog) -> Conv
             if len(turns) > begin:
                 sides.append((persona, begin, len(turns)))
                 begin = len(turns)
-            persona = [*persona, *texts.check_lines(text, place)]
+            # It may repeat what stands beside the turns.
+            persona = list(dict.fromkeys([*persona, *texts.check_lines(text, place)]))
         else:
             turns.add(role, texts.check(text, place).strip(), learnt)
     sides.append((persona, begin, len(turns)))

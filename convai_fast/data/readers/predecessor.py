@@ -86,8 +86,8 @@ def _follows(current: Row, row: Row) -> bool:
 
 
 def _persona(fields: dict[str, Any], where: str, texts: Texts) -> list[str]:
-    name = next((name for name in PERSONAS if name in fields), None)
-    return texts.persona(fields[name], f"{where}{name}") if name else []
+    personas = (texts.persona(fields.get(name), f"{where}{name}") for name in PERSONAS)
+    return next(filter(None, personas), [])
 
 
 def _utterance(fields: dict[str, Any], place: str, texts: Texts) -> Utterance:

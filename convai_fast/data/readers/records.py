@@ -52,9 +52,13 @@ def read_records(
     def read(record: object, where: str) -> Conversation:
         if isinstance(record, UserError):
             raise record
-        if isinstance(record, dict) and is_unlearnt(record, log):
-            log.note("records whose weight, loss or train says no are left out")
-            return []
+        if isinstance(record, dict):
+            if is_unlearnt(record, log):
+                log.note("records whose weight, loss or train says no are left out")
+                return []
+            # A field that is null says nothing about the shape.
+            known = {name: value for name, value in record.items() if value is not None}
+            record = known if shape_of(known) else record
         own = shape or (shape_of(record) if isinstance(record, dict) else "json")
         if own is None:
             raise UserError(
