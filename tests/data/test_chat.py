@@ -70,7 +70,11 @@ def test_a_persona_may_be_missing(write, beside):
     assert dialogue.personality == []
 
 
-@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"loss": False}])
+@pytest.mark.parametrize(
+    "mark",
+    [{"weight": 0}, {"weight": 0.0}, {"loss_weight": "0"}, {"loss": False}, {"train": "no"},
+     {"trainable": False}],
+)  # fmt: skip
 def test_a_turn_of_weight_0_is_seen_and_never_learnt_nor_a_distractor(write, mark):
     bad = {"role": "assistant", "content": "BAD", **mark}
     records = []
@@ -98,6 +102,12 @@ def test_a_system_line_in_the_middle_is_known_only_from_there_on(write):
     assert (before.personality, after.personality) == (["i sing ."], ["i sing .", "it rains ."])
     assert [u.candidates for u in before.utterances] == [["b"]]
     assert [(u.history, u.candidates) for u in after.utterances] == [(["a", "b", "c"], ["d"])]
+
+
+def test_a_system_text_beside_the_turns_and_among_them_is_known_once(write):
+    turns = ("system", "i sing .\ni bake ."), ("user", "a"), ("assistant", "b")
+    ((dialogue,), _) = read(write, messages(*turns, system="i sing ."))
+    assert dialogue.personality == ["i sing .", "i bake ."]
 
 
 def test_consecutive_turns_are_joined_and_what_nobody_answers_is_left_out(write):
@@ -168,6 +178,31 @@ def test_a_weight_of_0_is_0_however_it_is_written(write, weight, is_learnt):
     (dialogue,) = load_bare(write("a.json", [{"messages": messages}]))["train"]
     replies = [u.candidates[-1] for u in dialogue.utterances]
     assert replies == (["b", "d"] if is_learnt else ["d"])
+
+
+@pytest.mark.parametrize("mark", [{"label": False}, {"weight": 0}, {"trainable": "false"}])
+def test_a_record_that_is_not_to_be_learnt_is_left_out_and_told(write, mark):
+    good = messages(("user", "a"), ("assistant", "b"))
+    dialogues, said = read(write, good, good | mark)
+    assert len(dialogues) == 1
+    assert len(said) == 1 and said[0].endswith("are left out (1)")
+    assert "nothing is answered" not in said[0]
+
+
+def test_weights_between_are_counted_as_1_and_told_with_their_number(write):
+    record = messages(("user", "a"), ("assistant", "b"), weight=1)
+    record["messages"][1]["weight"] = 0.5
+    dialogues, said = read(write, record, record)
+    assert len(dialogues) == 2
+    assert [line.split(": ", 1)[1] for line in said] == [
+        "a weight that is neither 0 nor 1 counts as 1 (2)"
+    ]
+
+
+def test_a_weight_of_any_size_is_a_number(write):
+    record = messages(("user", "a"), ("assistant", "b"))
+    line = json.dumps(record)[:-1] + f', "weight": 1{"0" * 400}}}\n'
+    assert len(load_bare(write("a.jsonl", line * 2))["train"]) == 2
 
 
 def test_a_long_monologue_takes_memory_as_it_is_long(write):

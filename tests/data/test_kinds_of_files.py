@@ -73,6 +73,42 @@ def test_texts_that_nobody_can_see_are_blank(text):
     assert is_blank(text) and not is_blank(f"{text}é")
 
 
+@pytest.mark.parametrize("text", ["\U0001fae9", "\U0001fadf", "\ue000", "\U0010fffd", "\u0378"])
+def test_characters_newer_than_this_python_and_private_ones_are_seen(text):
+    assert not is_blank(text)
+
+
+@pytest.mark.parametrize("text", ["\ufdd0", "\ufdef", "\ufffe", "\U0001ffff", "\U0010fffe"])
+def test_what_will_never_be_a_character_is_blank(text):
+    assert is_blank(text)
+
+
+LISTS = ["[\n{0}\n]", "[\n{0}\n,{0}\n]", "[\n{0},\n{0},\n{0}\n]"]
+DOCUMENTS = [*LISTS, "[{0},\n{0}]", '{{"train": [\n{0}\n]}}', '{{"train": [\n{0},\n{0}\n]\n}}']
+
+
+@pytest.mark.parametrize(
+    ("suffix", "form"),
+    [("jsonl", form) for form in LISTS] + [(s, f) for s in ("json", "txt") for f in DOCUMENTS],
+)
+def test_a_document_may_be_written_a_record_a_line(write, suffix, form):
+    record = json.dumps({"prompt": "a", "completion": "b"})
+    dialogues = load_bare(write(f"a.{suffix}", form.format(record)))["train"]
+    assert len(dialogues) == form.count("{0}")
+
+
+@pytest.mark.parametrize("suffix", ["json", "txt", "jsonl"])
+@pytest.mark.parametrize(
+    "broken",
+    ["{oops", '{"prompt": "a', '{"prompt": "a"', '{"messages": [', '{"prompt":', '{"prompt": "a",'],
+)
+def test_lines_of_which_the_first_is_broken_are_lines(write, suffix, broken):
+    record = json.dumps({"prompt": "a", "completion": "b"})
+    path = write(f"a.{suffix}", "\n".join([broken, record, record]))
+    assert_user_error(lambda: load_bare(path), [f"{path}, line 1: this is not valid JSON"])
+    assert len(load_bare(path, skip_bad_records=True)["train"]) == 2
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=3), values),

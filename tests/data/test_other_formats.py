@@ -49,9 +49,27 @@ def test_silence_is_no_turn_and_its_speaker_goes_on(write):
     )
     assert pairs_of(read(path)[0]) == [
         ([], ["hello"]),
-        (["hello", "hi"], ["i sing ."]),
+        (["hello", "hi"], ["i sing . do you ?"]),
         (["hello", "hi", "i sing . do you ?", "no"], ["sad"]),
     ]
+
+
+def test_a_reply_of_several_lines_has_the_distractors_of_all_of_them(write):
+    path = write("a.txt", "1 hi\tyes ,\t\tno|yes ,\n2 __SILENCE__\thi\t\tbye|__SILENCE__|hi\n")
+    assert pairs_of(read(path)[0]) == [(["hi"], ["no", "bye", "yes , hi"])]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1 a\tb\n2 bye\t__SILENCE__\t\tno|__SILENCE__\n3 now\tc\t\t__SILENCE__|d|c\n",
+        "text:a\tlabels:b\ntext:bye\tlabels:__SILENCE__\n"
+        "text:now\tlabels:__SILENCE__|c\tlabel_candidates:__SILENCE__|d\n",
+    ],
+)
+def test_silence_is_no_reply_and_no_distractor(write, text):
+    expected = [(["a"], ["b"]), (["a", "b", "bye now"], ["d", "c"])]
+    assert pairs_of(read(write("a.txt", text))[0]) == expected
 
 
 def test_a_bar_inside_a_true_reply_makes_no_distractors_of_its_parts(write):
@@ -109,6 +127,8 @@ UTTERANCES = [{"history": ["a"], "candidates": ["no", "b"]}]
         ({"personality": "i sing .\ni bake ."}, ["i sing .", "i bake ."]),
         ({"persona": ["i sing ."]}, ["i sing ."]),
         ({"personas": ["i sing ."]}, ["i sing ."]),
+        ({"personality": [], "persona": ["i sing ."]}, ["i sing ."]),
+        ({"personality": None, "personas": "i sing ."}, ["i sing ."]),
     ],
 )
 def test_the_persona_of_the_forks(write, fields, persona):
@@ -134,6 +154,22 @@ def test_rows_of_one_conversation_are_one_dialogue(write):
         del row["conv_id"]
     dialogues, _ = read(write("b.json", rows))
     assert [len(d.utterances) for d in dialogues] == [2, 1]
+
+
+MARKS = [{"weight": 0}, {"loss_weight": 0.0}, {"loss": "no"}, {"train": False}, {"trainable": 0}]
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_what_is_not_to_be_learnt_is_left_out_of_every_shape_and_told(write, mark):
+    row, pair = {"history": ["a"], "candidates": ["b"]}, {"prompt": "a", "completion": "b"}
+    mixed = {"utterances": [row | mark, {"history": ["a", "b", "c"], "candidates": ["d"]}]}
+    records = [mixed, {"utterances": [row]} | mark, row | mark, pair | mark]
+    dialogues, said = read(write("a.jsonl", "\n".join(map(json.dumps, records))))
+    assert pairs_of(dialogues) == [(["a", "b", "c"], ["d"])]
+    assert [line.split(": ", 1)[1] for line in said] == [
+        "utterances whose weight, loss or train says no are left out (1)",
+        "records whose weight, loss or train says no are left out (3)",
+    ]
 
 
 # ---- pairs and tables -------------------------------------------------------------------------
@@ -191,6 +227,77 @@ def test_a_label_says_no_in_all_ways_that_tables_have(write, suffix, label, is_l
     assert replies == ([["go away"], ["hello"]] if is_learnt else [["go away", "hello"]])
     not_understood = "the field 'label' says neither yes nor no and is not used (1)"
     assert any(not_understood in line for line in said) == (label in ("sad", "nan"))
+
+
+@pytest.mark.parametrize(
+    ("history", "turns"),
+    [
+        ([["a", "b "], ["c", "d"]], ["a", "b", "c", "d"]),
+        (["a", "b"], ["a", "b"]),
+        ([], []),
+        (None, []),
+        ("", []),
+    ],
+)
+@pytest.mark.parametrize("names", [("instruction", "output"), ("prompt", "response")])
+def test_the_history_of_a_pair_stands_before_its_prompt(write, history, turns, names):
+    record = dict(zip(names, ("hi", "hello"), strict=True)) | {"history": history}
+    dialogues, _ = read(write("a.json", [record]))
+    assert pairs_of(dialogues) == [([*turns, "hi"], ["hello"])]
+
+
+@pytest.mark.parametrize(
+    ("history", "says"),
+    [
+        ("a", "history must be a list, not text"),
+        ([["a"]], "history must be a list of texts, or of pairs of texts"),
+        ([{"role": "user"}], "history must be a list of texts, or of pairs of texts"),
+        (["a", ["b", "c"]], "history must be a list of texts, or of pairs of texts"),
+        ([["a", None]], "history[0][1] must be text, not null"),
+    ],
+)
+def test_another_history_of_a_pair_is_named(write, history, says):
+    path = write("a.json", [{"prompt": "hi", "response": "hello", "history": history}])
+    assert_user_error(lambda: load_bare(path), [f"{path}: [0].{says}"])
+
+
+def test_a_distractor_that_equals_the_reply_is_left_out(write):
+    records = [
+        {"prompt": "hi", "completion": "Hello !", "distractors": ["no", "hello  !"]},
+        {"prompt": "bye", "completion": "ciao", "label": 1},
+        {"prompt": "bye", "completion": " CIAO", "label": 0},
+    ]
+    dialogues, said = read(write("a.json", records))
+    assert pairs_of(dialogues) == [(["hi"], ["no", "Hello !"]), (["bye"], ["ciao"])]
+    assert any("distractors that equal the true reply are left out (2)" in s for s in said)
+
+
+@pytest.mark.parametrize(
+    ("cell", "texts"),
+    [
+        ("['i like tea .', \"i'm old .\"]", ["i like tea .", "i'm old ."]),
+        ('["no", "nope"]', ["no", "nope"]),
+        ("[]", []),
+        ("[laughs] no", ["[laughs] no"]),
+        ("[1, 2]", ["[1, 2]"]),
+        ("[" * 9000, ["[" * 9000]),
+    ],
+)
+def test_a_cell_may_hold_a_list(write, cell, texts):
+    row = ",".join('"' + text.replace('"', '""') + '"' for text in (cell, "hi", "hello", cell))
+    dialogues, _ = read(write("a.csv", f"persona,prompt,response,distractors\n{row}\n"))
+    assert dialogues[0].personality == texts
+    assert pairs_of(dialogues) == [(["hi"], [*texts, "hello"])]
+
+
+def test_a_field_that_is_null_does_not_decide_what_a_record_is(write):
+    pair = {"prompt": "a", "completion": "b"}
+    others = dict.fromkeys(["messages", "utterances", "dialog"])
+    chat = {"messages": None, "conversations": ["a", "b"], "prompt": None, "completion": None}
+    dialogues, _ = read(write("a.json", [pair | others, chat]))
+    assert pairs_of(dialogues) == [(["a"], ["b"])] * 2
+    path = write("b.json", [{"messages": None}])
+    assert_user_error(lambda: load_bare(path), ["[0].messages must be a list, not null"])
 
 
 def test_a_file_may_mix_records_of_all_shapes(write):

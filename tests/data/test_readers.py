@@ -155,6 +155,12 @@ def test_a_function_of_the_users_reads_what_it_likes(user_module):
         ("return {'valid': [D]}", ["train is missing"]),
         ("return {}['x']", ["KeyError: 'x'", ".py, line 5"]),
         ("return open(path)", ["FileNotFoundError", "some path"]),
+        ("yield D; yield {}['x']", ["reading failed in", ".py, line 5", "KeyError: 'x'"]),
+        ("return {'train': (1 // n for n in [0])}", [".py, line 5", "ZeroDivisionError"]),
+        (
+            "return [{'messages': [{1: 'a', 2: 'b'}]}]",
+            ["[0].messages[0].role is missing (found are '1', '2')"],
+        ),
     ],
 )
 def test_what_a_function_of_the_users_returns_is_checked(user_module, body, parts):

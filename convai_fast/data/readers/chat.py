@@ -6,8 +6,9 @@
 
 The turns may be `conversations` (or `conversation`, `thread`), a turn `from` and `value` (or
 `text`), or the turns plain texts that alternate, the user's first. A persona may stand beside them
-as `system`, `system_prompt` or `persona`. A turn with `weight` 0, `loss` false or `train` false is
-seen and never learnt.
+as `system`, `system_prompt` or `persona`. A turn whose `weight`, `loss_weight`, `loss`, `train` or
+`trainable` says no (0, false) is seen and never learnt; a record of which one of these, or its
+`label`, does so is left out.
 """
 
 from typing import Any
@@ -20,6 +21,7 @@ from convai_fast.data.readers.fields import (
     fields_of,
     flag_says_no,
     is_absent,
+    is_unlearnt,
     kind,
     listed,
     quote,
@@ -61,6 +63,9 @@ def read_chat(record: object, where: str, texts: Texts, log: ReadingLog) -> Conv
             f"{where}messages is missing (found are {listed(fields)}); "
             f"name the turns messages or conversations, {OWN_READER}"
         )
+    if flag_says_no(fields, "label", log):
+        log.note("conversations labelled as bad are left out")
+        return []
     persona = [
         sentence
         for beside in _PERSONAS
@@ -68,18 +73,18 @@ def read_chat(record: object, where: str, texts: Texts, log: ReadingLog) -> Conv
         for sentence in texts.persona(fields[beside], f"{where}{beside}")
     ]
     _note_not_understood(fields, log)
-    is_good = not _any_says_no(fields, ("label",), log)
     turns, sides, begin = Turns(texts), [], 0
     for role, text, place, learnt in _messages(fields[name], f"{where}{name}", texts, log):
         if role == "system":
             if len(turns) > begin:
                 sides.append((persona, begin, len(turns)))
                 begin = len(turns)
-            persona = [*persona, *texts.check_lines(text, place)]
+            # It may repeat what stands beside the turns.
+            persona = list(dict.fromkeys([*persona, *texts.check_lines(text, place)]))
         else:
-            turns.add(role, texts.check(text, place).strip(), learnt and is_good)
+            turns.add(role, texts.check(text, place).strip(), learnt)
     sides.append((persona, begin, len(turns)))
-    return [turns.side(known, "assistant", first, end) for known, first, end in sides]
+    return [turns.side(known, "assistant", max(first, 1), end) for known, first, end in sides]
 
 
 def _messages(
@@ -102,8 +107,8 @@ def _messages(
         role_name = _one_of(message, _ROLES, place)
         role = _role(texts.check(message[role_name], f"{place}.{role_name}"), place, role_name)
         _note_not_understood(message, log)
-        learnt = not _any_says_no(message, ("weight", "loss", "train"), log)
-        if role == "assistant" and not learnt:
+        learnt = role != "assistant" or not is_unlearnt(message, log)
+        if not learnt:
             log.note("turns of weight 0 are seen and not learnt")
         text_name = _one_of(message, _TEXTS, place)
         text = text_of(message[text_name], f"{place}.{text_name}")
@@ -113,7 +118,7 @@ def _messages(
 
 def _pair(message: dict[str, Any]) -> list[tuple[str, str]] | None:
     """The two turns of an object such as {"human": …, "assistant": …}."""
-    names = {ROLES.get(name.lower()): name for name in message}
+    names = {ROLES.get(str(name).lower()): name for name in message}
     if len(message) == 2 and {"user", "assistant"} == names.keys():
         return [(role, names[role]) for role in ("user", "assistant")]
     return None
@@ -159,11 +164,6 @@ def text_of(content: object, place: str) -> str:
                 f"{place}[{i}] is {quote(str(part_kind))}, not text; dialogues here are text alone"
             )
     return "\n".join(parts)
-
-
-def _any_says_no(fields: dict[str, Any], names: tuple[str, ...], log: ReadingLog) -> bool:
-    """Whether one of these fields says no; what it says otherwise is named."""
-    return any([flag_says_no(fields, name, log) for name in names if name in fields])
 
 
 def _note_not_understood(fields: dict[str, Any], log: ReadingLog) -> None:

@@ -5,10 +5,13 @@ function gets `where`, the beginning of an error message that leads to the recor
 train[3]." or "chat.jsonl, line 7: "; what it adds is the field.
 """
 
+import ast
+import json
 import math
 import re
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +27,7 @@ _PLAIN = re.compile(r"[!-~]")
 _FILLERS = frozenset("\u2800\u3164\u115f\u1160\uffa0")  # letters by their category, but empty
 _MAX_KNOWN_BYTES = 1 << 24
 _BYTES_OF_ANY = 100  # of a text in memory, whatever its length
+_LEARNT = ("weight", "loss_weight", "loss", "train", "trainable")
 _YES_AND_NO = {
     **dict.fromkeys(("false", "no", "bad"), True),
     **dict.fromkeys(("true", "yes", "good"), False),
@@ -32,10 +36,18 @@ _YES_AND_NO = {
 
 def is_blank(text: str) -> bool:
     """Whether nothing of `text` can be seen, so that a tokenizer may find no token in it: spaces,
-    control characters, zero-width ones, direction marks, and marks without a letter to stand on."""
+    control characters, zero-width ones, direction marks, and marks without a letter to stand on.
+    Private characters, and those that are newer than this Python, can be seen."""
     if _PLAIN.search(text):
         return False
-    return all(unicodedata.category(c)[0] in "CZM" or c in _FILLERS for c in text)
+    return all(c in _FILLERS or _is_unseen(c) for c in text)
+
+
+def _is_unseen(character: str) -> bool:
+    category, code = unicodedata.category(character), ord(character)
+    if category == "Cn":  # a character newer than this Python, or one that will never be
+        return code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+    return category[0] in "CZM" and category != "Co"
 
 
 class Texts:
@@ -90,12 +102,27 @@ class Texts:
         return [self.check(line.strip(), where) for line in value.split("\n") if not is_blank(line)]
 
     def persona(self, value: object, where: str) -> list[str]:
-        """Check a persona: a list of sentences, a text with one a line, or nothing at all."""
+        """Check a persona: a list of sentences, a text with one a line, or nothing at all.
+
+        The text may be a list as JSON or Python write it, since a cell of a table holds no other.
+        """
         if value is None:
             return []
+        value = _list_in(value)
         if isinstance(value, str):
             return self.check_lines(value, where)
         return self.check_all(value, where, drop_blank=True)
+
+
+def _list_in(value: object) -> object:
+    """The list of texts that a text holds, or `value` as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                found = parse(value.strip())
+                if isinstance(found, list) and all(isinstance(text, str) for text in found):
+                    return found
+    return value
 
 
 class Turns:
@@ -130,15 +157,18 @@ class Turns:
         return [self.texts.check(" ".join(parts), "the turn") for parts in self._parts]
 
     def side(
-        self, persona: list[str], speaker: str, begin: int = 0, end: int | None = None
+        self, persona: list[str], speaker: str, begin: int = 1, end: int | None = None
     ) -> Dialogue:
-        """What `speaker` answers in the turns from `begin` up to `end`, knowing `persona`."""
+        """What `speaker` answers in the turns from `begin` up to `end`, knowing `persona`.
+
+        The first turn of all answers nobody.
+        """
         end = len(self) if end is None else end
         return Dialogue(
             persona,
             [
                 Utterance(History(self.said, i), [self.said[i]])
-                for i in range(max(begin, 1), end)
+                for i in range(begin, end)
                 if self.speakers[i] == speaker and self.is_learnt[i]
             ],
         )
@@ -171,12 +201,19 @@ def says_no(value: object) -> bool | None:
         word = value.strip().lower()
         if word in _YES_AND_NO:
             return _YES_AND_NO[word]
+    number = _number(value)
+    return None if number is None else number == 0
+
+
+def _number(value: object) -> float | None:
+    """The number that a field holds, be it as text, as tables have it; or None."""
+    if isinstance(value, str):
         try:
-            value = float(word)
+            value = float(value)
         except ValueError:
             return None
-    is_number = isinstance(value, int | float) and not math.isnan(value)
-    return value == 0 if is_number else None
+    is_number = isinstance(value, int) or (isinstance(value, float) and not math.isnan(value))
+    return value if is_number else None
 
 
 def flag_says_no(fields: dict[str, Any], name: str, log: ReadingLog) -> bool | None:
@@ -186,6 +223,14 @@ def flag_says_no(fields: dict[str, Any], name: str, log: ReadingLog) -> bool | N
     if answer is None and not is_absent(value):
         log.note(f"the field {name!r} says neither yes nor no and is not used")
     return answer
+
+
+def is_unlearnt(fields: dict[str, Any], log: ReadingLog) -> bool:
+    """Whether a field such as `weight` says that a record, or a part of it, is not to be learnt."""
+    for name in ("weight", "loss_weight"):
+        if _number(fields.get(name)) not in (None, 0, 1):
+            log.note("a weight that is neither 0 nor 1 counts as 1")
+    return any([flag_says_no(fields, name, log) for name in _LEARNT if name in fields])
 
 
 def is_absent(value: object) -> bool:

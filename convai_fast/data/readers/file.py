@@ -6,10 +6,11 @@ from typing import Any
 
 from convai_fast.data.readers import parlai, tables
 from convai_fast.data.readers.fields import OWN_READER, Texts, as_list, get, kind, listed, quote
-from convai_fast.data.readers.json_stream import JsonDocument, is_json, parse_line
+from convai_fast.data.readers.json_stream import JsonDocument, goes_on, is_json, parse_line
 from convai_fast.data.readers.log import ReadingLog
 from convai_fast.data.readers.records import read_records, shape_of
 from convai_fast.data.readers.text_file import TextFile
+from convai_fast.data.readers.user_function import items_of
 from convai_fast.data.spool import VALID_NAMES
 from convai_fast.dialogue.dialogue import Conversation, Dialogue
 from convai_fast.errors import UserError
@@ -64,7 +65,8 @@ def read_value(data: Any, name: str, log: ReadingLog) -> Splits:
                 f"{name}: {split or 'the result'} holds {kind(values)}; give a list of dialogues, "
                 'or an object with "train" and "valid"'
             )
-        records = ((f"{name}: {split}[{i}].", record) for i, record in enumerate(values))
+        items = items_of(values, name)
+        records = ((f"{name}: {split}[{i}].", record) for i, record in enumerate(items))
         for conversation in read_records(records, None, texts, log):
             yield split or "train", conversation
 
@@ -102,10 +104,7 @@ def _recognise(file: TextFile) -> str:
 
 def _read_json(file: TextFile, shape: str | None, texts: Texts, log: ReadingLog) -> Splits:
     """One JSON document or JSON lines."""
-    first, *rest = file.first_lines(2)
-    if (rest and (is_json(first) or (is_json(rest[0]) and rest[0][0] == "{"))) or (
-        file.suffix in (".jsonl", ".ndjson") and rest
-    ):
+    if _is_json_lines(file):
         yield from _in_train(read_records(_json_lines(file), shape, texts, log))
         return
     with file.opened(None) as text:
@@ -117,11 +116,27 @@ def _read_json(file: TextFile, shape: str | None, texts: Texts, log: ReadingLog)
         elif start == "{":
             yield from _read_object(document, file.path, shape, texts, log)
         else:
+            first = file.first_lines(1)[0]
             raise UserError(
                 f"{file.path} holds {quote(first)}; give a list of dialogues, or an object with "
                 '"train" and "valid"'
             )
         document.end()
+
+
+def _is_json_lines(file: TextFile) -> bool:
+    """Whether a file holds a record a line, of which the first may be broken.
+
+    A list or an object may be written a record a line, too: `[\\n{…}\\n,{…}\\n]`. The third line
+    tells whether the second belongs to it or stands for itself.
+    """
+    lines = file.first_lines(3)
+    first, second = [*lines, ""][:2]
+    if not second or first == "[":
+        return False
+    if is_json(first) or file.suffix in (".jsonl", ".ndjson"):
+        return True
+    return second[0] == "{" and is_json(second) and not goes_on(lines)
 
 
 def _read_object(
@@ -138,7 +153,7 @@ def _read_object(
                 yield member, conversation
         else:
             fields[member] = document.value()
-    if "train" in fields or has_splits:
+    if has_splits or ("train" in fields and shape_of(fields) is None):
         for split in ("train", *VALID_NAMES):
             if fields.get(split) is not None:
                 as_list(fields[split], f"{name}: {split}")

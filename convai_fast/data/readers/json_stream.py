@@ -132,6 +132,18 @@ def is_json(text: str) -> bool:
     return True
 
 
+def goes_on(lines: list[str]) -> bool:
+    """Whether the last of `lines` continues the JSON value that those before it begin."""
+    text = "\n".join(lines)
+    try:
+        _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        return error.pos > len(text) - len(lines[-1])
+    except RecursionError:
+        return False
+    return True
+
+
 def _invalid(name: str, line: int, column: int, message: str) -> UserError:
     return UserError(
         f"{name}, line {line}: this is not valid JSON ({message}: column {column}); mend it, or "

@@ -41,7 +41,7 @@ class ReadingLog:
                 continue
             if answered := [side for side in conversation if side.utterances]:
                 yield answered
-            else:
+            elif conversation:  # a reader that leaves a record out gives no side, and says why
                 self.note("conversations in which nothing is answered are left out")
 
     def finish(self, path: str, skip_bad_records: bool, report: Callable[[str], None]) -> None:

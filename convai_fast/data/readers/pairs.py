@@ -3,15 +3,25 @@
     {"prompt": "Hello!", "completion": "Hi, some tea?"}
 
 Also `instruction` (and `input`) with `output`, `question` with `answer`, `response` for the reply;
-`persona` or `system` and `distractors` or `rejected` where there are any. A pair whose `label` is
-false, 0, no or bad holds a bad reply: it becomes a distractor of the good ones to the same prompt.
+`persona` or `system`, `history` (texts, or pairs of them) and `distractors` or `rejected` where
+there are any. A pair whose `label` is false, 0, no or bad holds a bad reply: it becomes a
+distractor of the good ones to the same prompt. One whose `weight`, `loss` or `train` says no is
+left out.
 """
 
 from collections.abc import Collection, Iterable, Iterator
 
-from convai_fast.data.readers.fields import Texts, fields_of, flag_says_no, get, is_absent
+from convai_fast.data.readers.fields import (
+    Texts,
+    as_list,
+    fields_of,
+    flag_says_no,
+    get,
+    is_absent,
+)
 from convai_fast.data.readers.log import ReadingLog
 from convai_fast.dialogue.dialogue import Conversation, Dialogue, Utterance
+from convai_fast.errors import UserError
 
 _SHAPES = (
     ("prompt", "completion"),
@@ -62,9 +72,38 @@ def read_pair(record: object, where: str, texts: Texts, log: ReadingLog) -> Conv
     distractors = [
         text for name in _DISTRACTORS for text in texts.persona(fields.get(name), f"{where}{name}")
     ]
-    dialogue = Dialogue(persona, [Utterance([prompt], [*distractors, reply])])
+    distractors = _without_reply(distractors, reply, log)
+    history = [*_history(fields.get("history"), f"{where}history", texts), prompt]
+    dialogue = Dialogue(persona, [Utterance(history, [*distractors, reply])])
     is_bad = flag_says_no(fields, "label", log)
     return [dialogue if is_bad is None else LabelledPair(dialogue, is_bad)]
+
+
+def _history(value: object, where: str, texts: Texts) -> list[str]:
+    """What was said before the prompt: texts, or pairs of what was said and the reply to it."""
+    if is_absent(value):
+        return []
+    turns = as_list(value, where)
+    if not all(isinstance(turn, str) for turn in turns):
+        if not all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in turns):
+            raise UserError(
+                f"{where} must be a list of texts, or of pairs of texts; mend it, or write messages"
+            )
+        return [
+            text.strip()
+            for i, turn in enumerate(turns)
+            for text in texts.check_all(turn, f"{where}[{i}]")
+        ]
+    return [text.strip() for text in texts.check_all(turns, where)]
+
+
+def _without_reply(distractors: list[str], reply: str, log: ReadingLog) -> list[str]:
+    """The distractors that are not the true reply in other case or with other white space."""
+    key = reply.lower().split()
+    others = [text for text in distractors if text.lower().split() != key]
+    for _ in distractors[len(others) :]:
+        log.note("distractors that equal the true reply are left out")
+    return others
 
 
 def join_labels(conversations: Iterable[Conversation], log: ReadingLog) -> Iterator[Conversation]:
@@ -91,5 +130,6 @@ def join_labels(conversations: Iterable[Conversation], log: ReadingLog) -> Itera
                 else "replies labelled as bad have no good one to their prompt and are left out"
             )
     for pair in good:
-        pair.utterances[0].candidates[:0] = bad.get(pair.prompt, [])
+        candidates = pair.utterances[0].candidates
+        candidates[:0] = _without_reply(bad.get(pair.prompt, []), candidates[-1], log)
         yield [pair]

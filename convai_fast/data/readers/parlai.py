@@ -11,7 +11,7 @@ Lines of `name:value` fields, an episode up to `episode_done:True`::
     text:your persona: i like tea .\nhello !<TAB>labels:hi , some tea ?<TAB>episode_done:True
 
 And `dialog` of JSON lines, a list of exchanges of two speakers. A line break inside a text is
-written as the two characters \n.
+written as the two characters \n. A `__SILENCE__` is never a turn, a reply or a candidate.
 """
 
 import re
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 
 from convai_fast.data.readers.fields import SILENCE, Texts, Turns, as_list, fields_of, get
 from convai_fast.data.readers.log import ReadingLog
-from convai_fast.dialogue.dialogue import Conversation, Dialogue, History, Utterance
+from convai_fast.dialogue.dialogue import Conversation
 from convai_fast.errors import UserError
 
 NUMBERED = re.compile(r"[0-9]{1,9} ")
@@ -61,17 +61,17 @@ def read_dialog(record: object, where: str, texts: Texts, log: ReadingLog) -> Co
                 turns.add(speaker, text)
     if len(speakers) > 2:
         raise UserError(f"{where}dialog has {len(speakers)} speakers; it must have two")
-    return [turns.side([], speakers[1])] if len(speakers) == 2 else []
+    return [turns.side([], speakers[-1] if speakers else "")]
 
 
 class _Episode:
-    """One dialogue as it grows: persona, turns, and what is answered."""
+    """One dialogue as it grows: persona, turns, and the distractors of each reply."""
 
     def __init__(self, texts: Texts) -> None:
         self.texts = texts
         self.persona: list[str] = []
-        self.said: list[str] = []
-        self.utterances: list[Utterance] = []
+        self.turns = Turns(texts)
+        self.distractors: dict[int, list[str]] = {}  # of the turn with that number
 
     def hear(self, text: str, where: str) -> bool:
         """Take in the text of a line: persona sentences, and what the partner says.
@@ -90,19 +90,24 @@ class _Episode:
         words = "\n".join(said).strip()
         if not said or words == SILENCE:
             return False
-        self.said.append(self.texts.check(words, f"{where}: the text"))
+        self.turns.add("partner", self.texts.check(words, f"{where}: the text"))
         return True
 
-    def answer(self, reply: str, others: list[str], is_answer: bool) -> None:
-        """Add the reply to what was heard last; without that, it continues the speaker's turn."""
-        if is_answer or not self.said:
-            self.utterances.append(Utterance(History(self.said, len(self.said)), [*others, reply]))
-            self.said.append(reply)
-        else:
-            self.said[-1] = f"{self.said[-1]} {reply}"
+    def answer(self, reply: str, others: list[str], where: str) -> None:
+        """Add the reply, unless it is silence, and its distractors."""
+        if reply == SILENCE:
+            return
+        self.turns.add("speaker", reply)
+        others = [other for other in others if other != SILENCE]
+        others = self.texts.check_all(others, f"{where}: candidates", drop_blank=True)
+        self.distractors.setdefault(len(self.turns) - 1, []).extend(others)
 
     def conversation(self) -> Conversation:
-        return [Dialogue(self.persona, self.utterances)]
+        """The speaker's side; a first turn of the speaker's own is learnt as well."""
+        side = self.turns.side(self.persona, "speaker", begin=0)
+        for utterance in side.utterances:
+            utterance.candidates[:0] = self.distractors[len(utterance.history)]
+        return [side]
 
 
 Lines = list[tuple[int, str]]
@@ -169,9 +174,7 @@ class _Numbered:
             return
         reply = self.texts.check(fields[1].strip(), f"{where}: the reply")
         others = fields[3] if len(fields) == 4 else ""
-        candidates = _without(_split(others), _split(reply))
-        candidates = self.texts.check_all(candidates, f"{where}: candidates", drop_blank=True)
-        episode.answer(reply, candidates, heard)
+        episode.answer(reply, _without(_split(others), _split(reply)), where)
 
 
 def _field_episodes(lines: Iterable[tuple[int, str]], name: str) -> Iterator[tuple[str, Lines]]:
@@ -208,17 +211,14 @@ class _Fields:
                 self.log.note("last texts that nobody answers are left out")
                 continue
             # Any of several labels is right: the first is learnt, and none is a distractor.
-            label, *more = [part.strip() for part in labels.split("|")]
+            right = [part.strip() for part in labels.split("|")]
+            label, *more = [part for part in right if part != SILENCE] or [SILENCE]
             if more:
                 self.log.note("of several labels of a turn, the first is learnt")
-            reply = self.texts.check(label, f"{place}: labels")
             others = [
-                other
-                for other in _split(fields.get("label_candidates", ""))
-                if other not in (label, *more)
+                other for other in _split(fields.get("label_candidates", "")) if other not in right
             ]
-            others = self.texts.check_all(others, f"{place}: label_candidates", drop_blank=True)
-            episode.answer(reply, others, heard)
+            episode.answer(self.texts.check(label, f"{place}: labels"), others, place)
         return episode.conversation()
 
     def _fields(self, line: str, place: str) -> dict[str, str]:

@@ -3,13 +3,14 @@
     {"personality": ["i like tea ."],
      "utterances": [{"history": ["hello !"], "candidates": ["no .", "hi , some tea ?"]}]}
 
-or a row a turn: {"personality": […], "history": […], "candidates": […], "conv_id": 3}.
+or a row a turn: {"personality": […], "history": […], "candidates": […], "conv_id": 3}. Utterances,
+rows and dialogues whose `weight`, `loss` or `train` says no are left out.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from convai_fast.data.readers.fields import Texts, as_list, fields_of, get
+from convai_fast.data.readers.fields import Texts, as_list, fields_of, get, is_unlearnt
 from convai_fast.data.readers.log import ReadingLog
 from convai_fast.dialogue.dialogue import Conversation, Dialogue, Utterance
 from convai_fast.errors import UserError
@@ -24,7 +25,11 @@ def read_dialogue(record: object, where: str, texts: Texts, log: ReadingLog) -> 
     utterances = as_list(get(fields, "utterances", where), f"{where}utterances")
     for i, item in enumerate(utterances):
         place = f"{where}utterances[{i}]."
-        dialogue.utterances.append(_utterance(fields_of(item, place), place, texts))
+        utterance = fields_of(item, place)
+        if is_unlearnt(utterance, log):
+            log.note("utterances whose weight, loss or train says no are left out")
+        else:
+            dialogue.utterances.append(_utterance(utterance, place, texts))
     return [dialogue]
 
 
@@ -81,8 +86,8 @@ def _follows(current: Row, row: Row) -> bool:
 
 
 def _persona(fields: dict[str, Any], where: str, texts: Texts) -> list[str]:
-    name = next((name for name in PERSONAS if name in fields), None)
-    return texts.persona(fields[name], f"{where}{name}") if name else []
+    personas = (texts.persona(fields.get(name), f"{where}{name}") for name in PERSONAS)
+    return next(filter(None, personas), [])
 
 
 def _utterance(fields: dict[str, Any], place: str, texts: Texts) -> Utterance:

@@ -202,13 +202,12 @@ def _rows_of_hub(loaded: dict, path: str, log: ReadingLog) -> Iterator:
         if split not in loaded:
             continue
         columns = loaded[split].column_names
-        shape = shape_of(columns)
-        if shape is None:
+        if shape_of(columns) is None:
             raise UserError(
                 f"{path}: the columns of {split} are {listed(columns)}, none of which is "
                 f"utterances, messages, conversations or prompt; rename them, {OWN_READER}"
             )
         rows = loaded[split].with_format(None)
         records = ((f"{path}: {split}[{i}].", row) for i, row in enumerate(rows))
-        for conversation in read_records(records, shape, texts, log):
+        for conversation in read_records(records, None, texts, log):
             yield split, conversation

@@ -5,7 +5,8 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,25 @@ def call_function(reader: str, path: str) -> Any:
     module_name, function_name = _FUNCTION.fullmatch(reader).group("module", "function")
     sys.path.insert(0, "")  # the working directory
     try:
-        what = f"reader {reader}: importing"
-        if module_name.endswith(".py"):
-            module = _run_users_code(what, _import_file, module_name)
-        else:
-            module = _run_users_code(what, importlib.import_module, module_name)
+        is_file = module_name.endswith(".py")
+        with _users_code(f"reader {reader}: importing {module_name}"):
+            module = (_import_file if is_file else importlib.import_module)(module_name)
         function = getattr(module, function_name, None)
         if not callable(function):
             raise UserError(
                 f"reader {reader}: the module has no function {function_name}; mend the name"
             )
-        return _run_users_code(f"reader {reader}: reading", function, path)
+        with _users_code(f"reader {reader}: reading {path}"):
+            return function(path)
     finally:
         if "" in sys.path:
             sys.path.remove("")
+
+
+def items_of(values: Iterable[Any], reader: str) -> Iterator[Any]:
+    """The items of what the function returned, which may be a generator that fails only now."""
+    with _users_code(f"reader {reader}: reading"):
+        yield from values
 
 
 def _import_file(path: str) -> Any:
@@ -53,9 +59,11 @@ def _import_file(path: str) -> Any:
     return module
 
 
-def _run_users_code(what: str, function: Callable[[str], Any], argument: str) -> Any:
+@contextmanager
+def _users_code(what: str) -> Iterator[None]:
+    """Make errors of the user's own code UserErrors that name its line."""
     try:
-        return function(argument)
+        yield
     except UserError:
         raise
     except Exception as error:  # anything can go wrong in code that is not ours
@@ -66,8 +74,7 @@ def _run_users_code(what: str, function: Callable[[str], Any], argument: str) ->
         if isinstance(error, ModuleNotFoundError):
             hint = f"; looked for in {Path.cwd()} and where Python looks: a path works, too"
         raise UserError(
-            f"{what} {argument} failed{place} ({reason_of_code(error)}){hint}; mend that function "
-            "or its name"
+            f"{what} failed{place} ({reason_of_code(error)}){hint}; mend that function or its name"
         ) from error
 
 
