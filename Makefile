@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 	$(BIN)/convai-fast demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
