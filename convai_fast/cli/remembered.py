@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from convai_fast.data.dataset import DataOptions
+from convai_fast.data.readers import Source
 from convai_fast.data.readers.user_function import is_function
 from convai_fast.data.store import Origin
 from convai_fast.data.trained_with import TrainedWith
@@ -63,6 +64,9 @@ class RememberedOptions:
             elif known not in (None, value):
                 others.append(f"{name} {value} (trained with {known})")
         self._recall_readers(trained, taken)
+        for path in self.dataset_path:
+            if Source.parse(path).weight != 1:
+                _tell(f"{path}: a weight is for training, and does nothing here")
         if taken:
             _tell(f"as the model was trained: {', '.join(taken)}")
         if others:

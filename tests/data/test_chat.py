@@ -110,6 +110,15 @@ def test_a_system_text_beside_the_turns_and_among_them_is_known_once(write):
     assert dialogue.personality == ["i sing .", "i bake ."]
 
 
+def test_a_reply_that_a_system_line_interrupts_is_not_learnt(write):
+    roles = ["user", "assistant", "system", "assistant", "user", "system", "assistant"]
+    record = messages(*zip(roles, "abcdefg", strict=True))
+    (dialogue,), said = read(write, record)
+    assert dialogue.personality == ["c", "f"]
+    assert [(u.history, u.candidates) for u in dialogue.utterances] == [(["a", "b d", "e"], ["g"])]
+    assert "replies that a system line interrupts are seen and not learnt (1)" in said[0]
+
+
 def test_consecutive_turns_are_joined_and_what_nobody_answers_is_left_out(write):
     record = messages(
         ("assistant", "back ?"), ("user", "yes ,"), ("user", "i am"), ("assistant", "good ,"),

@@ -73,7 +73,7 @@ def read_chat(record: object, where: str, texts: Texts, log: ReadingLog) -> Conv
         for sentence in texts.persona(fields[beside], f"{where}{beside}")
     ]
     _note_not_understood(fields, log)
-    turns, sides, begin = Turns(texts), [], 0
+    turns, sides, begin, is_changed = Turns(texts), [], 0, False
     for role, text, place, learnt in _messages(fields[name], f"{where}{name}", texts, log):
         if role == "system":
             if len(turns) > begin:
@@ -81,8 +81,14 @@ def read_chat(record: object, where: str, texts: Texts, log: ReadingLog) -> Conv
                 begin = len(turns)
             # It may repeat what stands beside the turns.
             persona = list(dict.fromkeys([*persona, *texts.check_lines(text, place)]))
+            is_changed = True
         else:
+            # What is said before and after would be joined, and half of it learnt not knowing.
+            if is_changed and turns.speakers[-1:] == [role] == ["assistant"]:
+                log.note("replies that a system line interrupts are seen and not learnt")
+                learnt = False
             turns.add(role, texts.check(text, place).strip(), learnt)
+            is_changed = False
     sides.append((persona, begin, len(turns)))
     return [turns.side(known, "assistant", max(first, 1), end) for known, first, end in sides]
 

@@ -24,7 +24,8 @@ SILENCE = "__SILENCE__"  # ParlAI's text of a speaker who says nothing
 OWN_READER = "or read it with a function of your own, reader my_module:load or my_file.py:load"
 
 _PLAIN = re.compile(r"[!-~]")
-_FILLERS = frozenset("\u2800\u3164\u115f\u1160\uffa0")  # letters by their category, but empty
+# Letters by their category, but empty; and what stands for a character that could not be read.
+_FILLERS = frozenset("\u2800\u3164\u115f\u1160\uffa0\ufffd")
 _MAX_KNOWN_BYTES = 1 << 24
 _BYTES_OF_ANY = 100  # of a text in memory, whatever its length
 _LEARNT = ("weight", "loss_weight", "loss", "train", "trainable")
