@@ -70,16 +70,16 @@ class OurStep:
     def __call__(self, turn: int) -> tuple[int, int, float, dict[str, float], dict[str, float]]:
         trainer, parts = self.trainer, {}
         batch = shapes.batch_of_turn(trainer.batches, turn)
-        batches = iter([(batch, Share(1.0, 1.0))])
+        batches = [(batch, Share(1.0, 1.0))]
         started = time.perf_counter()
         if turn == self.profiled_turn:
             with profile(activities=[ProfilerActivity.CPU]) as profiler:
-                trainer._train_step(batches, 1, Stop(trainer.ranks))
+                trainer.train_step.take(turn + 1, batches, 1, LR, Stop(trainer.ranks))
             parts = seconds_of_parts(profiler)
         else:
-            trainer._train_step(batches, 1, Stop(trainer.ranks))
+            trainer.train_step.take(turn + 1, batches, 1, LR, Stop(trainer.ranks))
         trainer.log.seconds += time.perf_counter() - started
-        log = trainer.log.read(LR, trainer.ranks)
+        log = trainer.log.read(trainer.ranks)
         log["matrix_rate"] = trainer.log.matrix_rate
         num_labels = int((batch["labels"] >= 0).sum())
         return len(batch["input_ids"]), num_labels, log["loss"], log, parts

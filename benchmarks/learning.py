@@ -34,8 +34,8 @@ from convai_fast.data.build_store import build_store
 from convai_fast.data.store import DialogueStore
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.training.evaluation import Metrics
 from convai_fast.training.loop import Trainer
-from convai_fast.training.losses import Metrics
 from convai_fast.training.options import TrainOptions
 
 SHAPE = {"model_type": "openai-gpt", "n_layer": 4, "n_embd": 128, "n_head": 4, "n_positions": 512}

@@ -19,7 +19,7 @@ def train_plainly(
         total_steps: optimizer steps, over as many epochs as that takes.
 
     Returns the losses of the language-model and of the multiple-choice head at every optimizer
-    step, float32 [total_steps, 2], in nats, each a mean over the step's batches.
+    step, float32 [total_steps, 2], in nats: means over the step's labelled tokens and examples.
     """
     model.train()
     matrices = [p for p in model.parameters() if p.dim() >= 2]
@@ -37,20 +37,24 @@ def train_plainly(
         optimizer,
         lambda s: (s + 1) / warmup if s < warmup else (total_steps - s) / (total_steps - warmup),
     )
-    size, epoch, curve = options.gradient_accumulation_steps, 0, []
+    epoch, curve = 0, []
     while True:
         batches.set_epoch(epoch)
-        for first in range(0, len(batches), size):
+        for step in batches.steps:
             if len(curve) == total_steps:
                 return torch.stack(curve)
-            group = [batches[i] for i in range(first, min(first + size, len(batches)))]
+            group = [batches[i] for i in step]
+            num_tokens = [int((batch["labels"] >= 0).sum()) for batch in group]
+            num_examples = [len(batch["mc_labels"]) for batch in group]
             losses = torch.zeros(2)
-            for batch in group:
+            for batch, tokens, examples in zip(group, num_tokens, num_examples, strict=True):
                 with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
                     output = model(**batch)
-                    loss = options.lm_coef * output.loss + options.mc_coef * output.mc_loss
-                (loss / len(group)).backward()
-                losses += torch.stack([output.loss, output.mc_loss]).detach().float() / len(group)
+                    lm_loss = output.loss * (tokens / sum(num_tokens))
+                    mc_loss = output.mc_loss * (examples / sum(num_examples))
+                    loss = options.lm_coef * lm_loss + options.mc_coef * mc_loss
+                loss.backward()
+                losses += torch.stack([lm_loss, mc_loss]).detach().float()
             nn.utils.clip_grad_norm_(model.parameters(), options.max_norm)
             optimizer.step()
             schedule.step()

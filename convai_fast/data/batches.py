@@ -1,4 +1,8 @@
-"""Batches of examples, in an order that depends on (seed, epoch) alone."""
+"""Batches of examples, in an order that depends on (seed, epoch) alone.
+
+Not on the number of processes, nor on how a step's examples are cut into batches: 2 processes, 8
+batches of 1 and 2 batches of 4 take the same steps, and a run may go on with others than it began.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, NotRequired, TypedDict
@@ -9,12 +13,14 @@ from torch import Tensor
 
 from convai_fast import ops
 from convai_fast.data.index import ExampleIndex, index_examples
+from convai_fast.data.shuffle import permutation
 from convai_fast.data.store import DialogueStore
 from convai_fast.dialogue.format import IGNORED
 
-# Examples are sorted by length within pools of this many batches: enough to leave little padding,
-# few enough that batches of one length do not follow one another.
-_BATCHES_PER_POOL = 64
+# Examples are sorted by length within pools, and stay together in runs of similar length, which are
+# shuffled: long enough to leave little padding, short enough that a step sees many lengths.
+_POOL = 1024
+_RUN = 16
 
 _CANDIDATE_COUNT = ops.PLAN_COLUMNS.index("candidate_count")
 
@@ -73,11 +79,11 @@ def _weighted(rows: np.ndarray, counts: Sequence[int], weights: Sequence[float])
 
 
 class Share(NamedTuple):
-    """How much a rank's means of a batch count in the mean over ranks, 1 being an equal part.
+    """How much a rank's means of a batch count in the means of the optimizer step.
 
-    With d ranks, `tokens` is d times the rank's labelled tokens over all ranks', and `examples` d
-    times its examples over theirs: the ranks' mean of share times mean is the mean over the whole
-    batch.
+    With d ranks, `tokens` is d times the batch's labelled tokens over the step's, and `examples` d
+    times its examples over those of the step: summed over its batches, and averaged over ranks, as
+    gradients are, share times mean is the mean over the whole step.
     """
 
     tokens: float
@@ -88,17 +94,18 @@ class DialogueBatches:
     """Iterates over one split of a store in batches of examples of similar length.
 
     With `shuffle`, the order is drawn anew for each epoch from (seed, epoch). After
-    `set_epoch(epoch, start)` the next iteration begins at batch `start`, which is how a run
-    continues where it was stopped.
+    `set_epoch(epoch, start)` the batches are those of the examples from `start` on, which is how a
+    run continues where it was stopped.
 
-    Over `world_size` ranks, a batch is what one rank with `batch_size * world_size` would have, and
-    each rank takes every world_size-th example of it; `shares` says what its part counts. Where
-    nothing is left for a rank, it gets an example without labels, so that all have equally many
-    batches.
+    A step takes the next `batch_size * batches_per_step * world_size` examples, in batches of
+    similar length; `steps` says which batches are one, and `shares` what each counts in it. Of
+    each, a rank takes every world_size-th example. Where nothing is left for a rank, it gets an
+    example without labels, so that all have equally many batches.
 
     Args:
         store, split: where the examples are.
         batch_size: examples a batch and rank.
+        batches_per_step: batches whose gradients are added up in one optimizer step.
         num_candidates: candidates an example, the last ones; 0 for all.
         max_history: exchanges of history: an example keeps `2 * max_history + 1` turns.
         max_length: positions of the model; what is cut to fit is counted in `cuts`.
@@ -117,6 +124,7 @@ class DialogueBatches:
         split: str,
         *,
         batch_size: int,
+        batches_per_step: int = 1,
         num_candidates: int,
         max_history: int,
         max_length: int,
@@ -132,6 +140,7 @@ class DialogueBatches:
     ) -> None:
         self.store, self.tables = store, store.splits[split]
         self.batch_size, self.max_length, self.layout = batch_size, max_length, layout
+        self.batches_per_step = batches_per_step
         self.shuffle, self.seed, self.pin_memory = shuffle, seed, pin_memory
         self.rank, self.world_size = rank, world_size
         index = index_examples(
@@ -154,44 +163,62 @@ class DialogueBatches:
         """Examples an epoch, over all ranks; each persona permutation counts."""
         return len(self.rows)
 
+    @property
+    def step_size(self) -> int:
+        """Examples a step, over all ranks; the last of an epoch may have fewer."""
+        return self.batch_size * self.batches_per_step * self.world_size
+
+    def num_steps(self, num_examples: int) -> int:
+        """Steps over that many examples."""
+        return -(-num_examples // self.step_size)
+
     def __len__(self) -> int:
-        """Batches an epoch, the same on every rank."""
-        return -(-len(self.rows) // (self.batch_size * self.world_size))
+        """Batches that `set_epoch` has set, the same on every rank."""
+        return len(self._batches)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Draw the order of `epoch`, and begin the next iteration at batch `start`."""
-        rows, size = self.rows, self.batch_size * self.world_size
-        generator = np.random.default_rng((self.seed, epoch))
-        if self.shuffle:
-            rows = generator.permutation(rows)
-            pool = size * _BATCHES_PER_POOL
-        else:
-            pool = max(1, len(rows))
-        lengths = self.index.shared_lengths
-        pools = [rows[i : i + pool] for i in range(0, len(rows), pool)]
-        rows = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pools] or [rows])
-        batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-        if self.shuffle:
-            batches = [batches[i] for i in generator.permutation(len(batches))]
-        self._batches = [batch[self.rank :: self.world_size] for batch in batches]
-        self._start = start
+        """Draw the order of `epoch`, and set the batches of its examples from `start` on."""
+        rows, lengths = self._order(epoch)[start:], self.index.shared_lengths
+        step_of = np.arange(len(rows)) // self.step_size
+        rows = rows[np.lexsort((lengths[rows], step_of))]
+        size = self.batch_size * self.world_size
+        batch_of = np.arange(len(rows)) // size  # a step is a whole number of batches
+        count = int(batch_of[-1]) + 1 if len(rows) else 0
+        firsts = range(0, count, self.batches_per_step)
+        self.steps = [range(i, min(i + self.batches_per_step, count)) for i in firsts]
 
-        pairs = list(zip(self._batches, batches, strict=True))
-        self.shares = [self._share(part, batch) for part, batch in pairs]
+        is_own = np.arange(len(rows)) % size % self.world_size == self.rank
+        own, own_batch = rows[is_own], batch_of[is_own]
+        num_own = np.bincount(own_batch, minlength=count)
+        self._batches = np.split(own, num_own.cumsum()[:-1]) if count else []
+        num_labels = self.index.num_labels
+        own_labels = np.bincount(own_batch, num_labels[own], count)
+        step_of_batch = np.arange(count) // self.batches_per_step
+        labels = np.maximum(1, np.bincount(step_of, num_labels[rows]))[step_of_batch]
+        examples = np.bincount(step_of)[step_of_batch]
+        shares = zip(own_labels / labels, num_own / examples, strict=True)
+        self.shares = [Share(*(float(self.world_size * part) for part in pair)) for pair in shares]
         self._epoch = _Gathered(
-            self.index, [part if len(part) else batch[:1] for part, batch in pairs]
+            self.index,
+            [part if len(part) else rows[i * size :][:1] for i, part in enumerate(self._batches)],
         )
 
-    def _share(self, part: np.ndarray, batch: np.ndarray) -> Share:
-        if self.world_size == 1:
-            return Share(1.0, 1.0)
-        num_labels = self.index.num_labels
-        tokens = float(num_labels[part].sum() / max(1, num_labels[batch].sum()))
-        return Share(tokens * self.world_size, len(part) / len(batch) * self.world_size)
+    def _order(self, epoch: int) -> np.ndarray:
+        """The rows of the plan as `epoch` takes them."""
+        rows, lengths = self.rows, self.index.shared_lengths
+        if not self.shuffle:
+            return rows[np.argsort(lengths[rows], kind="stable")]
+        rows = rows[permutation(len(rows), "examples", self.seed, epoch)]
+        runs = []
+        for begin in range(0, len(rows), _POOL):
+            pool = rows[begin : begin + _POOL]
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            runs += [pool[i : i + _RUN] for i in range(0, len(pool), _RUN)]
+        order = permutation(len(runs), "runs", self.seed, epoch)
+        return np.concatenate([*(runs[i] for i in order), rows[:0]])
 
     def __iter__(self) -> Iterator[Batch]:
-        start, self._start = self._start, 0
-        for i in range(start, len(self)):
+        for i in range(len(self)):
             yield self[i]
 
     def rows_of(self, i: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 It depends on the dialogues and a seed alone, and works on the numbers of a `Spool`.
 """
 
-import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from convai_fast.data.groups import first_equal
+from convai_fast.data.shuffle import mixed, seed_of
 from convai_fast.data.spool import VALID_NAMES, Spool
 from convai_fast.data.store import Origin
 
@@ -226,8 +226,7 @@ class _Distractors:
 
     def __init__(self, classes: np.ndarray, owners: np.ndarray, wanted: int, seed: str) -> None:
         self.classes, self.owners, self.wanted = classes, owners, wanted
-        digest = hashlib.sha256(f"distractors {seed}".encode()).digest()
-        self.seed = int.from_bytes(digest[:8])
+        self.seed = seed_of("distractors", seed)
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """int64 [len(rows), wanted], -1 where there are too few different replies."""
@@ -242,7 +241,7 @@ class _Distractors:
     def _draw(self, rows: np.ndarray, num_draws: int) -> np.ndarray:
         counters = rows[:, None].astype(np.uint64) << np.uint64(20)
         counters = counters + np.arange(num_draws, dtype=np.uint64)
-        drawn = (_mixed(counters, self.seed) % np.uint64(len(self.classes))).astype(np.int64)
+        drawn = (mixed(counters, self.seed) % np.uint64(len(self.classes))).astype(np.int64)
         classes = self.classes[drawn].astype(np.int64)
         fits = (classes != self.classes[rows, None]) & (
             self.owners[drawn] != self.owners[rows, None]
@@ -272,7 +271,7 @@ class _Distractors:
         foreign = np.flatnonzero(owners != first_owner)
         _, second = np.unique(classes[foreign], return_index=True)
         places = np.concatenate([order[starts], order[foreign[second]]])
-        places = places[_mixed(places.astype(np.uint64), self.seed).argsort(kind="stable")]
+        places = places[mixed(places.astype(np.uint64), self.seed).argsort(kind="stable")]
         places = places[self.owners[places].argsort(kind="stable")]
         return places, self.owners[places]
 
@@ -283,7 +282,7 @@ class _Distractors:
         num_foreign = len(places) - (end - begin)
         taken = {int(self.classes[row]), *self.classes[found[found >= 0]].tolist()}
         count = int((found >= 0).sum())
-        start = int(_mixed(np.array([row], np.uint64), self.seed + 1)[0] % np.uint64(2**32))
+        start = int(mixed(np.array([row], np.uint64), self.seed + 1)[0] % np.uint64(2**32))
         for i in range(num_foreign):
             if count == len(found):
                 break
@@ -316,15 +315,3 @@ def _runs(ends: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _bounds(ends: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the chosen runs begin and end, int64."""
     return np.where(chosen > 0, ends[np.maximum(chosen, 1) - 1], 0), np.asarray(ends[chosen])
-
-
-def _mixed(values: np.ndarray, seed: int) -> np.ndarray:
-    """Random 64-bit numbers, one for each of `values` (uint64): SplitMix64 (Steele et al. 2014).
-
-    Written out, since the streams of numpy's generators may change between its versions.
-    """
-    with np.errstate(over="ignore"):
-        z = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))

@@ -12,17 +12,20 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from convai_fast.errors import UserError
 from convai_fast.files import flush
+from convai_fast.training.progress import Progress
 
 STATE_FILE = "training_state.pt"
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 # What the user can do about an error of the operating system.
 _WAYS_OUT = {
@@ -32,6 +35,40 @@ _WAYS_OUT = {
     errno.EPERM: "get permission for it",
     errno.EROFS: "get permission for it",
 }
+
+
+@dataclass
+class TrainingState:
+    """All but the weights that a run needs to continue, at an optimizer step.
+
+    Tensors, numbers and texts only, so that it is read without executing anything.
+
+    Attributes:
+        identity: what must be the same for the rest to make sense.
+        progress: how far the run is.
+        optimizer: its own, whole where it is sharded.
+        scaler, log: of the training step.
+        random: of each rank, the state of its generators.
+        adapter: what LoRA trains; None without it.
+        metrics_bytes: the length of metrics.jsonl.
+        checksums: of the weights beside it.
+    """
+
+    identity: dict[str, Any]
+    progress: Progress
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    log: dict[str, Any]
+    random: list[dict[str, Tensor]]
+    adapter: dict[str, Tensor] | None
+    metrics_bytes: int = 0
+    checksums: dict[str, int] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Write what `read_training_state` reads, complete or not at all."""
+        values = {"format": STATE_FORMAT, **vars(self), "progress": vars(self.progress)}
+        # Given a path instead of a file, torch keeps the operating system's reason to itself.
+        _replace(path, lambda file: torch.save(values, file))
 
 
 @contextmanager
@@ -95,7 +132,7 @@ def _saved_checkpoints(run: Path) -> dict[int, Path]:
     return {int(number): path for number, path in numbers if number.isdecimal()}
 
 
-def read_training_state(folder: Path) -> dict[str, Any]:
+def read_training_state(folder: Path) -> TrainingState:
     """What `RunFolder.save` wrote to continue from the checkpoint `folder`; executes nothing.
 
     Raises UserError when it is missing, damaged, or does not belong to the weights beside it.
@@ -117,7 +154,7 @@ def read_training_state(folder: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 raise ValueError("a checksum is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        values = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
     # A damaged file can raise nearly anything.
@@ -125,18 +162,19 @@ def read_training_state(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is damaged or of another version of torch than {torch.__version__}: {way_out}"
         ) from error
-    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
+    if not isinstance(values, dict) or values.pop("format", None) != STATE_FORMAT:
         raise UserError(
             f"{path} was not written by this version of convai-fast train (format "
             f"{STATE_FORMAT}): {way_out}"
         )
-    for name, checksum in state["checksums"].items():
+    state = TrainingState(**{**values, "progress": Progress(**values["progress"])})
+    for name, checksum in state.checksums.items():
         if not (folder / name).is_file() or _checksum(folder / name) != checksum:
             raise UserError(
                 f"{folder / name} is missing or is not the file that was saved: get it back, or "
                 f"{way_out}"
             )
-    size, metrics = state["metrics_bytes"], folder.resolve().parents[1] / "metrics.jsonl"
+    size, metrics = state.metrics_bytes, folder.resolve().parents[1] / "metrics.jsonl"
     if not metrics.is_file() or metrics.stat().st_size < size:
         raise UserError(
             f"{metrics} is missing or has lost records that were saved: get it back, or {way_out}"
@@ -147,12 +185,6 @@ def read_training_state(folder: Path) -> dict[str, Any]:
 def write_file(path: Path, text: str) -> None:
     """Write a text file that appears complete or not at all."""
     _replace(path, lambda file: file.write(text.encode()))
-
-
-def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write what `read_training_state` reads, complete or not at all."""
-    # Given a path instead of a file, torch keeps the operating system's reason to itself.
-    _replace(path, lambda file: torch.save(state, file))
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -45,6 +45,11 @@ class Stop:
         self.signal = signal.Signals(number) if number else None
         return self.signal is not None
 
+    def raise_if_asked(self) -> None:
+        """Raise StoppedError where a rank has received a signal. Collective."""
+        if self.poll():
+            raise StoppedError
+
 
 @contextmanager
 def stop_on_signal(ranks: Ranks) -> Iterator[Stop]:

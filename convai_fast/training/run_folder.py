@@ -34,10 +34,10 @@ from convai_fast.errors import UserError
 from convai_fast.files import flush
 from convai_fast.training.checkpoints import (
     STATE_FILE,
+    TrainingState,
     checksums,
     explained,
     write_file,
-    write_state,
 )
 from convai_fast.training.options import TrainOptions
 
@@ -60,7 +60,7 @@ def check_output(output: str) -> None:
 class RunFolder:
     """Where a run leaves its traces. See the top of this file."""
 
-    def __init__(self, options: TrainOptions, state: dict[str, Any] | None = None) -> None:
+    def __init__(self, options: TrainOptions, state: TrainingState | None = None) -> None:
         """Make the folder, or with `options.resume` open that one as `state` describes it.
 
         Records and checkpoints of steps after `state` (without one: of all steps) are dropped, so
@@ -69,8 +69,7 @@ class RunFolder:
         Raises UserError when `--output` is a folder that already holds a run or anything else, or
         when another process trains in the folder.
         """
-        state = state or {"step": 0, "metrics_bytes": 0, "checksums": {}}
-        self._checksums = state["checksums"]  # of the newest checkpoint
+        self._checksums = state.checksums if state else {}  # of the newest checkpoint
         self.path = Path(options.resume) if options.resume else _new_folder(options)
         with self._explained("cannot be written"):
             self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
@@ -83,19 +82,23 @@ class RunFolder:
             self._metrics.close()  # and with it the lock
             raise
 
-    def _open(self, options: TrainOptions, state: dict[str, Any]) -> None:
+    def _open(self, options: TrainOptions, state: TrainingState | None) -> None:
+        step = state.progress.step if state else 0
         if options.resume:
             write_file(self.path / "options.json", _options_json(options))
-            self._metrics.truncate(state["metrics_bytes"])
+            self._metrics.truncate(state.metrics_bytes if state else 0)
             # A kill may have come before both links named the checkpoint, or a copy lost them.
-            for link, step in (("last", state["step"]), ("best", state.get("best_step"))):
-                if step is not None and self._checkpoint(step).is_dir():
-                    self._point(link, self._checkpoint(step))
+            for link, own_step in (
+                ("last", step),
+                ("best", state.progress.best_step if state else 0),
+            ):
+                if self._checkpoint(own_step).is_dir():
+                    self._point(link, self._checkpoint(own_step))
                 elif not (self.path / link).exists():
                     (self.path / link).unlink(missing_ok=True)
             self._remove_unused()
         (self.path / "checkpoints").mkdir(exist_ok=True)
-        self._writer = SummaryWriter(str(self.path), purge_step=state["step"] + 1)
+        self._writer = SummaryWriter(str(self.path), purge_step=step + 1)
 
     def _explained(self, what: str) -> AbstractContextManager[None]:
         return explained(f"the run {self.path} {what}", f"continue it with --resume {self.path}")
@@ -116,21 +119,21 @@ class RunFolder:
         self,
         write_model: Callable[[Path], None],
         metrics: dict[str, Any],
-        state: dict[str, Any],
+        state: TrainingState,
         best: bool,
     ) -> None:
-        """Save a checkpoint of step `state["step"]` as `last`, and as `best` too if it is.
+        """Save a checkpoint of `state.progress.step` as `last`, and as `best` too if it is.
 
         Args:
             write_model: writes model and tokenizer into a folder, which it makes.
             metrics: what metrics.json says.
-            state: `Trainer.state_dict()`.
+            state: its `metrics_bytes` and `checksums` are filled in here.
 
         Raises UserError when it cannot be written, as on a full disk; those before it stay.
         """
         saved = (self.path / "last").exists()
         with explained(
-            f"step {state['step']:,} cannot be saved in {self.path}",
+            f"step {state.progress.step:,} cannot be saved in {self.path}",
             f"{'continue from the checkpoint before it' if saved else 'begin again'} with --resume",
         ):
             folder = self._write_checkpoint(write_model, metrics, state)
@@ -139,26 +142,26 @@ class RunFolder:
         self._remove_unused()
 
     def _write_checkpoint(
-        self, write_model: Callable[[Path], None], metrics: dict[str, Any], state: dict[str, Any]
+        self, write_model: Callable[[Path], None], metrics: dict[str, Any], state: TrainingState
     ) -> Path:
         os.fsync(self._metrics.fileno())
-        state = {**state, "metrics_bytes": os.fstat(self._metrics.fileno()).st_size}
-        folder = self._checkpoint(state["step"])
+        state.metrics_bytes = os.fstat(self._metrics.fileno()).st_size
+        folder = self._checkpoint(state.progress.step)
         if folder.exists():
             # Saved before it was evaluated: the weights are those of the same step. A kill between
             # the two files does no harm, since it is the state that says what is still to do.
             # Their checksums too: those of now would bless a file that was damaged in between.
-            state["checksums"] = self._checksums
+            state.checksums = self._checksums
             write_file(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-            write_state(folder / STATE_FILE, state)
+            state.write(folder / STATE_FILE)
             return folder
         scratch = folder.with_name(f".{folder.name}")
         try:
             shutil.rmtree(scratch, ignore_errors=True)
             write_model(scratch)
             (scratch / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-            state["checksums"] = self._checksums = checksums(scratch)
-            write_state(scratch / STATE_FILE, state)
+            state.checksums = self._checksums = checksums(scratch)
+            state.write(scratch / STATE_FILE)
             for path in [*scratch.iterdir(), scratch]:
                 flush(path)
             os.rename(scratch, folder)

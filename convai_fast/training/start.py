@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -17,7 +17,11 @@ from convai_fast.loading import load
 from convai_fast.model import adapter
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.training.checkpoints import last_checkpoint, read_training_state
+from convai_fast.training.checkpoints import (
+    TrainingState,
+    last_checkpoint,
+    read_training_state,
+)
 from convai_fast.training.options import TrainOptions
 from convai_fast.training.run_folder import check_output
 
@@ -31,7 +35,7 @@ class Start(NamedTuple):
 
     model: DoubleHeadsModel
     tokenizer: PreTrainedTokenizerFast
-    state: dict[str, Any] | None
+    state: TrainingState | None
     base: str
     before: Sequence[TrainedSource]
 

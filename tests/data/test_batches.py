@@ -199,34 +199,80 @@ def test_it_resumes_at_a_saved_position(store):
     batches = make_batches(store, shuffle=True)
     batches.set_epoch(3)
     whole = [batch["input_ids"] for batch in batches]
-    batches.set_epoch(3, start=5)
+    batches.set_epoch(3, start=5 * 4)
     rest = [batch["input_ids"] for batch in batches]
     assert len(rest) == len(whole) - 5
     assert all(torch.equal(a, b) for a, b in zip(rest, whole[5:], strict=True))
 
 
-def test_ranks_deal_out_the_batches_of_one_rank(store):
+def steps_of(ranks):
+    """The rows of each step, over all ranks."""
+    return [
+        sorted(row for b in ranks for i in step for row in b.rows_of(i).tolist())
+        for step in ranks[0].steps
+    ]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "batch_size", "batches_per_step"), [(1, 1, 12), (1, 6, 2), (3, 4, 1), (2, 1, 6)]
+)
+def test_a_step_has_the_same_examples_however_they_are_cut(
+    store, world_size, batch_size, batches_per_step
+):
     one = make_batches(store, shuffle=True, batch_size=12)
-    ranks = [make_batches(store, shuffle=True, rank=rank, world_size=3) for rank in range(3)]
+    ranks = [
+        make_batches(
+            store,
+            shuffle=True,
+            batch_size=batch_size,
+            batches_per_step=batches_per_step,
+            rank=rank,
+            world_size=world_size,
+        )
+        for rank in range(world_size)
+    ]
     for epoch in range(2):
         for batches in (one, *ranks):
             batches.set_epoch(epoch)
-        assert {len(batches) for batches in ranks} == {len(one)}
-        for i, rows in enumerate(rows_of(one)):
-            assert [rows_of(batches)[i] for batches in ranks] == [rows[r::3] for r in range(3)]
+        assert len({len(batches) for batches in ranks}) == 1
+        assert steps_of(ranks) == steps_of([one])
 
 
-def test_shares_are_what_a_rank_adds_to_the_whole_batch(store):
+def test_a_run_may_go_on_with_other_steps_and_sees_each_example_once(store):
+    sizes, seen, start = [(4, 1), (1, 3), (6, 2)], [], 0
+    for batch_size, batches_per_step in sizes:
+        batches = make_batches(
+            store, shuffle=True, batch_size=batch_size, batches_per_step=batches_per_step
+        )
+        batches.set_epoch(1, start)
+        steps = steps_of([batches])
+        taken = steps if (batch_size, batches_per_step) == sizes[-1] else steps[:2]
+        seen += [row for step in taken for row in step]
+        start = len(seen)
+    assert sorted(seen) == list(range(batches.num_examples))
+
+
+@pytest.mark.parametrize("batches_per_step", [1, 3])
+def test_shares_are_what_a_batch_adds_to_the_whole_step(store, batches_per_step):
     # Replies cut by a short max_length count only what is left of them.
     ranks = [
-        make_batches(store, "valid", rank=rank, world_size=3, batch_size=2, max_length=10)
+        make_batches(
+            store,
+            "valid",
+            rank=rank,
+            world_size=3,
+            batch_size=2,
+            batches_per_step=batches_per_step,
+            max_length=10,
+        )
         for rank in range(3)
     ]
     assert any(ranks[0].cuts)
-    for i in range(len(ranks[0])):
-        tokens = [int((batches[i]["labels"] != -100).sum()) for batches in ranks]
-        examples = [int((batches[i]["mc_labels"] != -100).sum()) for batches in ranks]
-        for batches, n, m in zip(ranks, tokens, examples, strict=True):
+    for step in ranks[0].steps:
+        parts = [(batches, i) for batches in ranks for i in step]
+        tokens = [int((batches[i]["labels"] != -100).sum()) for batches, i in parts]
+        examples = [int((batches[i]["mc_labels"] != -100).sum()) for batches, i in parts]
+        for (batches, i), n, m in zip(parts, tokens, examples, strict=True):
             expected = (3 * n / sum(tokens), 3 * m / sum(examples))
             assert batches.shares[i] == pytest.approx(expected)
 

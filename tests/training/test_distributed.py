@@ -133,11 +133,12 @@ def test_ranks_that_were_killed_continue_to_the_weights_of_an_undisturbed_run(
     # The one that lives on does not wait for the other.
     processes = start_ranks([arguments_of(options)] * 2, tmp_path, kill_after_save=1)
     assert exit_codes(processes) == [-signal.SIGKILL, 1]
-    assert torch.load(tmp_path / "run" / "last" / STATE_FILE)["step"] == 2
+    assert torch.load(tmp_path / "run" / "last" / STATE_FILE)["progress"]["step"] == 2
 
     resume = ["--resume", str(tmp_path / "run")]
-    assert main(["train", *resume]) == 2
-    assert capsys.readouterr().err.count("number of processes" if not fsdp else "torchrun") == 1
+    if fsdp:
+        assert main(["train", *resume]) == 2
+        assert capsys.readouterr().err.count("torchrun") == 1
     assert exit_codes(start_ranks([resume] * 2, tmp_path)) == [0, 0]
     assert "continuing after step" in (tmp_path / "out-0").read_text()
     weights, expected = weights_of(tmp_path / "run"), weights_of(tmp_path / "undisturbed")
@@ -147,6 +148,31 @@ def test_ranks_that_were_killed_continue_to_the_weights_of_an_undisturbed_run(
     ):
         speed = {"tokens_per_second": 0, "mfu": 0}
         assert ours | speed == theirs | speed
+
+
+@pytest.mark.parametrize("processes", [(2, 1), (1, 2)])
+def test_a_run_continues_with_another_number_of_processes(options, tmp_path, capsys, processes):
+    # 41 examples: two steps of 2 x 8, and what is left in steps of 8; or the other way round.
+    options.train_batch_size, options.gradient_accumulation_steps = 8, 1
+    options.n_epochs, options.save_every, options.max_steps = 1, 2, 2
+    first, second = processes
+    arguments = arguments_of(options)
+    assert exit_codes(start_ranks([arguments] * first, tmp_path)) == [0] * first
+    resume = ["--resume", str(tmp_path / "run"), "--max_steps", "0"]
+    if second == 1:
+        assert main(["train", *resume]) == 0
+        told = capsys.readouterr().out
+    else:
+        assert exit_codes(start_ranks([resume] * second, tmp_path)) == [0] * second
+        told = (tmp_path / "out-0").read_text()
+    assert f"with {second} processes instead of {first}" in told
+    steps = [
+        record["step"] for record in records_of(tmp_path / "run") if record["split"] == "train"
+    ]
+    num_left = 41 - 2 * 8 * first
+    assert steps == list(range(1, 3 + -(-num_left // (8 * second))))
+    progress = torch.load(tmp_path / "run" / "last" / STATE_FILE)["progress"]
+    assert (progress["epoch"], progress["examples"]) == (1, 0)
 
 
 def test_a_mistake_that_one_rank_meets_is_told_once_and_ends_all(options, tmp_path):

@@ -10,7 +10,7 @@ from convai_fast.data.batches import DialogueBatches
 from convai_fast.errors import UserError
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.training import loop
+from convai_fast.training import loop, step
 from convai_fast.training.guard import FiniteGuard
 from convai_fast.training.interruption import Stop
 
@@ -28,14 +28,14 @@ def trainer(options, tokenizer, store):
 
 def poison(monkeypatch, call, change):
     """Change the loss of the `call`-th batch."""
-    combined_loss, calls = loop.combined_loss, []
+    combined_loss, calls = step.combined_loss, []
 
     def poisoned(*args):
         calls.append(args)
         loss = combined_loss(*args)
         return change(loss) if len(calls) == call else loss
 
-    monkeypatch.setattr(loop, "combined_loss", poisoned)
+    monkeypatch.setattr(step, "combined_loss", poisoned)
 
 
 class InfiniteGradient(torch.autograd.Function):
@@ -91,7 +91,7 @@ def test_the_first_bad_step_is_found_when_the_log_is_read_later(trainer, monkeyp
     )
     with pytest.raises(UserError, match="the loss at step 2 is inf"):
         trainer.run()
-    assert trainer.step == 4
+    assert trainer.progress.step == 4
     assert all(p.isfinite().all() for p in trainer.model.parameters())
     report = json.loads((tmp_path / "run" / "bad_batch.json").read_text())
     assert [batch["batch"] for batch in report["batches"]] == [4]
@@ -100,8 +100,9 @@ def test_the_first_bad_step_is_found_when_the_log_is_read_later(trainer, monkeyp
 def test_a_bad_step_is_not_saved_by_a_signal_either(trainer, monkeypatch, tmp_path):
     poison(monkeypatch, 2, lambda loss: loss * math.nan)
     trainer.folder = loop.RunFolder(trainer.options)
-    batches = zip(trainer.batches, trainer.batches.shares, strict=True)
-    trainer._train_step(batches, 3, Stop(trainer.ranks))
+    batches, trainer._first_step = trainer.batches, 0
+    own = [(batches[i], batches.shares[i]) for i in batches.steps[0]]
+    trainer.train_step.take(1, own, 3, 1e-3, Stop(trainer.ranks))
     with pytest.raises(UserError, match="the loss at step 1 is nan"):
         trainer._save()
     assert not (tmp_path / "run" / "last").exists()

@@ -22,8 +22,8 @@ from convai_fast.errors import UserError
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.distributed import Ranks
+from convai_fast.training.evaluation import MetricSums
 from convai_fast.training.loop import Trainer, train
-from convai_fast.training.losses import MetricSums
 from convai_fast.training.optimizer import lr_factor
 from convai_fast.training.run_folder import RunFolder
 
@@ -46,6 +46,34 @@ def make_trainer(options, tokenizer, store, **settings):
 def metrics_of(options):
     with open(f"{options.output}/metrics.jsonl", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+@pytest.mark.parametrize(("batch_size", "batches_per_step"), [(1, 8), (2, 4), (3, 3)])
+def test_batches_that_are_accumulated_are_one_large_batch(
+    options, tokenizer, store, batch_size, batches_per_step
+):
+    def run(name, batch_size, batches_per_step):
+        own = dataclasses.replace(
+            options,
+            output=f"{options.output}-{name}",
+            train_batch_size=batch_size,
+            gradient_accumulation_steps=batches_per_step,
+        )
+        trainer = make_trainer(own, tokenizer, store, **NO_DROPOUT)
+        trainer.run()
+        return trainer.model, metrics_of(own)
+
+    model, records = run("parts", batch_size, batches_per_step)
+    peer, expected = run("whole", batch_size * batches_per_step, 1)
+    for ours, theirs in zip(records, expected, strict=True):
+        for record in (ours, theirs):
+            del record["split"]
+            for name in ("tokens_per_second", "mfu"):
+                record.pop(name, None)
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    for (name, a), b in zip(model.named_parameters(), peer.parameters(), strict=True):
+        if name != "multiple_choice_head.bias":  # whose gradient is rounding noise
+            assert (a - b).norm() <= 1e-3 * b.norm(), name
 
 
 def test_two_epochs_equal_a_straightforward_loop_over_transformers(
@@ -118,7 +146,7 @@ def test_the_gradient_is_clipped_once_a_step(options, tokenizer, store):
     options.max_norm = 1e-9
     trainer = make_trainer(options, tokenizer, store)
     before = [p.clone() for p in trainer.model.parameters()]
-    for group in trainer.optimizer.param_groups:
+    for group in trainer.train_step.optimizer.param_groups:
         group["weight_decay"] = 0.0
         group["eps"] = 1.0  # so that AdamW does not scale the gradient back up
     trainer.run()
@@ -166,7 +194,7 @@ def test_patience_stops_a_run_that_no_longer_improves(options, tokenizer, store,
         trainer, "evaluate", lambda stop: dataclasses.replace(evaluate(stop), nll=next(nlls))
     )
     trainer.run()
-    assert trainer.epoch == 4
+    assert trainer.progress.epoch == 4
 
 
 def test_max_steps_ends_within_an_epoch_and_still_evaluates(options, tokenizer, store):
@@ -174,7 +202,8 @@ def test_max_steps_ends_within_an_epoch_and_still_evaluates(options, tokenizer, 
     result = make_trainer(options, tokenizer, store).run()
     assert result.steps == 2
     assert result.after is not None
-    assert metrics_of(options)[1]["lr"] == 0  # the schedule is that of the shorter run
+    # Those that the steps were taken with; the schedule is that of the shorter run.
+    assert [line["lr"] for line in metrics_of(options)[:2]] == [options.lr, options.lr / 2]
 
 
 def test_without_validation_the_last_checkpoint_is_the_best(

@@ -22,7 +22,7 @@ from convai_fast.loading import load
 from convai_fast.model import double_heads
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.training import checkpoints, loop, lora
+from convai_fast.training import checkpoints, loop, lora, step
 from convai_fast.training.options import TrainOptions
 
 PEERS = {"gpt2": GPT2DoubleHeadsModel, "openai-gpt": OpenAIGPTDoubleHeadsModel}
@@ -112,7 +112,7 @@ def test_layers_head_and_special_tokens_are_trained_and_nothing_else(lora_option
 def test_a_killed_run_continues_bit_for_bit(lora_options, tmp_path, merge_lora):
     options = dataclasses.replace(lora_options, merge_lora=merge_lora)
     undisturbed = train(dataclasses.replace(options, output=f"{tmp_path}/undisturbed"))
-    process = in_a_process(options, lambda: die_at(loop, "combined_loss", 8))
+    process = in_a_process(options, lambda: die_at(step, "combined_loss", 8))
     process.join()
     assert process.exitcode == -signal.SIGKILL
     run = train(TrainOptions(resume=options.output))

@@ -18,7 +18,8 @@ from interruptions import assert_equal_runs, die_at, in_a_process, records
 
 from convai_fast.cli.main import main
 from convai_fast.errors import UserError
-from convai_fast.training import checkpoints, loop, run_folder
+from convai_fast.training import checkpoints, loop, run_folder, step
+from convai_fast.training.evaluation import MetricSums
 from convai_fast.training.options import TrainOptions
 from convai_fast.training.resume import resume_command as resume_command_of
 
@@ -72,9 +73,9 @@ def resume_command(run, *arguments):
 @pytest.mark.parametrize(
     ("target", "name", "call"),
     [
-        (loop.MetricSums, "add", 2),  # evaluating before the first step
-        (loop, "combined_loss", 23),  # a step half accumulated
-        (loop.MetricSums, "add", 6),  # evaluating after an epoch
+        (MetricSums, "add", 2),  # evaluating before the first step
+        (step, "combined_loss", 23),  # a step half accumulated
+        (MetricSums, "add", 6),  # evaluating after an epoch
         (checkpoints.torch, "save", 4),  # of the checkpoint after an epoch
         (checkpoints.torch, "save", 9),  # of the same step once more, when it is evaluated
         (run_folder.os, "rename", 3),
@@ -127,7 +128,7 @@ def test_the_command_line_continues_a_killed_run(run_options, undisturbed, tmp_p
 def test_a_signal_within_a_step_or_an_evaluation_saves_and_says_how_to_go_on(
     run_options, undisturbed, tmp_path, monkeypatch, moment
 ):
-    target, call = {"combined_loss": (loop, 23), "add": (loop.MetricSums, 6)}[moment]
+    target, call = {"combined_loss": (step, 23), "add": (MetricSums, 6)}[moment]
     function, calls = getattr(target, moment), []
 
     def signalled(*args):
@@ -209,7 +210,9 @@ def test_records_stay_where_the_checkpoint_was_not_copied(killed):
 
 def test_a_best_checkpoint_that_was_deleted_leaves_no_link(killed):
     best, path = killed / "best", killed / "last" / checkpoints.STATE_FILE
-    torch.save({**torch.load(path), "best_step": 7}, path)
+    state = torch.load(path)
+    state["progress"]["best_step"] = 7
+    torch.save(state, path)
     best.unlink()
     best.symlink_to("checkpoints/step-000007")
     loop.train(TrainOptions(resume=str(killed)), lambda _: None)
@@ -315,13 +318,13 @@ def test_what_cannot_continue_is_one_sentence_and_stays_as_it_is(killed, damage,
 def test_weights_damaged_before_their_step_was_evaluated_are_not_blessed(
     run_options, tmp_path, monkeypatch
 ):
-    run, compute = tmp_path / "run", loop.MetricSums.compute
+    run, compute = tmp_path / "run", MetricSums.compute
 
     def damage_and_compute(*args):
         flip(run / "last" / "model.safetensors")
         return compute(*args)
 
-    monkeypatch.setattr(loop.MetricSums, "compute", damage_and_compute)
+    monkeypatch.setattr(MetricSums, "compute", damage_and_compute)
     options = {"output": str(run), "max_steps": 2, "eval_before_start": False}
     loop.train(dataclasses.replace(run_options, **options), lambda _: None)
     with pytest.raises(UserError, match="is not the file that was saved"):
@@ -344,8 +347,8 @@ def test_other_dialogues_are_refused(killed, data_file, tmp_path):
 
 
 def test_a_damaged_checkpoint_names_the_newest_of_the_older_ones_by_number(tmp_path):
-    for step in (999_998, 999_999, 1_000_000):
-        (tmp_path / "run" / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    for number in (999_998, 999_999, 1_000_000):
+        (tmp_path / "run" / "checkpoints" / f"step-{number:06d}").mkdir(parents=True)
     with pytest.raises(UserError, match="ln -sfn checkpoints/step-999999 "):
         checkpoints.read_training_state(tmp_path / "run" / "checkpoints" / "step-1000000")
     with pytest.raises(UserError) as raised:
@@ -480,7 +483,7 @@ def test_a_run_that_cannot_be_written_counts_as_busy(killed, monkeypatch):
 
 def test_a_run_without_a_checkpoint_says_that_it_begins_anew(run_options, tmp_path, capsys):
     options = dataclasses.replace(run_options, output=str(tmp_path / "run"))
-    process = in_a_process(options, lambda: die_at(loop, "combined_loss", 2))
+    process = in_a_process(options, lambda: die_at(step, "combined_loss", 2))
     process.join()
     assert main(["train", "--resume", str(tmp_path / "run"), "--max_steps", "1"]) == 0
     assert "nothing was saved in this run yet: beginning it anew" in capsys.readouterr().out

@@ -1,0 +1,52 @@
+"""Where a model computes, and in which number format (mixed precision)."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from convai_fast.data.batches import Batch
+from convai_fast.errors import UserError
+from convai_fast.hardware import resolve_precision
+from convai_fast.model.layers import to_device
+from convai_fast.training.distributed import Ranks
+from convai_fast.training.options import TrainOptions
+
+
+class Compute:
+    """The device of this rank, and what autocast computes in.
+
+    Attributes:
+        device: as `Ranks.device` gives it.
+        dtype: of matrix products; weights are float32.
+    """
+
+    def __init__(self, options: TrainOptions, ranks: Ranks) -> None:
+        """Raises UserError where the device is not there or cannot compute so. Collective."""
+        with ranks.together():
+            self.device = ranks.device(options.device)
+        self.dtype = resolve_precision(options.precision, self.device)
+        self.is_sharded = options.fsdp
+        if self.device.type == "cpu" and self.dtype == torch.float16:
+            raise UserError("--precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
+        if options.fsdp and self.dtype == torch.float16:
+            raise UserError("--fsdp and --precision fp16 do not go together: use bf16 or fp32")
+
+    def autocast(self) -> torch.autocast:
+        """Within, matrix products are computed in `dtype`."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def weights_cast_once(self) -> AbstractContextManager:
+        """Around several passes with the same weights, so that they are cast once."""
+        # Autocast forgets the weights that it has cast when the outermost block ends: this is one.
+        # With shards it must forget them sooner, or each rank would keep the whole model.
+        if self.is_sharded:
+            return nullcontext()
+        return torch.autocast(self.device.type, enabled=False)
+
+    def to_device(self, batch: Batch) -> dict[str, Tensor]:
+        """The model's arguments; what it must count stays on the CPU, where it need not wait."""
+        return {
+            name: tensor if name in ("labels", "offsets") else to_device(tensor, self.device)
+            for name, tensor in batch.items()
+        }

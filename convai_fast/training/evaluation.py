@@ -1,0 +1,112 @@
+"""The figures of a validation split."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convai_fast.data.batches import Batch
+from convai_fast.dialogue.format import IGNORED
+from convai_fast.model.double_heads import DoubleHeadsModel, DoubleHeadsOutput
+from convai_fast.training.compute import Compute
+from convai_fast.training.distributed import Ranks
+from convai_fast.training.interruption import Stop
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures of one evaluation.
+
+    Attributes:
+        nll: mean negative log-likelihood of a labelled token (reply and `<eos>`), in nats, over
+            all tokens of the split, not a mean of batch means.
+        mc_loss: mean multiple-choice cross-entropy of an example, in nats.
+        hits_at_1: share of examples whose true reply has the largest multiple-choice logit.
+    """
+
+    nll: float
+    mc_loss: float
+    hits_at_1: float
+    num_tokens: int
+    num_examples: int
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity of a token: exp(nll)."""
+        return math.exp(self.nll) if self.nll < 700 else math.inf
+
+    def as_dict(self) -> dict[str, float]:
+        """What metrics.jsonl and metrics.json record."""
+        return {
+            "nll": self.nll,
+            "ppl": self.ppl,
+            "mc_loss": self.mc_loss,
+            "hits@1": self.hits_at_1,
+            "num_tokens": self.num_tokens,
+            "num_examples": self.num_examples,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"nll {self.nll:.3f}, perplexity {self.ppl:,.2f}, hits@1 {self.hits_at_1:.1%} "
+            f"over {self.num_examples:,} examples"
+        )
+
+
+class MetricSums:
+    """Adds up batches on the device, without waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(5, dtype=torch.float64, device=device)
+
+    def add(self, output: DoubleHeadsOutput, labels: Tensor, mc_labels: Tensor) -> None:
+        """Count one batch; `labels` and `mc_labels` as in `DoubleHeadsModel.forward`."""
+        num_tokens = (labels[..., 1:] != IGNORED).sum()
+        num_examples = (mc_labels != IGNORED).sum()
+        hits = (output.mc_logits.argmax(-1) == mc_labels.to(output.mc_logits.device)).sum()
+        terms = (
+            output.loss.double() * num_tokens,
+            num_tokens,
+            output.mc_loss.double() * num_examples,
+            hits,
+            num_examples,
+        )
+        self.sums += torch.stack([term.to(self.sums) for term in terms])
+
+    def compute(self, ranks: Ranks) -> Metrics:
+        """The figures so far, over all ranks; NaN where nothing was counted. Collective."""
+        nll, tokens, mc_loss, hits, examples = ranks.sum(self.sums).tolist()
+        per_token, per_example = tokens or math.nan, examples or math.nan
+        return Metrics(
+            nll=nll / per_token,
+            mc_loss=mc_loss / per_example,
+            hits_at_1=hits / per_example,
+            num_tokens=int(tokens),
+            num_examples=int(examples),
+        )
+
+
+@torch.no_grad()  # not inference_mode, whose tensors FSDP cannot train with afterwards
+def evaluate(
+    model: DoubleHeadsModel,
+    batches: Iterable[Batch],
+    compute: Compute,
+    ranks: Ranks,
+    stop: Stop | None = None,
+) -> Metrics:
+    """Figures of `model` over `batches`, this rank's part of them. Collective.
+
+    Raises StoppedError when a signal arrives.
+    """
+    model.eval()
+    sums = MetricSums(compute.device)
+    with compute.weights_cast_once():
+        for batch in batches:
+            if stop is not None:
+                stop.raise_if_asked()
+            with compute.autocast():
+                output = model(**compute.to_device(batch), return_logits=False)
+            sums.add(output, batch["labels"], batch["mc_labels"])
+    return sums.compute(ranks)
