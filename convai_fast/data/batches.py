@@ -214,7 +214,9 @@ class DialogueBatches:
             pool = rows[begin : begin + _POOL]
             pool = pool[np.argsort(lengths[pool], kind="stable")]
             runs += [pool[i : i + _RUN] for i in range(0, len(pool), _RUN)]
-        order = permutation(len(runs), "runs", self.seed, epoch)
+        # A shorter run comes last, lest the steps after it be of two lengths each.
+        whole = len(rows) // _RUN
+        order = [*permutation(whole, "runs", self.seed, epoch), *range(whole, len(runs))]
         return np.concatenate([*(runs[i] for i in order), rows[:0]])
 
     def __iter__(self) -> Iterator[Batch]:
