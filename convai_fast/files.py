@@ -1,7 +1,7 @@
 """Files: opened whether or not they are compressed, locked, and flushed to the disk."""
 
 import bz2
-import fcntl
+import errno
 import io
 import lzma
 import os
@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import zstandard
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from convai_fast.errors import UserError, reason_of
 
@@ -136,12 +141,34 @@ def parquet_rows(path: Path | str) -> tuple[list[str], Iterator[dict[str, Any]]]
 
 
 def flush(path: Path) -> None:
-    """Wait until what was written to a file, or renamed in a folder, is on the disk."""
+    """Wait until what was written to a file, or renamed in a folder, is on the disk.
+
+    Some network file systems cannot wait for a folder; then nothing can.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file, which lasts until it is closed; False if another has it.
+
+    On a file system without locks everybody gets it.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 @contextmanager
@@ -158,6 +185,7 @@ def locked(folder: Path, name: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     with file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,14 +1,16 @@
 """A file is read alike, whether and however it is compressed."""
 
 import bz2
+import errno
 import gzip
 import lzma
+import os
 
 import pytest
 import zstandard
 
 from convai_fast.errors import UserError
-from convai_fast.files import open_bytes
+from convai_fast.files import flush, locked, open_bytes, try_lock
 
 PACK = {
     "gzip": gzip.compress,
@@ -70,3 +72,28 @@ def test_a_damaged_archive_is_one_sentence(read, kind, tmp_path):
 def test_a_file_that_is_not_there_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         open_bytes(tmp_path / "absent")
+
+
+def test_a_file_system_that_cannot_flush_a_folder_or_lock_is_no_mistake(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+
+    def refuse(number):
+        def call(*_):
+            raise OSError(number, os.strerror(number))
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", refuse(errno.EINVAL))
+    flush(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        flush(file)  # what is in a file must be on the disk
+    monkeypatch.setattr(os, "fsync", refuse(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        flush(tmp_path)
+    monkeypatch.setattr("convai_fast.files.fcntl.flock", refuse(errno.ENOLCK))
+    with open(file) as opened:
+        assert try_lock(opened.fileno())
+    monkeypatch.setattr("convai_fast.files.fcntl", None)  # Windows
+    with open(file) as opened, locked(tmp_path, "name"):
+        assert try_lock(opened.fileno())

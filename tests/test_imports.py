@@ -11,7 +11,7 @@ PACKAGE = Path(convai_fast.__file__).parent
 # From the bottom up; parts of one layer do not import each other.
 LAYERS = [
     ["errors"],
-    ["archive", "files", "hardware"],
+    ["archive", "files", "hardware", "terminal"],
     ["dialogue"],
     ["ops"],
     ["data", "model"],

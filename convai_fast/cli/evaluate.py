@@ -7,7 +7,6 @@ import platform
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ import torch
 import tyro
 
 from convai_fast._native import keep_freed_memory, native_info
+from convai_fast.cli.info import package_version
 from convai_fast.cli.remembered import RememberedOptions, check_not_trained_on
 from convai_fast.data.spool import fingerprint
 from convai_fast.errors import UserError
@@ -152,7 +152,7 @@ def run(options: EvaluateOptions) -> None:
         # Of the split with the distractors that were drawn.
         "data_fingerprint": fingerprint({options.split: dialogues[options.split]}),
         "machine": _machine(device, dtype),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: package_version(name) for name in _PACKAGES},
         "seconds": round(time.perf_counter() - started, 1),
     }
     print(_table(evaluation, options, report["seconds"]))

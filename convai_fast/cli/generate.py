@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tqdm import tqdm
 
 from convai_fast.cli.remembered import RememberedOptions
 from convai_fast.data.spool import fingerprint
@@ -33,6 +32,7 @@ from convai_fast.generation.reply_file import ReplyFile, check_absent, written_p
 from convai_fast.generation.request import Request, find_blank_turn, prompt_room
 from convai_fast.hardware import resolve_device
 from convai_fast.loading import load, model_fingerprint
+from convai_fast.terminal import progress_bar
 
 _OF_DIALOGUES = ("reader", "fill_candidates", "valid_fraction", "data_seed", "skip_bad_records")
 
@@ -176,13 +176,8 @@ class _BulkRun:
 
     def run(self) -> None:
         self.started = time.perf_counter()
-        self.progress = tqdm(
-            total=self.source.num_requests,
-            initial=self.num_earlier,
-            unit="request",
-            # In a log file a line every half minute is enough.
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-            dynamic_ncols=True,
+        self.progress = progress_bar(
+            total=self.source.num_requests, initial=self.num_earlier, unit="request"
         )
         try:
             with self.progress:

@@ -21,11 +21,11 @@ def run(options: InfoOptions) -> None:
     """Print the table."""
     native = native_info()
     rows = {
-        "convai_fast": _version("convai-fast"),
+        "convai_fast": package_version("convai-fast"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "torch": torch.__version__,
-        "transformers": _version("transformers"),
-        "tokenizers": _version("tokenizers"),
+        "transformers": package_version("transformers"),
+        "tokenizers": package_version("tokenizers"),
         "built": f"{native['build']} operators ({native['reason']})",
         "built against": f"torch {native['torch']}" if native["torch"] else "nothing",
         "in use": (
@@ -45,7 +45,8 @@ def run(options: InfoOptions) -> None:
         print(f"{name:<16} {value}")
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """The version of an installed package; a source tree on the path has none."""
     try:
         return version(package)
     except PackageNotFoundError:

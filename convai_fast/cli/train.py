@@ -5,6 +5,7 @@ import signal
 from collections.abc import Sequence
 
 from convai_fast.cli.main import ALIASES
+from convai_fast.terminal import say
 from convai_fast.training.distributed import Ranks
 from convai_fast.training.loop import train
 from convai_fast.training.options import TrainOptions
@@ -17,14 +18,14 @@ def run(options: TrainOptions, arguments: Sequence[str]) -> None:
     result = train(options, given=_named(arguments))
     is_main = Ranks.from_environment().is_main
     if result.tokens_per_second and is_main:
-        print(
+        say(
             f"{result.steps:,} steps at {result.tokens_per_second:,.0f} tokens/s, using "
             f"{result.mfu:.0%} of what the device can multiply"
         )
     if result.stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
     if result.stopped_by is None and is_main:
-        print(f"talk to it: convai-fast interact --model {result.run / 'best'}")
+        say(f"talk to it: convai-fast interact --model {result.run / 'best'}")
 
 
 def _named(arguments: Sequence[str]) -> set[str]:

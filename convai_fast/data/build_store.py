@@ -44,6 +44,7 @@ def build_store(
     The folder appears complete or not at all: it is written beside its place and renamed. A store
     that is already there is replaced; any other folder with files in it is refused (UserError).
     """
+    dialogues = {"train": [], "valid": [], **dialogues}
     with Spool() as spool:
         for split, members in dialogues.items():
             for dialogue in members:

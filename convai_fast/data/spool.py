@@ -197,6 +197,8 @@ class Spool:
         digest.update(b"persona %d" % len(persona))
         digest.update(b"".join(map(self._keys.__getitem__, persona)))
         for utterance in dialogue.utterances:
+            if not utterance.candidates:
+                raise UserError("an utterance has no candidates; the last is the true reply")
             first, count, new = runs.add(utterance.history)
             candidates = self._intern(utterance.candidates)
             columns["example_dialogue"].append(number)

@@ -1,6 +1,5 @@
 """What a model gives to true replies and their candidates: one forward pass for many examples."""
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
@@ -8,7 +7,6 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from convai_fast.data.batches import Batch, DialogueBatches
 from convai_fast.dialogue.format import IGNORED
@@ -16,6 +14,7 @@ from convai_fast.evaluation.packing import packed
 from convai_fast.model.attention import Branches
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.layers import to_device
+from convai_fast.terminal import progress_bar
 
 T = TypeVar("T")
 
@@ -94,11 +93,7 @@ def score_examples(
 
 def track(items: Iterable[T], what: str, unit: str, total: int) -> Iterable[T]:
     """`items`, with a progress bar that says what is done with them."""
-    # In a log file a line every half minute is enough.
-    interval = 0.5 if sys.stderr.isatty() else 30
-    return tqdm(
-        items, what, total, leave=False, unit=unit, mininterval=interval, dynamic_ncols=True
-    )
+    return progress_bar(items, desc=what, total=total, leave=False, unit=unit)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ requests, if there are any; each run finds them anew. No other file is touched: 
 meanwhile has no name, or one that nobody else has.
 """
 
-import fcntl
 import json
 import os
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from convai_fast.errors import UserError
+from convai_fast.files import try_lock
 from convai_fast.generation.jsonl import BadLine, id_key
 
 _FORMAT = "convai_fast replies 1"
@@ -108,12 +108,10 @@ class ReplyFile:
             self.partial.unlink()
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(self._file.fileno()):
             raise UserError(
                 f"another run is writing {self.partial}: wait for it, or choose another --output"
-            ) from error
+            )
 
     def _recover(self, settings: dict[str, Any]) -> None:
         """Find the replies of earlier runs, and cut off what a kill left half-written."""

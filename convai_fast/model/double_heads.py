@@ -16,7 +16,7 @@ from convai_fast.errors import UserError
 from convai_fast.model import adapter, checkpoint
 from convai_fast.model.attention import Branches
 from convai_fast.model.config import TransformerConfig
-from convai_fast.model.layers import Dropout, Linear, linear, to_device
+from convai_fast.model.layers import Dropout, linear, to_device
 from convai_fast.model.tensors import account_for, map_weights
 from convai_fast.model.transformer import Transformer, init_weights
 
@@ -41,6 +41,18 @@ class DoubleHeadsOutput:
     mc_logits: Tensor
 
 
+class RankingHead(nn.Linear):
+    """A linear layer to one value, in float32 also under autocast.
+
+    The 8 bits of bfloat16 would make many candidates equal.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] to float32 [..., 1]."""
+        # Not a matrix product, which a compiled backward pass would cast again.
+        return (x.float() * self.weight.float()).sum(-1, keepdim=True) + self.bias.float()
+
+
 class DoubleHeadsModel(nn.Module):
     """GPT or GPT-2 that writes replies and ranks them (TransferTransfo, arXiv 1901.08149).
 
@@ -58,7 +70,7 @@ class DoubleHeadsModel(nn.Module):
         self.config = config
         self.transformer = Transformer(config)
         self.mc_dropout = Dropout(config.summary_first_dropout)
-        self.multiple_choice_head = Linear(config.n_embd, 1)
+        self.multiple_choice_head = RankingHead(config.n_embd, 1)
         self.head_is_new = False  # whether a checkpoint was loaded that has no multiple-choice head
         self._init_multiple_choice_head()
 

@@ -24,9 +24,9 @@ from convai_fast.model.double_heads import DoubleHeadsModel
 
 T = TypeVar("T")
 
-# Long enough for rank 0 to tokenise a large dataset while the others wait. A rank that dies ends
-# the others at once: its connections close, and the launcher stops them.
-_TIMEOUT = timedelta(minutes=30)
+# Long enough for rank 0 to tokenise any dataset while the others wait. A rank that dies ends the
+# others at once: its connections close, and the launcher stops them.
+_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)

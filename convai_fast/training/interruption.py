@@ -3,8 +3,9 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -66,12 +67,16 @@ def stop_on_signal(ranks: Ranks) -> Iterator[Stop]:
             if number == signal.SIGINT and not is_launched:
                 raise KeyboardInterrupt
             return
+        stop.received = number
         if ranks.is_main:
             again = "" if is_launched else " (one more Ctrl-C stops at once)"
-            print(f"\nsaving, then stopping{again} …", file=sys.stderr)
-        stop.received = number
+            # Not print, which may be at work just now. Who reads it may be gone already.
+            with suppress(OSError, ValueError):
+                os.write(sys.stderr.fileno(), f"\nsaving, then stopping{again} …\n".encode())
 
-    watched = (signal.SIGINT, signal.SIGTERM)
+    # Signals reach the main thread alone, and only there can one ask for them.
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    watched = (signal.SIGINT, signal.SIGTERM) if is_main_thread else ()
     previous = {number: signal.signal(number, receive) for number in watched}
     try:
         yield stop

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from convai_fast.data.trained_with import TrainedSource
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.terminal import progress_bar, say
 from convai_fast.training.checkpoints import TrainingState
 from convai_fast.training.compute import Compute
 from convai_fast.training.distributed import Ranks, join_ranks
@@ -68,7 +68,7 @@ class TrainResult:
 
 def train(
     options: TrainOptions,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = say,
     given: Collection[str] | None = None,
 ) -> TrainResult:
     """Fine-tune as the options say, or continue the run `options.resume`; see `TrainOptions`.
@@ -125,7 +125,7 @@ class Trainer:
         model: DoubleHeadsModel,
         tokenizer: PreTrainedTokenizerFast,
         store: DialogueStore,
-        report: Callable[[str], None] = print,
+        report: Callable[[str], None] = say,
         ranks: Ranks = Ranks(),  # noqa: B008
         base: str = "",
         before: Sequence[TrainedSource] = (),
@@ -462,14 +462,11 @@ class Trainer:
         self.ranks.from_main(lambda: self.folder and self.folder.log(number, split, values))
 
     def _bar(self, description: str, unit: str, total: int, items: Any = None) -> tqdm:
-        return tqdm(
+        return progress_bar(
             items,
-            description,
-            total,
+            desc=description,
+            total=total,
             unit=unit,
             leave=items is None,
-            # In a log file a line every half minute is enough.
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-            dynamic_ncols=True,
             disable=not self.ranks.is_main,
         )

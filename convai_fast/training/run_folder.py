@@ -12,7 +12,6 @@
 
 import dataclasses
 import errno
-import fcntl
 import itertools
 import json
 import math
@@ -31,7 +30,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from convai_fast.errors import UserError
-from convai_fast.files import flush
+from convai_fast.files import flush, try_lock
 from convai_fast.training.checkpoints import (
     STATE_FILE,
     TrainingState,
@@ -71,9 +70,10 @@ class RunFolder:
         """
         self._checksums = state.checksums if state else {}  # of the newest checkpoint
         self.path = Path(options.resume) if options.resume else _new_folder(options)
+        self._check_links()
         with self._explained("cannot be written"):
             self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        if not _lock(self._metrics.fileno()):
+        if not try_lock(self._metrics.fileno()):
             raise UserError(f"another process is training in {self.path}: stop that one first")
         try:
             with self._explained("cannot be written"):
@@ -99,6 +99,21 @@ class RunFolder:
             self._remove_unused()
         (self.path / "checkpoints").mkdir(exist_ok=True)
         self._writer = SummaryWriter(str(self.path), purge_step=step + 1)
+
+    def _check_links(self) -> None:
+        """Raise UserError on a file system without links, best known before hours of work."""
+        probe = self.path / ".link"
+        try:
+            probe.unlink(missing_ok=True)
+            probe.symlink_to("nowhere")
+            probe.unlink()
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                return  # what else is wrong is said where it matters
+            raise UserError(
+                f"no symbolic link can be made in {self.path} ({error.strerror}), as a run needs "
+                "for its last and best checkpoint: choose another file system with --output"
+            ) from error
 
     def _explained(self, what: str) -> AbstractContextManager[None]:
         return explained(f"the run {self.path} {what}", f"continue it with --resume {self.path}")
@@ -224,7 +239,7 @@ def is_busy(run: Path) -> bool:
     try:
         # Some network file systems lock only what can be written.
         with open(run / "metrics.jsonl", "r+b") as file:
-            return not _lock(file.fileno())
+            return not try_lock(file.fileno())
     except FileNotFoundError:
         return False
     except OSError:
@@ -276,14 +291,3 @@ def _options_json(options: TrainOptions) -> str:
     values = dataclasses.asdict(options)
     del values["resume"]
     return json.dumps(values, indent=2) + "\n"
-
-
-def _lock(descriptor: int) -> bool:
-    """Take the lock that a process holds on a run until it ends, however it ends."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a file system without locks
-    return True

@@ -114,10 +114,11 @@ def test_what_lies_beside_a_store_stays_when_it_is_replaced(store, dialogues, to
     (store.folder / ".git").mkdir()
     (store.folder / ".git" / "x").write_text("mine")
     (store.folder / "notes.bin").write_text("mine, too")
+    build_store({"train": [], "extra": dialogues["train"][:1]}, tokenizer, store.folder)
     build_store({"train": dialogues["train"][:1]}, tokenizer, store.folder)
     assert (store.folder / ".git" / "x").read_text() == "mine"
     assert (store.folder / "notes.bin").read_text() == "mine, too"
-    assert not (store.folder / "valid.dialogue.bin").exists()  # of the store that was replaced
+    assert not (store.folder / "extra.dialogue.bin").exists()  # of the store that was replaced
     assert DialogueStore(store.folder).splits["train"].num_dialogues == 1
 
 
@@ -197,3 +198,12 @@ def test_arrays_that_point_outside_are_refused(store, name, dtype, value):
     (store.folder / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(UserError, match="contradict one another"):
         DialogueStore(store.folder)
+
+
+def test_splits_that_are_not_given_are_empty_and_an_utterance_needs_a_reply(tokenizer, tmp_path):
+    dialogue = Dialogue([], [Utterance(["a"], ["b"])])
+    store = build_store({"train": [dialogue]}, tokenizer, tmp_path / "store")
+    assert store.splits["valid"].num_examples == 0
+    dialogue.utterances[0].candidates.clear()
+    with pytest.raises(UserError, match="an utterance has no candidates"):
+        build_store({"train": [dialogue]}, tokenizer, tmp_path / "store")

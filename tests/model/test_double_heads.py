@@ -150,6 +150,27 @@ def test_bfloat16_autocast_is_no_less_exact_than_transformers(architecture, to_o
     assert relative_error(ours.mc_loss, exact.mc_loss) < 2**-8
 
 
+def test_under_bfloat16_the_ranking_head_and_the_losses_are_float32(architecture):
+    torch.manual_seed(0)
+    config = {"model_type": architecture, "n_embd": 64, "n_layer": 1, "n_head": 2}
+    config |= {"n_positions": 64, "vocab_size": 300}
+    model = DoubleHeadsModel(TransformerConfig.from_transformers(config)).eval()
+    with torch.no_grad():
+        model.transformer.token_embedding.weight.mul_(20)  # losses that bfloat16 would round
+    inputs = make_batch(300).inputs
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(**inputs, return_logits=True)
+    assert output.mc_logits.dtype == output.loss.dtype == output.mc_loss.dtype == torch.float32
+    logits, labels = output.logits[..., :-1, :].double(), inputs["labels"][..., 1:]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    # In bfloat16 a few hundred values are all there are around any number.
+    chosen = model.multiple_choice_head.weight.new_empty(4096, 64).normal_()
+    assert len(model.multiple_choice_head(chosen).unique()) > 4000
+    expected = torch.nn.functional.cross_entropy(output.mc_logits.double(), inputs["mc_labels"])
+    assert output.mc_loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 @pytest.fixture
 def model(architecture):
     torch.manual_seed(0)

@@ -28,10 +28,10 @@ def test_a_signal_sent_twice_still_lets_the_run_save(monkeypatch, first, second,
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_one_more_ctrl_c_stops_at_once(monkeypatch, capsys, first):
+def test_one_more_ctrl_c_stops_at_once(monkeypatch, capfd, first):
     monkeypatch.delenv("RANK", raising=False)
     with stop_on_signal(Ranks()):
         signal.raise_signal(first)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert "one more Ctrl-C stops at once" in capsys.readouterr().err
+    assert "one more Ctrl-C stops at once" in capfd.readouterr().err

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -388,6 +389,38 @@ def test_ctrl_c_and_sigterm_save_before_they_stop(
     assert "saved as" in output
     assert f"continue with: convai-fast train --resume {tmp_path / 'run'}" in output
     GPT2DoubleHeadsModel.from_pretrained(tmp_path / "run" / "last")
+
+
+@pytest.mark.parametrize("closed", ["both", "stdout"])
+def test_a_log_that_is_closed_first_does_not_keep_a_run_from_saving(
+    options, model_folder, data_file, tmp_path, closed
+):
+    """As Ctrl-C under `2>&1 | tee log` does, which ends tee, too."""
+    options.from_scratch, options.model = True, str(model_folder)
+    options.dataset_path, options.n_epochs = str(data_file), 100_000
+    process = start(options)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.stdout.close()
+    if closed == "both":
+        process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert (tmp_path / "run" / "last" / "training_state.pt").exists()
+    if closed == "stdout":
+        assert "continue with: convai-fast train --resume" in process.stderr.read()
+        process.stderr.close()
+
+
+def test_training_in_a_thread_needs_no_signals(options, tokenizer, store):
+    options.max_steps, results = 1, []
+    trainer = make_trainer(options, tokenizer, store)
+    thread = threading.Thread(target=lambda: results.append(trainer.run()))
+    thread.start()
+    thread.join()
+    assert results[0].steps == 1
 
 
 def test_the_command_line_trains_and_says_how_to_go_on(options, model_folder, data_file):

@@ -262,7 +262,7 @@ def test_auto_takes_the_newest_unfinished_run_with_these_options(
     auto = dataclasses.replace(run_options, resume="auto")
     assert loop.resolve_resume(auto).resume == "runs/newer"
     with open("runs/newer/metrics.jsonl") as file:
-        assert run_folder._lock(file.fileno())  # as by a process that trains there
+        assert run_folder.try_lock(file.fileno())  # as by a process that trains there
         assert loop.resolve_resume(auto).resume == "runs/older"
         with pytest.raises(UserError, match="another process is training in runs/newer"):
             loop.train(TrainOptions(resume="runs/newer"), lambda _: None)
@@ -443,6 +443,18 @@ def test_a_full_disk_while_a_run_begins_or_is_logged_is_one_sentence(
 
     monkeypatch.setattr(run_folder.RunFolder, "log", log)
     with pytest.raises(UserError, match=r"cannot record the figures of step 0 \(No space left"):
+        loop.train(options, lambda _: None)
+
+
+def test_a_file_system_without_links_is_named_before_the_first_step(
+    run_options, tmp_path, monkeypatch
+):
+    def refuse(*_, **__):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    options = dataclasses.replace(run_options, output=str(tmp_path / "linkless"))
+    with pytest.raises(UserError, match="no symbolic link can be made in"):
         loop.train(options, lambda _: None)
 
 

@@ -1,0 +1,47 @@
+"""What is told on the terminal, whose other end may close at any moment.
+
+Ctrl-C under `convai-fast train … 2>&1 | tee log` ends `tee` first. What is said then is lost, but
+the run must still save.
+"""
+
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+
+def say(line: str) -> None:
+    """Print a line on the standard output, or where that is closed on the standard error."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
+
+
+def progress_bar(items: Iterable[Any] | None = None, **settings: Any) -> tqdm:
+    """A bar on the standard error; `settings` as in tqdm."""
+    # In a log file a line every half minute is enough.
+    interval = 0.5 if sys.stderr.isatty() else 30
+    stream: Any = _Unbroken(sys.stderr)
+    return tqdm(items, file=stream, mininterval=interval, dynamic_ncols=True, **settings)
+
+
+class _Unbroken:
+    """A stream to which writing does not fail when nobody reads it any more."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(BrokenPipeError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(BrokenPipeError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
