@@ -6,13 +6,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CUDA_ARCH ?= sm_90
 
-.PHONY: demo test lint bench build cuda-check gpu-check clean help
+.PHONY: demo test lint bench faults build cuda-check gpu-check clean help
 
 help:
 	@echo "make demo        train the small built-in model and see what it learnt (about a minute)"
 	@echo "make test        run the tests"
 	@echo "make lint        ruff and clang-format, as CI runs them"
 	@echo "make bench       run the benchmarks (half an hour; those of generation are the longest)"
+	@echo "make faults      let every call that touches a file fail once (an hour; Linux)"
 	@echo "make build       build the compiled operators again"
 	@echo "make cuda-check  compile the CUDA sources; needs nvcc, no GPU"
 	@echo "make gpu-check   build for CUDA with $(PYTHON)'s own torch and run the tests on the GPU"
@@ -31,6 +32,9 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only
+
+faults: $(VENV)/installed
+	$(BIN)/python tests/faults/faults.py
 
 build: $(VENV)/packages
 	$(BIN)/python setup.py build_ext --inplace

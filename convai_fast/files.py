@@ -6,6 +6,7 @@ import io
 import lzma
 import os
 import re
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -153,6 +154,41 @@ def flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A folder for what is not complete yet, beside its place; it goes at the end.
+
+    What is complete by then is not undone where the folder cannot be removed.
+    """
+    with tempfile.TemporaryDirectory(
+        dir=parent, prefix=prefix, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Make a file with what `write` writes: complete and on the disk, or not at all.
+
+    Of a symbolic link, what it points to is replaced.
+    """
+    target = path.resolve()
+    with scratch_folder(target.parent, ".writing-") as folder:
+        scratch = folder / "file"
+        with open(scratch, "wb") as file:
+            write(file)
+        flush(scratch)
+        os.replace(scratch, target)
+    flush(target.parent)
+
+
+def move_whole(folder: Path, place: Path) -> None:
+    """Rename a folder that is complete to its place, once all its files are on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        flush(path)
+    os.rename(folder, place)
+    flush(place.parent)
 
 
 def try_lock(descriptor: int) -> bool:

@@ -1,7 +1,6 @@
 """`convai-fast convert`: an old checkpoint, or a LoRA adapter, as an ordinary model of today."""
 
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -24,6 +23,7 @@ from convai_fast.dialogue.format import SPECIAL_TOKENS
 from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.dialogue.tokenizer import read_tokenizer, special_ids
 from convai_fast.errors import UserError, reason_of
+from convai_fast.files import move_whole, scratch_folder
 from convai_fast.loading import check_fit
 from convai_fast.model import adapter, checkpoint, legacy
 from convai_fast.model.config import TransformerConfig
@@ -86,14 +86,14 @@ def run(options: ConvertOptions) -> None:
     trained = TrainedWith.read(options.old)
     ancestor = next(parent for parent in new.parents if parent.is_dir())
     try:
-        with tempfile.TemporaryDirectory(dir=ancestor, prefix=".converting-") as temporary:
-            staging = Path(temporary) / "model"
+        with scratch_folder(ancestor, ".converting-") as scratch:
+            staging = scratch / "model"
             model.save_pretrained(staging, source.tokenizer)
             if trained is not None:
                 trained.write(staging)
             difference = _check(staging, source)
             new.parent.mkdir(parents=True, exist_ok=True)
-            staging.rename(new)
+            move_whole(staging, new)
     except OSError as error:
         raise UserError(f"{options.new} cannot be written: {error.strerror}.") from error
     rows = [

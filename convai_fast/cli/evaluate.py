@@ -4,7 +4,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -20,6 +19,7 @@ from convai_fast.cli.remembered import RememberedOptions, check_not_trained_on
 from convai_fast.data.spool import fingerprint
 from convai_fast.errors import UserError
 from convai_fast.evaluation.evaluate import METRICS, Evaluation, check_metrics, evaluate
+from convai_fast.files import scratch_folder, write_whole
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.reply_file import check_absent
 from convai_fast.hardware import Precision, resolve_device, resolve_precision
@@ -213,23 +213,29 @@ def _write(report: dict[str, Any], evaluation: Evaluation, options: EvaluateOpti
         for example in evaluation.examples
     )
     report_text = json.dumps(finite(report), ensure_ascii=False, indent=2) + "\n"
-    written = []
-    for path, text in ((options.output, report_text), (options.details, lines)):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            target = path.resolve()  # of a link, what it points to
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
-                scratch = Path(folder) / "text"
-                scratch.write_text(text, encoding="utf-8")
-                scratch.replace(target)
-            written.append(path)
-    if options.plots:
-        from convai_fast.evaluation.plots import draw
+    written: list[Path] = []
+    new: list[Path] = []
+    try:
+        for path, text in ((options.output, report_text), (options.details, lines)):
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                new += [] if path.exists() else [path]
+                write_whole(path, lambda file, text=text: file.write(text.encode()))
+                written.append(path)
+        if options.plots:
+            from convai_fast.evaluation.plots import draw
 
-        options.plots.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=options.plots, prefix=".drawing-") as scratch:
-            for picture in draw(evaluation.examples, Path(scratch)):
-                written.append(picture.replace(options.plots / picture.name))
+            options.plots.mkdir(parents=True, exist_ok=True)
+            with scratch_folder(options.plots, ".drawing-") as scratch:
+                for picture in draw(evaluation.examples, scratch):
+                    place = options.plots / picture.name
+                    new += [] if place.exists() else [place]
+                    written.append(picture.replace(place))
+    except OSError:
+        # All or nothing, so that the same command may be given again.
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
     return written
 
 

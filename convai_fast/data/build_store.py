@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain
@@ -28,7 +27,7 @@ from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.dialogue.encoding import encode, tokenizer_fingerprint
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError, shown
-from convai_fast.files import flush
+from convai_fast.files import flush, scratch_folder
 
 _ENCODE_CHUNK = 2_000  # texts tokenised at once: bounds the memory that ids take as Python lists
 _COPY = 1 << 18  # numbers renumbered at a time
@@ -108,8 +107,8 @@ def write_store(
         place = folder.resolve()
         place.parent.mkdir(parents=True, exist_ok=True)
         # Everything happens in one folder beside the target, which goes at the end.
-        with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as scratch:
-            new, old = Path(scratch) / "new", Path(scratch) / "old"
+        with scratch_folder(place.parent, f".{place.name}-") as scratch:
+            new, old = scratch / "new", scratch / "old"
             new.mkdir()
             writer = _Writer(spool, tokenizer, new)
             writer.write(conversations, origins, num_candidates, seed)

@@ -10,7 +10,6 @@ meanwhile has no name, or one that nobody else has.
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from convai_fast.errors import UserError
-from convai_fast.files import try_lock
+from convai_fast.files import try_lock, write_whole
 from convai_fast.generation.jsonl import BadLine, id_key
 
 _FORMAT = "convai_fast replies 1"
@@ -182,16 +181,13 @@ def written_paths(output: Path) -> tuple[Path, Path, Path]:
 
 def _write_lines(path: Path, source: BinaryIO, positions: Iterable[int]) -> None:
     """Make a file of the lines of `source` that begin at `positions`, which appears complete."""
-    target = path.resolve()  # of a link, what it points to
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
-        scratch = Path(folder) / "lines"
-        with open(scratch, "wb") as file:
-            for position in positions:
-                source.seek(position)
-                file.write(source.readline())
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(target)
+
+    def write(file: BinaryIO) -> None:
+        for position in positions:
+            source.seek(position)
+            file.write(source.readline())
+
+    write_whole(path, write)
 
 
 def _check_is_ours(errors: Path) -> None:

@@ -6,7 +6,6 @@ shards with an index) and usually the tokenizer's files, which are not read here
 
 import json
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Collection, Mapping
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from convai_fast.errors import UserError, reason_of, shown
+from convai_fast.files import scratch_folder
 from convai_fast.model import legacy
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.tensors import EMBEDDING, listing, to_transformers
@@ -228,15 +228,18 @@ def write_folder(
     folder = Path(folder).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
-            staging = Path(name)
+        with scratch_folder(folder, ".saving-") as staging:
             save_tensors(to_transformers(weights, config), staging / "model.safetensors")
             write_config(staging, config, weights[EMBEDDING].dtype, tokenizer)
             if tokenizer is not None:
                 tokenizer.save_pretrained(staging)
             for file in sorted(staging.iterdir()):
                 file.replace(folder / file.name)
-    except (OSError, SafetensorError, UnicodeError) as error:
+    except Exception as error:
+        # The tokenizers library makes the operating system's errors plain exceptions.
+        is_ours = isinstance(error, OSError | SafetensorError | UnicodeError)
+        if not is_ours and type(error) is not Exception:
+            raise
         raise UserError(f"the model cannot be saved in {folder}: {error}") from error
 
 

@@ -9,7 +9,6 @@ implements it.
 
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -22,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from convai_fast.archive import is_checkpoint_file
 from convai_fast.errors import UserError
-from convai_fast.files import flush
+from convai_fast.files import flush, scratch_folder
 from convai_fast.model import adapter, checkpoint
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.tensors import transformers_names
@@ -111,9 +110,9 @@ class Lora:
                 f"the base model {self.base} cannot be kept in {kept}",
                 f"begin again with --resume {run}",
             ),
-            tempfile.TemporaryDirectory(dir=run, prefix=".base-") as name,
+            scratch_folder(run, ".base-") as folder,
         ):
-            scratch = Path(name) / kept.name
+            scratch = folder / kept.name
             scratch.mkdir()
             for file in self.base.iterdir():
                 if is_checkpoint_file(file.name):

@@ -20,7 +20,6 @@ import re
 import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -30,7 +29,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from convai_fast.errors import UserError
-from convai_fast.files import flush, try_lock
+from convai_fast.files import flush, scratch_folder, try_lock
 from convai_fast.training.checkpoints import (
     STATE_FILE,
     TrainingState,
@@ -262,8 +261,8 @@ def _new_folder(options: TrainOptions) -> Path:
             return path
         place = path.resolve()
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as scratch:
-            run = Path(scratch) / place.name
+        with scratch_folder(place.parent, ".new-") as scratch:
+            run = scratch / place.name
             run.mkdir()
             write_file(run / "options.json", _options_json(options))
             for number in itertools.count(2):

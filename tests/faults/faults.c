@@ -118,20 +118,20 @@ static void note_rename(const char* from, const char* to) {
   }
 }
 
-#define OPEN(name, folder)                                                        \
-  do {                                                                            \
-    mode_t mode = 0;                                                              \
-    if (flags & (O_CREAT | O_TMPFILE)) {                                          \
-      va_list arguments;                                                          \
-      va_start(arguments, flags);                                                 \
-      mode = va_arg(arguments, mode_t);                                           \
-      va_end(arguments);                                                          \
-    }                                                                             \
-    char full[PATH_MAX];                                                          \
-    const int writes = flags & (O_WRONLY | O_RDWR);                               \
-    if (writes && path_at(folder, path, full) && fails()) return -1;              \
+#define OPEN(name, folder)                                                            \
+  do {                                                                                \
+    mode_t mode = 0;                                                                  \
+    if (flags & (O_CREAT | O_TMPFILE)) {                                              \
+      va_list arguments;                                                              \
+      va_start(arguments, flags);                                                     \
+      mode = va_arg(arguments, mode_t);                                               \
+      va_end(arguments);                                                              \
+    }                                                                                 \
+    char full[PATH_MAX];                                                              \
+    const int writes = flags & (O_WRONLY | O_RDWR);                                   \
+    if (writes && path_at(folder, path, full) && fails()) return -1;                  \
     if (writes && (flags & O_TRUNC) && path_at(folder, path, full)) note_write(full); \
-    return name;                                                                  \
+    return name;                                                                      \
   } while (0)
 
 int open(const char* path, int flags, ...) { OPEN(REAL(open)(path, flags, mode), AT_FDCWD); }
@@ -143,14 +143,14 @@ int openat64(int folder, const char* path, int flags, ...) {
   OPEN(REAL(openat64)(folder, path, flags, mode), folder);
 }
 
-#define WRITE(fd, call)                   \
-  do {                                    \
-    char full[PATH_MAX];                  \
-    if (path_of(fd, full)) {              \
-      if (fails()) return -1;             \
-      note_write(full);                   \
-    }                                     \
-    return call;                          \
+#define WRITE(fd, call)       \
+  do {                        \
+    char full[PATH_MAX];      \
+    if (path_of(fd, full)) {  \
+      if (fails()) return -1; \
+      note_write(full);       \
+    }                         \
+    return call;              \
   } while (0)
 
 ssize_t write(int fd, const void* data, size_t size) { WRITE(fd, REAL(write)(fd, data, size)); }
@@ -173,27 +173,27 @@ ssize_t copy_file_range(int from, off64_t* at, int fd, off64_t* to, size_t size,
 int ftruncate(int fd, off_t size) { WRITE(fd, REAL(ftruncate)(fd, size)); }
 int ftruncate64(int fd, off64_t size) { WRITE(fd, REAL(ftruncate64)(fd, size)); }
 
-#define SYNC(fd, call)                \
-  do {                                \
-    char full[PATH_MAX];              \
-    if (path_of(fd, full)) {          \
-      if (fails()) return -1;         \
-      note_sync(full);                \
-    }                                 \
-    return call;                      \
+#define SYNC(fd, call)        \
+  do {                        \
+    char full[PATH_MAX];      \
+    if (path_of(fd, full)) {  \
+      if (fails()) return -1; \
+      note_sync(full);        \
+    }                         \
+    return call;              \
   } while (0)
 
 int fsync(int fd) { SYNC(fd, REAL(fsync)(fd)); }
 int fdatasync(int fd) { SYNC(fd, REAL(fdatasync)(fd)); }
 
-#define RENAME(from_folder, to_folder, call)                                              \
-  do {                                                                                    \
-    char full_from[PATH_MAX], full_to[PATH_MAX];                                          \
+#define RENAME(from_folder, to_folder, call)                                                     \
+  do {                                                                                           \
+    char full_from[PATH_MAX], full_to[PATH_MAX];                                                 \
     const int watched = path_at(from_folder, from, full_from) + path_at(to_folder, to, full_to); \
-    if (watched && fails()) return -1;                                                    \
-    const int result = call;                                                              \
-    if (watched && result == 0) note_rename(full_from, full_to);                          \
-    return result;                                                                        \
+    if (watched && fails()) return -1;                                                           \
+    const int result = call;                                                                     \
+    if (watched && result == 0) note_rename(full_from, full_to);                                 \
+    return result;                                                                               \
   } while (0)
 
 int rename(const char* from, const char* to) { RENAME(AT_FDCWD, AT_FDCWD, REAL(rename)(from, to)); }
@@ -204,11 +204,11 @@ int renameat2(int a, const char* from, int b, const char* to, unsigned flags) {
   RENAME(a, b, REAL(renameat2)(a, from, b, to, flags));
 }
 
-#define CHANGE(folder, path, call)                               \
-  do {                                                           \
-    char full[PATH_MAX];                                         \
-    if (path_at(folder, path, full) && fails()) return -1;       \
-    return call;                                                 \
+#define CHANGE(folder, path, call)                         \
+  do {                                                     \
+    char full[PATH_MAX];                                   \
+    if (path_at(folder, path, full) && fails()) return -1; \
+    return call;                                           \
   } while (0)
 
 int unlink(const char* path) { CHANGE(AT_FDCWD, path, REAL(unlink)(path)); }

@@ -1,0 +1,21 @@
+"""A small run of what `make faults` does with every call."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and cc")
+def test_commands_survive_calls_that_fail_and_power_cuts():
+    script = Path(__file__).with_name("faults.py")
+    arguments = ["--every", "17", "--kinds", "EIO", "power cut"]
+    commands = ["prepare", "generate", "convert", "evaluate"]
+    process = subprocess.run(
+        [sys.executable, script, *commands, *arguments], capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    for command in commands:
+        assert f"{command:<9} power cut  died" in process.stdout
