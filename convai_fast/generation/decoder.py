@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convai_fast import ops
+from convai_fast import _native, ops
 from convai_fast.errors import UserError
 from convai_fast.generation.cache import CacheStep
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -53,12 +53,14 @@ class Decoder:
         # What is computed in, and what is kept in the cache.
         dtype = torch.float32 if on_cpu else embedding.dtype
         self.cache_dtype = dtype if weights == "float32" else torch.bfloat16
-        if on_cpu:
+        # Without the compiled operators a packed weight is unpacked at every call, which takes nine
+        # times as long as the layer as it is.
+        if on_cpu and (weights != "float32" or _native.host is not None):
             gelu = model.config.activation == "gelu_new"
             self._transformer = _twin(model.transformer, dtype, WEIGHTS[weights], gelu)
             self._lm_head = PackedLinear(embedding, None, WEIGHTS[weights])
         else:
-            self._transformer = _twin(model.transformer, self.cache_dtype)
+            self._transformer = _twin(model.transformer, dtype if on_cpu else self.cache_dtype)
             self._lm_head = partial(F.linear, weight=self._transformer.token_embedding.weight)
 
     def next_logits(self, input_ids: Tensor, token_type_ids: Tensor, step: CacheStep) -> Tensor:

@@ -35,6 +35,18 @@ def test_logits_are_the_models_to_within_the_rounding_of_its_weights(models, wei
     assert weights == "float32" or max(errors) > most / 100  # it is rounded at all
 
 
+def test_without_compiled_operators_the_layers_stay_as_they_are(models, monkeypatch):
+    monkeypatch.setattr(_native, "host", None)
+    ids = torch.randint(0, 300, (40,), generator=torch.Generator().manual_seed(0))
+    decoder = Decoder(models.ours)
+    weights = models.ours.transformer.blocks[0].mlp.up.weight
+    assert decoder._transformer.blocks[0].mlp.up.weight.data_ptr() == weights.data_ptr()
+    with torch.no_grad():
+        expected = models.ours(ids[None], ids.flip(0)[None]).logits[:, -1]
+    logits = next_logits(models.ours, ids, "float32")
+    assert (logits - expected).norm() / expected.norm() < 1e-5
+
+
 def test_the_copy_shares_what_is_float32_and_not_linear_and_leaves_the_model_alone(model):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     decoder = Decoder(model.train(), "int8")
