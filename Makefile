@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CUDA_ARCH ?= sm_90
 
-.PHONY: demo test lint bench faults build cuda-check gpu-check clean help
+.PHONY: demo test lint bench faults sanitize build cuda-check gpu-check clean help
 
 help:
 	@echo "make demo        train the small built-in model and see what it learnt (about a minute)"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint        ruff and clang-format, as CI runs them"
 	@echo "make bench       run the benchmarks (half an hour; those of generation are the longest)"
 	@echo "make faults      let every call that touches a file fail once (an hour; Linux)"
+	@echo "make sanitize    the operators' tests under AddressSanitizer and UBSan (gcc)"
 	@echo "make build       build the compiled operators again"
 	@echo "make cuda-check  compile the CUDA sources; needs nvcc, no GPU"
 	@echo "make gpu-check   build for CUDA with $(PYTHON)'s own torch and run the tests on the GPU"
@@ -35,6 +36,23 @@ bench: $(VENV)/installed
 
 faults: $(VENV)/installed
 	$(BIN)/python tests/faults/faults.py
+
+# A copy of the tree, built with AddressSanitizer and UndefinedBehaviorSanitizer.
+SANITIZED := build/sanitized
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+sanitize: $(VENV)/installed
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	git ls-files -z | xargs -0 cp --parents -t $(SANITIZED)
+	cd $(SANITIZED) && CONVAI_FAST_BUILD=cpu CXXFLAGS="$(SANITIZERS) -g1" LDFLAGS="$(SANITIZERS)" \
+	  $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
+	set -e; for isa in avx512 avx2 portable; do \
+	  echo "instruction set $$isa, or the best that is here"; \
+	  (cd $(SANITIZED) && CONVAI_FAST_BACKEND=native CONVAI_FAST_ISA=$$isa OMP_NUM_THREADS=2 \
+	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=. \
+	    $(CURDIR)/$(BIN)/python -m pytest -q tests/ops tests/data/test_batches.py \
+	    -k "not opcheck and not graph and not lower"); \
+	done
 
 build: $(VENV)/packages
 	$(BIN)/python setup.py build_ext --inplace

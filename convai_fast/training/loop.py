@@ -148,6 +148,7 @@ class Trainer:
         self.log = self.train_step.log
         self.progress = Progress()
         self.total_steps = self._count_steps()
+        self._first_step = 0  # of those that the batches are set to
         self._resumed: TrainingState | None = None
         self._saved: Progress | None = None
 

@@ -100,7 +100,7 @@ def test_the_first_bad_step_is_found_when_the_log_is_read_later(trainer, monkeyp
 def test_a_bad_step_is_not_saved_by_a_signal_either(trainer, monkeypatch, tmp_path):
     poison(monkeypatch, 2, lambda loss: loss * math.nan)
     trainer.folder = loop.RunFolder(trainer.options)
-    batches, trainer._first_step = trainer.batches, 0
+    batches = trainer.batches
     own = [(batches[i], batches.shares[i]) for i in batches.steps[0]]
     trainer.train_step.take(1, own, 3, 1e-3, Stop(trainer.ranks))
     with pytest.raises(UserError, match="the loss at step 1 is nan"):
