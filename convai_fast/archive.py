@@ -63,7 +63,9 @@ def unpacked(path: str | Path) -> Iterator[Unpacked]:
         names = (file.name for file in source.iterdir()) if source.is_dir() else ()
         yield Unpacked(path, sorted(name for name in names if not is_checkpoint_file(name)))
         return
-    with tempfile.TemporaryDirectory(prefix="convai-fast-") as temporary:
+    with tempfile.TemporaryDirectory(
+        prefix="convai-fast-", ignore_cleanup_errors=True
+    ) as temporary:
         try:
             ignored = _extract(source, Path(temporary))
             yield Unpacked(Path(temporary), ignored)

@@ -157,8 +157,10 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A folder for what is not complete yet, beside its place; it goes at the end.
+def scratch_folder(parent: Path | None, prefix: str) -> Iterator[Path]:
+    """A folder for what is not complete yet, beside its place, or (None) where temporary files are.
+
+    It goes at the end.
 
     What is complete by then is not undone where the folder cannot be removed.
     """

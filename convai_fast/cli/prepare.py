@@ -1,9 +1,7 @@
 """`convai-fast prepare`: dialogues into a store, or a look at what the model will read."""
 
-import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -18,6 +16,7 @@ from convai_fast.data.store import DialogueStore
 from convai_fast.dialogue.format import IGNORED
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
+from convai_fast.files import scratch_folder
 
 
 @dataclass
@@ -60,12 +59,12 @@ def run(options: PrepareOptions) -> None:
             "prepare a store for each data set, and give train --data store1=3 store2"
         )
     tokenizer = load_tokenizer(options.tokenizer)
-    with tempfile.TemporaryDirectory() as scratch, Spool() as spool:
+    with scratch_folder(None, "convai-fast-") as scratch, Spool() as spool:
         read_into(spool, sources, skip_bad_records=options.skip_bad_records)
         store = complete_and_write_store(
             spool,
             tokenizer,
-            options.out or Path(scratch) / "store",
+            options.out or scratch / "store",
             num_candidates=options.fill_candidates,
             valid_fraction=options.valid_fraction,
             seed=options.data_seed,

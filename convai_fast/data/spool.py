@@ -118,7 +118,9 @@ class Spool:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="convai-fast-", dir=folder)
+        self._scratch = tempfile.TemporaryDirectory(
+            prefix="convai-fast-", dir=folder, ignore_cleanup_errors=True
+        )
         self.folder = Path(self._scratch.name)
         self.columns = {name: _Column(self.folder, name, dtype) for name, dtype in _COLUMNS.items()}
         self.splits: list[str] = []
