@@ -249,8 +249,8 @@ class Trainer:
         self.model.train()
         batches.set_epoch(progress.epoch, start=progress.examples)
         self._first_step = progress.step
-        with self._bar(f"epoch {progress.epoch + 1}", "step", self.total_steps) as bar:
-            bar.update(progress.step)
+        name = f"epoch {progress.epoch + 1}"
+        with self._bar(name, "step", self.total_steps, initial=progress.step) as bar:
             for step in batches.steps:
                 if progress.step >= self.total_steps:
                     break
@@ -462,11 +462,14 @@ class Trainer:
         number = self.progress.step
         self.ranks.from_main(lambda: self.folder and self.folder.log(number, split, values))
 
-    def _bar(self, description: str, unit: str, total: int, items: Any = None) -> tqdm:
+    def _bar(
+        self, description: str, unit: str, total: int, items: Any = None, initial: int = 0
+    ) -> tqdm:
         return progress_bar(
             items,
             desc=description,
             total=total,
+            initial=initial,
             unit=unit,
             leave=items is None,
             disable=not self.ranks.is_main,

@@ -228,6 +228,20 @@ def test_a_finished_run_says_so_and_changes_nothing(killed, undisturbed, capsys)
     assert_equal_runs(killed, undisturbed)
 
 
+def test_steps_of_earlier_processes_do_not_count_in_the_speed_of_the_bar(killed, monkeypatch):
+    done = json.loads((killed / "last" / "metrics.json").read_text())["step"]
+    bars, progress_bar = [], loop.progress_bar
+
+    def noted(*arguments, **settings):
+        bars.append(settings)
+        return progress_bar(*arguments, **settings)
+
+    monkeypatch.setattr(loop, "progress_bar", noted)
+    options = TrainOptions(resume=str(killed), max_steps=0, n_epochs=4)
+    loop.train(options, lambda _: None)
+    assert next(bar for bar in bars if bar["unit"] == "step")["initial"] == done
+
+
 def test_a_finished_run_can_be_made_longer(killed):
     result = loop.train(TrainOptions(resume=str(killed), max_steps=0, n_epochs=4), lambda _: None)
     assert result.steps == 2 * STEPS
