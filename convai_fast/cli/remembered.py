@@ -1,7 +1,6 @@
 """Options whose defaults are what the model was trained with."""
 
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -9,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from convai_fast.data.dataset import DataOptions
-from convai_fast.data.readers import Source
+from convai_fast.data.readers import Source, tell
 from convai_fast.data.readers.user_function import is_function
 from convai_fast.data.store import Origin
 from convai_fast.data.trained_with import TrainedWith
@@ -66,11 +65,11 @@ class RememberedOptions:
         self._recall_readers(trained, taken)
         for path in self.dataset_path:
             if Source.parse(path).weight != 1:
-                _tell(f"{path}: a weight is for training, and does nothing here")
+                tell(f"{path}: a weight is for training, and does nothing here")
         if taken:
-            _tell(f"as the model was trained: {', '.join(taken)}")
+            tell(f"as the model was trained: {', '.join(taken)}")
         if others:
-            _tell(f"not as the model was trained: {', '.join(others)}")
+            tell(f"not as the model was trained: {', '.join(others)}")
         return trained
 
     def _recall_readers(self, trained: TrainedWith | None, taken: list[str]) -> None:
@@ -82,7 +81,7 @@ class RememberedOptions:
         for i, reader in enumerate(readers):
             if is_function(reader):
                 # Code is run only if this command names it.
-                _tell(f"{paths[i]} was read with --reader {reader} in training: name it to use it")
+                tell(f"{paths[i]} was read with --reader {reader} in training: name it to use it")
                 readers[i] = "auto"
             elif reader != "auto":
                 taken.append(f"reader {reader}")
@@ -108,7 +107,3 @@ def check_not_trained_on(
     has learnt; see `TrainedWith.overlap`."""
     if trained and (overlap := trained.overlap(data)):
         raise UserError(f"{overlap}; leave it out, or insist with --allow_trained_on")
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr)

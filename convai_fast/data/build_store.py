@@ -243,11 +243,11 @@ class _Writer:
         unknown, num_unknown = _unknown_id(self.tokenizer), 0
         names = ("tokens", "texts", "utterance_offsets", "text_offsets")
         with ExitStack() as stack:
-            files = [stack.enter_context(open(self.folder / f"{n}.bin", "wb")) for n in names]
+            files = {n: stack.enter_context(open(self.folder / f"{n}.bin", "wb")) for n in names}
             sizes = dict.fromkeys(names, 0)
 
             def write(name: str, values: np.ndarray) -> None:
-                values.tofile(files[names.index(name)])
+                values.tofile(files[name])
                 sizes[name] += len(values)
 
             write("utterance_offsets", np.zeros(1, np.int64))

@@ -79,23 +79,28 @@ def split_conversations(
         origins.append(spool.made_before.get(source, made_now))
         train.append(in_train)
         valid.append(in_valid)
-    held_out, num_moved = list(valid), 0
-    for source, own in enumerate(train):
-        others = [*held_out[:source], *held_out[source + 1 :]]
-        if not others:
-            break
-        is_held_out = np.zeros(len(spool.group_of), bool)
-        is_held_out[spool.group_of[np.concatenate(others)]] = True
-        is_moved = is_held_out[spool.group_of[own]]
-        valid[source] = np.sort(np.concatenate([valid[source], own[is_moved]]))
-        train[source] = own[~is_moved]
-        num_moved += int(is_moved.sum())
+    num_moved = _move_held_out(spool.group_of, train, valid) if len(train) > 1 else 0
     if num_moved:
         notes.append(
             f"{num_moved:,} conversations are in the validation split and not learnt, since another"
             " data set holds them out"
         )
     return {"train": np.concatenate(train), "valid": np.concatenate(valid)}, origins, notes
+
+
+def _move_held_out(group_of: np.ndarray, train: list[np.ndarray], valid: list[np.ndarray]) -> int:
+    """Move what one source holds out and another would give to learn from, in these lists with an
+    item a source; returns how many conversations that were."""
+    held_out, num_moved = list(valid), 0
+    for source, own in enumerate(train):
+        is_held_out = np.zeros(len(group_of), bool)
+        for other in (*held_out[:source], *held_out[source + 1 :]):
+            is_held_out[group_of[other]] = True
+        is_moved = is_held_out[group_of[own]]
+        valid[source] = np.sort(np.concatenate([valid[source], own[is_moved]]))
+        train[source] = own[~is_moved]
+        num_moved += int(is_moved.sum())
+    return num_moved
 
 
 def _choose(group_of: np.ndarray, fraction: float, rng: random.Random) -> np.ndarray:

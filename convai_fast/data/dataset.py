@@ -114,7 +114,7 @@ def open_dataset(
     """
     sources = options.checked_sources()
     if len(sources) == 1 and sources[0].is_store:
-        store = DialogueStore(sources[0].path)
+        store = sources[0].store
         if store.meta["tokenizer"] == tokenizer_fingerprint(tokenizer):
             report(f"dialogues: the store {sources[0].path}; its splits and distractors stay")
             return store

@@ -12,7 +12,7 @@ from convai_fast.data.complete import Numbering, SplitArrays, split_conversation
 from convai_fast.data.readers.log import ReadingLog
 from convai_fast.data.readers.source import Source
 from convai_fast.data.spool import Spool
-from convai_fast.data.store import DialogueStore, Origin, dialogues_of
+from convai_fast.data.store import Origin, dialogues_of
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.errors import UserError
 
@@ -182,8 +182,7 @@ def read_into(
         log = ReadingLog()
         found = set()
         if source.is_store:
-            flat = [origin for own in DialogueStore(source.path).origins for origin in own]
-            spool.made_before[number] = flat
+            spool.made_before[number] = [each for own in source.store.origins for each in own]
         for split, conversation in source.read(log):
             found.add(split)
             spool.add(split, conversation, number)

@@ -4,13 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from convai_fast.data.readers import chat, pairs, parlai, persona_chat, predecessor
-from convai_fast.data.readers.fields import (
-    OWN_READER,
-    Texts,
-    fields_of,
-    is_unlearnt,
-    listed,
-)
+from convai_fast.data.readers.fields import OWN_READER, Texts, fields_of, is_unlearnt, listed
 from convai_fast.data.readers.log import ReadingLog
 from convai_fast.dialogue.dialogue import Conversation
 from convai_fast.errors import UserError
@@ -52,14 +46,18 @@ def read_records(
     def read(record: object, where: str) -> Conversation:
         if isinstance(record, UserError):
             raise record
+        found: str | None = "json"
         if isinstance(record, dict):
             if is_unlearnt(record, log):
                 log.note("records whose weight, loss or train says no are left out")
                 return []
             # A field that is null says nothing about the shape.
             known = {name: value for name, value in record.items() if value is not None}
-            record = known if shape_of(known) else record
-        own = shape or (shape_of(record) if isinstance(record, dict) else "json")
+            if found := shape_of(known):
+                record = known
+            else:
+                found = shape_of(record)
+        own = shape or found
         if own is None:
             raise UserError(
                 f"{where.rstrip('.: ')}: the fields are {listed(fields_of(record, where))}, none "

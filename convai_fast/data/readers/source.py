@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from convai_fast.data.readers.fields import OWN_READER, Texts, listed
@@ -56,6 +57,11 @@ class Source:
         """Whether it is a store, whose splits stay as they are."""
         return not is_function(self.reader) and is_store(self.path)
 
+    @cached_property
+    def store(self) -> DialogueStore:
+        """It, opened once, since that looks at every byte; UserError if it is damaged."""
+        return DialogueStore(self.path)
+
     def read(self, log: ReadingLog) -> Splits:
         """Yield (split, conversation); the split is train, or a name of VALID_NAMES.
 
@@ -69,7 +75,7 @@ class Source:
         if files is None:
             return _read_hub(self.path, log)
         if self.is_store:
-            return _read_store(self.path, log)
+            return _read_store(self.store, log)
         return _read_files(files, self.reader, log, self.path)
 
     def files(self) -> dict[str, str] | None:
@@ -102,8 +108,7 @@ def _read_files(files: dict[str, str], reader: str, log: ReadingLog, folder: str
             yield split or found, conversation
 
 
-def _read_store(path: str, log: ReadingLog) -> Splits:
-    store = DialogueStore(path)
+def _read_store(store: DialogueStore, log: ReadingLog) -> Splits:
     for split in store.splits:
         for dialogue in store.dialogues(split):
             log.num_records += 1
