@@ -41,17 +41,8 @@ _OTHER_NAMES = {
 }
 # What other engines take that makes no difference here.
 _UNUSED = (
-    *(
-        "model",
-        "user",
-        "stream",
-        "metadata",
-        "store",
-        "stream_options",
-        "service_tier",
-        "safety_identifier",
-    ),
-    *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
+    *("model", "user", "metadata", "store", "stream_options", "service_tier", "safety_identifier"),
+    *("stream", "prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
 )
 # What makes none as long as it has one of these values, and is not there otherwise.
 _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {

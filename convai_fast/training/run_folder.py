@@ -29,7 +29,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from convai_fast.errors import UserError
-from convai_fast.files import flush, scratch_folder, try_lock
+from convai_fast.files import flush, move_whole, scratch_folder, try_lock
 from convai_fast.training.checkpoints import (
     STATE_FILE,
     TrainingState,
@@ -176,13 +176,10 @@ class RunFolder:
             (scratch / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
             state.checksums = self._checksums = checksums(scratch)
             state.write(scratch / STATE_FILE)
-            for path in [*scratch.iterdir(), scratch]:
-                flush(path)
-            os.rename(scratch, folder)
+            move_whole(scratch, folder)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)  # or it would keep a full disk full
             raise
-        flush(folder.parent)
         return folder
 
     def set_aside(self, record: dict[str, Any]) -> Path:

@@ -143,15 +143,17 @@ int openat64(int folder, const char* path, int flags, ...) {
   OPEN(REAL(openat64)(folder, path, flags, mode), folder);
 }
 
-#define WRITE(fd, call)       \
-  do {                        \
-    char full[PATH_MAX];      \
-    if (path_of(fd, full)) {  \
-      if (fails()) return -1; \
-      note_write(full);       \
-    }                         \
-    return call;              \
+#define ON_FILE(fd, note, call) \
+  do {                          \
+    char full[PATH_MAX];        \
+    if (path_of(fd, full)) {    \
+      if (fails()) return -1;   \
+      note(full);               \
+    }                           \
+    return call;                \
   } while (0)
+#define WRITE(fd, call) ON_FILE(fd, note_write, call)
+#define SYNC(fd, call) ON_FILE(fd, note_sync, call)
 
 ssize_t write(int fd, const void* data, size_t size) { WRITE(fd, REAL(write)(fd, data, size)); }
 ssize_t writev(int fd, const struct iovec* parts, int n) { WRITE(fd, REAL(writev)(fd, parts, n)); }
@@ -172,16 +174,6 @@ ssize_t copy_file_range(int from, off64_t* at, int fd, off64_t* to, size_t size,
 }
 int ftruncate(int fd, off_t size) { WRITE(fd, REAL(ftruncate)(fd, size)); }
 int ftruncate64(int fd, off64_t size) { WRITE(fd, REAL(ftruncate64)(fd, size)); }
-
-#define SYNC(fd, call)        \
-  do {                        \
-    char full[PATH_MAX];      \
-    if (path_of(fd, full)) {  \
-      if (fails()) return -1; \
-      note_sync(full);        \
-    }                         \
-    return call;              \
-  } while (0)
 
 int fsync(int fd) { SYNC(fd, REAL(fsync)(fd)); }
 int fdatasync(int fd) { SYNC(fd, REAL(fdatasync)(fd)); }

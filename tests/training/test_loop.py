@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -372,17 +373,23 @@ def start(options, **environment):
     )
 
 
+def start_a_long_run(options, model_folder, data_file):
+    """A run in a process of its own that has taken its first step."""
+    options.from_scratch, options.model = True, str(model_folder)
+    options.dataset_path, options.n_epochs = str(data_file), 100_000
+    process = start(options)
+    metrics = Path(options.output) / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_ctrl_c_and_sigterm_save_before_they_stop(
     options, model_folder, data_file, tmp_path, number, code
 ):
-    options.from_scratch, options.model = True, str(model_folder)
-    options.dataset_path, options.n_epochs = str(data_file), 100_000
-    process = start(options)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = start_a_long_run(options, model_folder, data_file)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
@@ -396,13 +403,7 @@ def test_a_log_that_is_closed_first_does_not_keep_a_run_from_saving(
     options, model_folder, data_file, tmp_path, closed
 ):
     """As Ctrl-C under `2>&1 | tee log` does, which ends tee, too."""
-    options.from_scratch, options.model = True, str(model_folder)
-    options.dataset_path, options.n_epochs = str(data_file), 100_000
-    process = start(options)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = start_a_long_run(options, model_folder, data_file)
     process.stdout.close()
     if closed == "both":
         process.stderr.close()
