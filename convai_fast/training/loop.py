@@ -40,7 +40,7 @@ from convai_fast.training.optimizer import lr_factor
 from convai_fast.training.options import TrainOptions
 from convai_fast.training.progress import Progress
 from convai_fast.training.resume import CHANGEABLE, resolve_resume, resume_command
-from convai_fast.training.run_folder import RunFolder
+from convai_fast.training.run_folder import Claim, RunFolder
 from convai_fast.training.start import start_or_continue
 from convai_fast.training.step import TrainStep
 
@@ -79,8 +79,8 @@ def train(
 
     Raises UserError for options, data, a model or a run folder that cannot be used.
     """
-    with join_ranks() as ranks:
-        return _train(options, report if ranks.is_main else lambda _: None, given, ranks)
+    with join_ranks() as ranks, Claim() as claim:
+        return _train(options, report if ranks.is_main else lambda _: None, given, ranks, claim)
 
 
 def _train(
@@ -88,10 +88,11 @@ def _train(
     report: Callable[[str], None],
     given: Collection[str] | None,
     ranks: Ranks,
+    claim: Claim,
 ) -> TrainResult:
     """What the ranks do; apart from `train`, so that no trainer is left when they part."""
     if options.resume:
-        options = ranks.from_main(lambda: resolve_resume(options, given))
+        options = ranks.from_main(lambda: resolve_resume(options, given, claim))
     with ranks.together():
         model, tokenizer, state, base, before = start_or_continue(options, report)
     if ranks.world_size > 1:
@@ -102,7 +103,7 @@ def _train(
     )
     with ranks.together():
         store = DialogueStore(folder)
-    trainer = Trainer(options, model, tokenizer, store, report, ranks, base, before)
+    trainer = Trainer(options, model, tokenizer, store, report, ranks, base, before, claim)
     if state is not None:
         trainer.load_state(state)
     result = trainer.run()
@@ -116,7 +117,7 @@ class Trainer:
 
     On a CPU the process keeps, from then on, the memory that it frees (`keep_freed_memory`).
     `base` is where the weights that LoRA adapts were read, by default `options.model`; `before` is
-    what the model has been trained on already.
+    what the model has been trained on already, and `claim` that of the run that is continued.
     """
 
     def __init__(
@@ -129,7 +130,9 @@ class Trainer:
         ranks: Ranks = Ranks(),  # noqa: B008
         base: str = "",
         before: Sequence[TrainedSource] = (),
+        claim: Claim | None = None,
     ) -> None:
+        self.claim = claim
         self.options, self.tokenizer, self.report = options, tokenizer, report
         self.ranks, self.compute = ranks, Compute(options, ranks)
         self.device = self.compute.device
@@ -219,7 +222,7 @@ class Trainer:
         )
 
     def _open_folder(self) -> Path:
-        self.folder = RunFolder(self.options, self._resumed)
+        self.folder = RunFolder(self.options, self._resumed, self.claim)
         if self.lora:
             self.lora.keep_base(self.folder.path)
         return self.folder.path

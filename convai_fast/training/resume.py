@@ -4,13 +4,14 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from convai_fast.data.readers.user_function import is_function
 from convai_fast.errors import UserError
 from convai_fast.training.checkpoints import last_checkpoint
 from convai_fast.training.options import TrainOptions
-from convai_fast.training.run_folder import is_busy
+from convai_fast.training.run_folder import Claim
 
 # What may be given anew: how long to train, how often to save and to report, where things are.
 CHANGEABLE = (
@@ -25,37 +26,40 @@ CHANGEABLE = (
 )
 
 
-def resolve_resume(options: TrainOptions, given: Collection[str] | None = None) -> TrainOptions:
+def resolve_resume(
+    options: TrainOptions, given: Collection[str] | None, claim: Claim
+) -> TrainOptions:
     """The options to train with: those of the run that `options.resume` names or finds.
 
     `resume` of the result is the folder of the run, or empty if a new run is to begin.
 
     Args:
-        given: the options that were named on purpose; by default all that differ from the default.
+        given: the options that were named on purpose; None: all that differ from the default.
+        claim: takes the run that is to be continued.
 
     A reader that is a function of the user's is code, and a run folder may come from anybody: what
     the folder names is never run unless it was named in `given` too.
 
-    Raises UserError when the folder is no run, or its options are not the given ones.
+    Raises UserError when the folder is no run, its options are not the given ones, or another
+    process trains there.
     """
     if given is None:
         default = TrainOptions()
         names = (field.name for field in dataclasses.fields(options))
         given = [name for name in names if getattr(options, name) != getattr(default, name)]
-    if options.resume != "auto":
-        return _merge(options, given, Path(options.resume))
-    if options.output:
-        output = Path(options.output)
-        if (output / "options.json").is_file():
-            return _merge(options, given, output)
-    else:
-        for run in sorted(Path("runs").glob("*/options.json"), key=_age):
-            if _is_finished(run.parent) or is_busy(run.parent):
-                continue
-            try:
-                return _merge(options, given, run.parent, changeable=())
-            except UserError:
-                continue  # the run of another command
+    named = options.output if options.resume == "auto" else options.resume
+    if options.resume != "auto" or (named and Path(named, "options.json").is_file()):
+        merged = _merge(options, given, Path(named))
+        claim.take(Path(named))
+        return merged
+    runs = () if named else sorted(Path("runs").glob("*/options.json"), key=_age)
+    for run in (path.parent for path in runs):
+        with suppress(UserError):  # the run of another command, or of a process that trains there
+            merged = _merge(options, given, run, changeable=())
+            claim.take(run)
+            if not _is_finished(run):
+                return merged
+            claim.release()
     return dataclasses.replace(options, resume="")
 
 

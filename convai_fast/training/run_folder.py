@@ -22,9 +22,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -55,11 +55,58 @@ def check_output(output: str) -> None:
         raise UserError(f"{path} {what}: choose another run folder with --output{resume}")
 
 
+class Claim:
+    """The run folder in which this process alone may train. A context manager.
+
+    A run is claimed when it is made or, to be continued, when it is chosen, before anything of it
+    is read: of two processes that look for one at the same moment each gets its own.
+    """
+
+    def __init__(self) -> None:
+        self.metrics: TextIO | None = None  # open, and locked
+
+    def take(self, run: Path) -> None:
+        """Raises UserError when another process trains in `run`, or it cannot be written."""
+        with _explained(run, "cannot be written"):
+            is_free = self.try_take(run)
+        if not is_free:
+            raise UserError(f"another process is training in {run}: stop that one first")
+
+    def try_take(self, run: Path) -> bool:
+        """Whether no other process trains in `run`; raises OSError when it cannot be written."""
+        metrics = open(run / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        if not try_lock(metrics.fileno()):
+            metrics.close()
+            return False
+        self.metrics = metrics
+        return True
+
+    def release(self) -> None:
+        """Let others train there."""
+        if self.metrics is not None:
+            self.metrics.close()
+            self.metrics = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # what could not be written has been reported
+            self.release()
+
+
 class RunFolder:
     """Where a run leaves its traces. See the top of this file."""
 
-    def __init__(self, options: TrainOptions, state: TrainingState | None = None) -> None:
+    def __init__(
+        self,
+        options: TrainOptions,
+        state: TrainingState | None = None,
+        claim: Claim | None = None,
+    ) -> None:
         """Make the folder, or with `options.resume` open that one as `state` describes it.
+
+        `claim` is of that folder, if it is claimed already.
 
         Records and checkpoints of steps after `state` (without one: of all steps) are dropped, so
         that they are not there twice when those steps have been taken again.
@@ -68,12 +115,12 @@ class RunFolder:
         when another process trains in the folder.
         """
         self._checksums = state.checksums if state else {}  # of the newest checkpoint
-        self.path = Path(options.resume) if options.resume else _new_folder(options)
+        claim = claim or Claim()
+        self.path = Path(options.resume) if options.resume else _new_folder(options, claim)
         self._check_links()
-        with self._explained("cannot be written"):
-            self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        if not try_lock(self._metrics.fileno()):
-            raise UserError(f"another process is training in {self.path}: stop that one first")
+        if claim.metrics is None:
+            claim.take(self.path)
+        self._metrics = claim.metrics
         try:
             with self._explained("cannot be written"):
                 self._open(options, state)
@@ -115,7 +162,7 @@ class RunFolder:
             ) from error
 
     def _explained(self, what: str) -> AbstractContextManager[None]:
-        return explained(f"the run {self.path} {what}", f"continue it with --resume {self.path}")
+        return _explained(self.path, what)
 
     def log(self, step: int, split: str, values: dict[str, float]) -> None:
         """Record figures of optimizer step `step` in metrics.jsonl and in TensorBoard.
@@ -230,20 +277,12 @@ class RunFolder:
                 )
 
 
-def is_busy(run: Path) -> bool:
-    """Whether a process trains in the run folder `run` at this moment, or none could."""
-    try:
-        # Some network file systems lock only what can be written.
-        with open(run / "metrics.jsonl", "r+b") as file:
-            return not try_lock(file.fileno())
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
+def _explained(run: Path, what: str) -> AbstractContextManager[None]:
+    return explained(f"the run {run} {what}", f"continue it with --resume {run}")
 
 
-def _new_folder(options: TrainOptions) -> Path:
-    """The folder of a new run, which if it is new appears together with its options.json."""
+def _new_folder(options: TrainOptions, claim: Claim) -> Path:
+    """The folder of a new run, which if it is new appears with its options.json, and claimed."""
     check_output(options.output)
     name = Path(options.model).name or "model"
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -261,6 +300,7 @@ def _new_folder(options: TrainOptions) -> Path:
         with scratch_folder(place.parent, ".new-") as scratch:
             run = scratch / place.name
             run.mkdir()
+            claim.try_take(run)
             write_file(run / "options.json", _options_json(options))
             for number in itertools.count(2):
                 try:

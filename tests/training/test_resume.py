@@ -261,6 +261,11 @@ def test_options_given_anew_may_not_contradict_the_run(killed, capsys):
     assert (killed / "options.json").read_text() == before
 
 
+def chosen(options):
+    with run_folder.Claim() as claim:
+        return loop.resolve_resume(options, None, claim).resume
+
+
 def test_auto_takes_the_newest_unfinished_run_with_these_options(
     run_options, tmp_path, monkeypatch
 ):
@@ -274,15 +279,15 @@ def test_auto_takes_the_newest_unfinished_run_with_these_options(
     for age, name in enumerate(("finished", "other", "newer", "older")):
         os.utime(f"runs/{name}/options.json", (1e9 - age, 1e9 - age))
     auto = dataclasses.replace(run_options, resume="auto")
-    assert loop.resolve_resume(auto).resume == "runs/newer"
+    assert chosen(auto) == "runs/newer"
     with open("runs/newer/metrics.jsonl") as file:
         assert run_folder.try_lock(file.fileno())  # as by a process that trains there
-        assert loop.resolve_resume(auto).resume == "runs/older"
+        assert chosen(auto) == "runs/older"
         with pytest.raises(UserError, match="another process is training in runs/newer"):
             loop.train(TrainOptions(resume="runs/newer"), lambda _: None)
-    assert loop.resolve_resume(dataclasses.replace(auto, seed=9)).resume == ""
-    assert loop.resolve_resume(dataclasses.replace(auto, dataset_path=("b.json",))).resume == ""
-    assert loop.resolve_resume(dataclasses.replace(auto, output="runs/new")).resume == ""
+    assert chosen(dataclasses.replace(auto, seed=9)) == ""
+    assert chosen(dataclasses.replace(auto, dataset_path=("b.json",))) == ""
+    assert chosen(dataclasses.replace(auto, output="runs/new")) == ""
 
 
 def cut_short(path):
@@ -400,8 +405,8 @@ def test_a_stored_reader_that_is_code_runs_only_when_it_is_given_again(run_with_
     assert "mine" not in sys.modules
     assert tree(Path("runs")) == before
     auto = dataclasses.replace(options, resume="auto", output="")
-    assert loop.resolve_resume(auto).resume == "runs/a"
-    assert loop.resolve_resume(dataclasses.replace(auto, reader="auto")).resume == ""
+    assert chosen(auto) == "runs/a"
+    assert chosen(dataclasses.replace(auto, reader="auto")) == ""
     assert main(["train", "--resume", "runs/a", "--max_steps", "2", "--reader", "mine:load"]) == 0
     assert "mine" in sys.modules
 
@@ -498,13 +503,6 @@ def test_only_checkpoints_of_its_own_are_removed(killed, capsys, monkeypatch):
     monkeypatch.setattr(run_folder, "shutil", broken)
     loop.train(TrainOptions(resume=str(killed)), lambda _: None)
     assert "step-000002 cannot be removed: Directory not empty" in capsys.readouterr().err
-
-
-def test_a_run_that_cannot_be_written_counts_as_busy(killed, monkeypatch):
-    assert not run_folder.is_busy(killed)
-    assert not run_folder.is_busy(killed / "absent")
-    monkeypatch.setattr(run_folder, "open", failing("open", errno.EROFS), raising=False)
-    assert run_folder.is_busy(killed)
 
 
 def test_a_run_without_a_checkpoint_says_that_it_begins_anew(run_options, tmp_path, capsys):
