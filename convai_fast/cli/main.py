@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -41,7 +42,8 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (2: a mistake the user can mend, 130: Ctrl-C)."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    is_process = arguments is None
+    arguments = list(sys.argv[1:] if is_process else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack a character that we print
@@ -82,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"convai-fast {name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        if is_process:  # one more, while Python ends, would show a traceback
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         return 130
     except BrokenPipeError:
         return 1

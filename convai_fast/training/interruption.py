@@ -69,7 +69,7 @@ def stop_on_signal(ranks: Ranks) -> Iterator[Stop]:
             return
         stop.received = number
         if ranks.is_main:
-            again = "" if is_launched else " (one more Ctrl-C stops at once)"
+            again = "" if is_launched else " (one more Ctrl-C stops without saving)"
             # Not print, which may be at work just now. Who reads it may be gone already.
             with suppress(OSError, ValueError):
                 os.write(sys.stderr.fileno(), f"\nsaving, then stopping{again} …\n".encode())

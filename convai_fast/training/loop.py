@@ -207,6 +207,10 @@ class Trainer:
                 self._save()
                 step = self.progress.step
                 self.report(f"stopped at step {step:,}; saved as {self.path / 'last'}")
+            except KeyboardInterrupt:  # the second Ctrl-C
+                after = f" of steps after {self._saved.step:,}" if self._saved else ""
+                self.report(f"stopped without saving: {self.path} holds nothing{after}")
+                raise
             finally:
                 if self.folder:
                     self.folder.close()
