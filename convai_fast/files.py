@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -191,6 +191,23 @@ def move_whole(folder: Path, place: Path) -> None:
         flush(path)
     os.rename(folder, place)
     flush(place.parent)
+
+
+def move_into(folder: Path, place: Path, names: Iterable[str]) -> None:
+    """Move files of a folder to one that is there, each on the disk before the next.
+
+    That may be where the command runs, a mounted disk, or in a folder that cannot be written: then
+    it can be filled and not replaced.
+    """
+    for name in names:
+        flush(folder / name)
+        os.replace(folder / name, place / name)
+        flush(place)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but hidden files, such as .git or what a kill has left."""
+    return all(path.name.startswith(".") for path in folder.iterdir())
 
 
 def try_lock(descriptor: int) -> bool:

@@ -23,7 +23,7 @@ from convai_fast.dialogue.format import SPECIAL_TOKENS
 from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.dialogue.tokenizer import read_tokenizer, special_ids
 from convai_fast.errors import UserError, reason_of
-from convai_fast.files import move_whole, scratch_folder
+from convai_fast.files import is_empty, move_into, move_whole, scratch_folder
 from convai_fast.loading import check_fit
 from convai_fast.model import adapter, checkpoint, legacy
 from convai_fast.model.config import TransformerConfig
@@ -76,7 +76,8 @@ class _Adapter:
 def run(options: ConvertOptions) -> None:
     """Convert, check, and print the report; `options.new` appears complete or not at all."""
     new = Path(options.new).expanduser().absolute()
-    if new.exists() and not (new.is_dir() and not any(new.iterdir())):
+    is_there = new.exists()
+    if is_there and not (new.is_dir() and is_empty(new)):
         raise UserError(f"{options.new} is there already: name a folder that is not, or is empty.")
     with unpacked(options.old) as unpacked_old:
         folder = checkpoint.find_folder(unpacked_old.path)
@@ -86,14 +87,18 @@ def run(options: ConvertOptions) -> None:
     trained = TrainedWith.read(options.old)
     ancestor = next(parent for parent in new.parents if parent.is_dir())
     try:
-        with scratch_folder(ancestor, ".converting-") as scratch:
+        with scratch_folder(new if is_there else ancestor, ".converting-") as scratch:
             staging = scratch / "model"
             model.save_pretrained(staging, source.tokenizer)
             if trained is not None:
                 trained.write(staging)
             difference = _check(staging, source)
-            new.parent.mkdir(parents=True, exist_ok=True)
-            move_whole(staging, new)
+            if is_there:
+                names = {file.name for file in staging.iterdir()} - {"config.json"}
+                move_into(staging, new, [*sorted(names), "config.json"])  # without it, no model
+            else:
+                new.parent.mkdir(parents=True, exist_ok=True)
+                move_whole(staging, new)
     except OSError as error:
         raise UserError(f"{options.new} cannot be written: {error.strerror}.") from error
     rows = [

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain
@@ -27,7 +25,7 @@ from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.dialogue.encoding import encode, tokenizer_fingerprint
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError, shown
-from convai_fast.files import flush, scratch_folder
+from convai_fast.files import flush, is_empty, move_into, move_whole, scratch_folder
 
 _ENCODE_CHUNK = 2_000  # texts tokenised at once: bounds the memory that ids take as Python lists
 _COPY = 1 << 18  # numbers renumbered at a time
@@ -40,8 +38,9 @@ def build_store(
 ) -> DialogueStore:
     """Tokenise `dialogues`, by split and as they are, into a store in `folder` and open it.
 
-    The folder appears complete or not at all: it is written beside its place and renamed. A store
-    that is already there is replaced; any other folder with files in it is refused (UserError).
+    A folder that is not there appears complete or not at all: it is written beside its place and
+    renamed. An empty one is filled, and a store that is already there is replaced file by file; any
+    other folder with files in it is refused (UserError).
     """
     dialogues = {"train": [], "valid": [], **dialogues}
     with Spool() as spool:
@@ -100,42 +99,39 @@ def write_store(
     """Write the chosen conversations of each split; see `complete_and_write_store`."""
     folder = Path(folder)
     try:
-        if folder.exists() and not is_store(folder) and any(folder.iterdir()):
+        place = folder.resolve()
+        is_there = place.exists()
+        if is_there and not is_store(place) and not is_empty(place):
             raise UserError(
                 f"{folder} is not empty and holds no store: choose another folder for it"
             )
-        place = folder.resolve()
         place.parent.mkdir(parents=True, exist_ok=True)
-        # Everything happens in one folder beside the target, which goes at the end.
-        with scratch_folder(place.parent, f".{place.name}-") as scratch:
-            new, old = scratch / "new", scratch / "old"
+        with scratch_folder(place if is_there else place.parent, ".writing-") as scratch:
+            new = scratch / "store"
             new.mkdir()
             writer = _Writer(spool, tokenizer, new)
             writer.write(conversations, origins, num_candidates, seed)
-            _put_in_place(new, place, old)
+            _put_in_place(new, place)
     except OSError as error:
         raise UserError(f"cannot write a store to {folder}: {error.strerror}") from error
     return DialogueStore(folder)
 
 
-def _put_in_place(new: Path, place: Path, old: Path) -> None:
-    """Rename `new` to `place`, where an older store may be, or one that is just being written."""
-    while True:
+def _put_in_place(new: Path, place: Path) -> None:
+    """Rename `new` to `place`, or fill with it the folder or the older store that is there."""
+    if not place.exists():
         try:
-            os.rename(new, place)
-            break
-        except OSError:
-            if not place.exists():
+            move_whole(new, place)
+            return
+        except OSError:  # another process that has built the same store was faster
+            if not place.is_dir():
                 raise
-        try:
-            os.rename(place, old)
-        except FileNotFoundError:
-            continue
-        for name in {path.name for path in old.iterdir()} - own_files(old):
-            os.rename(old / name, new / name)  # its user's, such as .git
-        shutil.rmtree(old)
-    flush(place)
-    flush(place.parent)
+    names = own_files(new)
+    for name in own_files(place) - names if is_store(place) else ():
+        (place / name).unlink(missing_ok=True)
+    # First what says that this is a store: one that a kill leaves without the rest of its files is
+    # known by its checksums as damaged, and the next run may replace it.
+    move_into(new, place, ["meta.json", *sorted(names - {"meta.json"})])
 
 
 class _Writer:
