@@ -1,8 +1,10 @@
 """What the options that say "auto" become."""
 
+import pytest
 import torch
 
-from convai_fast.hardware import resolve_precision
+from convai_fast.errors import UserError
+from convai_fast.hardware import resolve_device, resolve_precision
 
 
 def test_auto_takes_no_bf16_that_the_gpu_emulates(monkeypatch):
@@ -10,3 +12,9 @@ def test_auto_takes_no_bf16_that_the_gpu_emulates(monkeypatch):
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
     )
     assert resolve_precision("auto", torch.device("cuda")) == torch.float32
+
+
+@pytest.mark.parametrize("name", ["meta", "cuda:99", "toaster"])
+def test_a_device_on_which_nothing_can_be_computed_is_one_sentence(name):
+    with pytest.raises(UserError, match=f"device {name} is not available here: use cpu or auto"):
+        resolve_device(name)
