@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from convai_fast._native import keep_freed_memory
 from convai_fast.data.batches import DialogueBatches
-from convai_fast.data.dataset import open_dataset, trained_with, unknown_share
+from convai_fast.data.dataset import open_dataset, trained_with
 from convai_fast.data.shuffle import seed_of
 from convai_fast.data.store import DialogueStore
 from convai_fast.data.trained_with import TrainedSource
@@ -39,10 +39,11 @@ from convai_fast.training.lora import Lora
 from convai_fast.training.optimizer import lr_factor
 from convai_fast.training.options import TrainOptions
 from convai_fast.training.progress import Progress
-from convai_fast.training.resume import CHANGEABLE, resolve_resume, resume_command
+from convai_fast.training.resume import check_identity, identity_of, resolve_resume, resume_command
 from convai_fast.training.run_folder import Claim, RunFolder
 from convai_fast.training.start import start_or_continue
 from convai_fast.training.step import TrainStep
+from convai_fast.training.summary import describe
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Trainer:
         self.progress = Progress()
         self.total_steps = self._count_steps()
         self._first_step = 0  # of those that the batches are set to
-        self._resumed: TrainingState | None = None
+        self.resumed: TrainingState | None = None  # from where it goes on
         self._saved: Progress | None = None
 
     def _batches(self, store: DialogueStore, split: str) -> DialogueBatches:
@@ -191,7 +192,8 @@ class Trainer:
         # Rank 0 writes to the run folder; the others know where it is.
         self.folder: RunFolder | None = None
         self.path = self.ranks.from_main(self._open_folder)
-        self._describe()
+        for line in describe(self):
+            self.report(line)
         before = after = stopped_by = None
         with stop_on_signal(self.ranks) as stop:
             try:
@@ -226,7 +228,7 @@ class Trainer:
         )
 
     def _open_folder(self) -> Path:
-        self.folder = RunFolder(self.options, self._resumed, self.claim)
+        self.folder = RunFolder(self.options, self.resumed, self.claim)
         if self.lora:
             self.lora.keep_base(self.folder.path)
         return self.folder.path
@@ -242,32 +244,27 @@ class Trainer:
     def _is_out_of_patience(self) -> bool:
         return 0 < self.options.patience <= self.progress.epochs_without_gain
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the next optimizer step."""
-        factor = lr_factor(self.progress.step, self.options.warmup_steps, self.total_steps)
-        return self.options.lr * factor
-
     # ---- training ---------------------------------------------------------------------------
 
     def _train_epoch(self, stop: Stop) -> None:
         """The rest of an epoch; one that is done already takes no step."""
-        progress, batches = self.progress, self.batches
+        options, progress, batches = self.options, self.progress, self.batches
         self.model.train()
         batches.set_epoch(progress.epoch, start=progress.examples)
         self._first_step = progress.step
-        name = f"epoch {progress.epoch + 1}"
-        with self._bar(name, "step", self.total_steps, initial=progress.step) as bar:
+        name, done, total = f"epoch {progress.epoch + 1}", progress.step, self.total_steps
+        with self._bar(desc=name, unit="step", initial=done, total=total) as bar:
             for step in batches.steps:
-                if progress.step >= self.total_steps:
+                if progress.step >= total:
                     break
                 started = time.perf_counter()
                 own = ((batches[i], batches.shares[i]) for i in step)
-                self.train_step.take(progress.step + 1, own, len(step), self.lr, stop)
+                lr = options.lr * lr_factor(progress.step, options.warmup_steps, total)
+                self.train_step.take(progress.step + 1, own, len(step), lr, stop)
                 progress.end_step(min(batches.step_size, batches.num_examples - progress.examples))
                 bar.update()
                 number = progress.step
-                is_logged = number % self.options.log_every == 0 or number == self.total_steps
+                is_logged = number % options.log_every == 0 or number == total
                 is_last = progress.examples == batches.num_examples
                 # Elsewhere than on the CPU a look waits for the device, as a record does anyway.
                 if is_logged or self.device.type == "cpu" or is_last:
@@ -281,7 +278,7 @@ class Trainer:
                         f"mfu {values['mfu']:.0%}",
                         refresh=False,
                     )
-                if self.options.save_every and number % self.options.save_every == 0:
+                if options.save_every and number % options.save_every == 0:
                     self._save()
 
     def _stop_if_not_finite(self) -> None:
@@ -315,7 +312,8 @@ class Trainer:
         """Figures over the validation split; None when it is empty."""
         if self.valid_batches.num_examples == 0:
             return None
-        with self._bar("evaluating", "batch", len(self.valid_batches), self.valid_batches) as bar:
+        batches = self.valid_batches
+        with self._bar(items=batches, desc="evaluating", unit="batch", leave=False) as bar:
             metrics = evaluate(self.model, bar, self.compute, self.ranks, stop)
         self._record("valid", metrics.as_dict())
         self.report(f"step {self.progress.step:,}: {metrics}")
@@ -346,7 +344,7 @@ class Trainer:
             "finished": self.is_finished,
             **(metrics.as_dict() if metrics else {}),
         }
-        weights = None if self.lora else self._whole(self.model.state_dict())
+        weights = None if self.lora else self.train_step.weights()
         state = self.state()
 
         def write_model(folder: Path) -> None:
@@ -363,11 +361,9 @@ class Trainer:
     def state(self) -> TrainingState:
         """What the run needs to continue, complete on rank 0. Collective."""
         return TrainingState(
-            identity=self._identity(),
+            identity=identity_of(self),
             progress=dataclasses.replace(self.progress),
-            optimizer=self._whole(self.train_step.optimizer.state_dict()),
-            scaler=self.train_step.scaler.state_dict(),
-            log=self.log.state_dict(),
+            **self.train_step.state_dict(),
             random=self.ranks.gather(random_state(self.device)),
             adapter=self.lora.state_dict() if self.lora else None,
         )
@@ -381,103 +377,22 @@ class Trainer:
         Raises UserError, before anything is changed, when it is the state of another model, other
         dialogues, or a run with other options. Collective.
         """
-        for name, value in self._identity().items():
-            if state.identity.get(name) != value:
-                raise UserError(
-                    f"{self.options.resume} cannot be continued: its checkpoint was made with "
-                    f"another {name} than there is now; restore it, or start a new run"
-                )
+        check_identity(self, state.identity)
         if self.lora:
             self.lora.load_state_dict(state.adapter)
-        step, optimizer = self.train_step, state.optimizer
-        if self.options.fsdp:
-            from convai_fast.training.sharding import shard_optimizer_state
-
-            optimizer = shard_optimizer_state(optimizer, step.optimizer)
-        step.optimizer.load_state_dict(optimizer)
-        step.scaler.load_state_dict(state.scaler)
-        step.log.load_state_dict(state.log)
+        self.train_step.load_state_dict(state.optimizer, state.scaler, state.log)
         self.progress = dataclasses.replace(state.progress)
         self.total_steps = self._count_steps()
         if len(state.random) == self.ranks.world_size:
             set_random_state(state.random[self.ranks.rank], self.device)
         else:
             torch.manual_seed(seed_of(self.options.seed, self.progress.step, self.ranks.rank))
-        self._resumed, self._saved = state, dataclasses.replace(state.progress)
-
-    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
-        """`state` as one rank without shards has it. Collective."""
-        if not self.options.fsdp:
-            return state
-        from convai_fast.training.sharding import whole
-
-        return whole(state)
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same for the position in the epoch and the tensors to mean the same."""
-        store = self.batches.store
-        options = dataclasses.asdict(self.options)
-        fixed = options.keys() - {*CHANGEABLE, "resume", "output"}
-        base = {"base model": self.lora.base_checksum} if self.lora else {}
-        return {
-            **base,
-            "model shape (config.json)": self.model.config.to_transformers(),
-            "tokenizer": store.meta["tokenizer"],
-            "set of dialogues": store.meta["fingerprint"],
-            "weighting of data sets": [source.weight for source in self.trained_with.sources],
-            **{f"--{name}": options[name] for name in sorted(fixed)},
-        }
-
-    # ---- telling ----------------------------------------------------------------------------
-
-    def _describe(self) -> None:
-        options, cuts, ranks = self.options, self.batches.cuts, self.ranks.world_size
-        steps = f"{self.total_steps:,} optimizer steps"
-        self.report(
-            f"training: {self.batches.num_examples:,} examples of {options.num_candidates} "
-            f"candidates, {steps} of up to "
-            f"{options.train_batch_size} x {options.gradient_accumulation_steps} examples"
-            f"{f' x {ranks} processes' if ranks > 1 else ''}, "
-            f"{str(self.compute.dtype).removeprefix('torch.')} on {self.device}"
-        )
-        if any(cuts):
-            self.report(
-                f"cut to {self.model.config.n_positions} positions: history in {cuts.history:,}, "
-                f"persona in {cuts.persona:,}, reply in {cuts.reply:,} examples"
-            )
-        if unknown := unknown_share(self.batches.store):
-            self.report(unknown)
-        own = self.trained_with
-        earlier = dataclasses.replace(own, sources=own.before, before=())
-        if overlap := earlier.overlap([(source.path, source.origins) for source in own.sources]):
-            self.report(f"WARNING: {overlap}; give the same, or the figures are too good")
-        self.report(f"run folder: {self.path}")
-        if options.compile and not self.is_finished:
-            self.report("compiling: the first step takes about a minute")
-        step, resumed = self.progress.step, self._resumed
-        if self.is_finished:
-            self.report(f"this run is finished, with {step:,} steps: nothing left to do")
-        elif resumed:
-            self.report(f"continuing after step {step:,}, in epoch {self.progress.epoch + 1}")
-            if len(resumed.random) != ranks:
-                self.report(f"with {ranks} processes instead of {len(resumed.random)}")
-        elif options.resume:
-            self.report("nothing was saved in this run yet: beginning it anew")
+        self.resumed, self._saved = state, dataclasses.replace(state.progress)
 
     def _record(self, split: str, values: dict[str, float]) -> None:
         # A disk that is full ends all ranks alike.
         number = self.progress.step
         self.ranks.from_main(lambda: self.folder and self.folder.log(number, split, values))
 
-    def _bar(
-        self, description: str, unit: str, total: int, items: Any = None, initial: int = 0
-    ) -> tqdm:
-        return progress_bar(
-            items,
-            desc=description,
-            total=total,
-            initial=initial,
-            unit=unit,
-            leave=items is None,
-            disable=not self.ranks.is_main,
-        )
+    def _bar(self, **settings: Any) -> tqdm:
+        return progress_bar(disable=not self.ranks.is_main, **settings)

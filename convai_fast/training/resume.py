@@ -1,4 +1,4 @@
-"""Which run `--resume` continues, and with which options."""
+"""Which run `--resume` continues, with which options, and what must be as it was."""
 
 import dataclasses
 import json
@@ -6,12 +6,16 @@ import shlex
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from convai_fast.data.readers.user_function import is_function
 from convai_fast.errors import UserError
 from convai_fast.training.checkpoints import last_checkpoint
 from convai_fast.training.options import TrainOptions
 from convai_fast.training.run_folder import Claim
+
+if TYPE_CHECKING:
+    from convai_fast.training.loop import Trainer
 
 # What may be given anew: how long to train, how often to save and to report, where things are.
 CHANGEABLE = (
@@ -67,6 +71,30 @@ def resume_command(options: TrainOptions, run: Path) -> str:
     """The command that continues `run`, which was started with `options`."""
     reader = ["--reader", *options.reader] if any(map(is_function, options.reader)) else []
     return shlex.join(["convai-fast", "train", "--resume", str(run), *reader])
+
+
+def identity_of(run: "Trainer") -> dict[str, Any]:
+    """What must be the same for the position in the epoch and the tensors to mean the same."""
+    options, store = dataclasses.asdict(run.options), run.batches.store
+    fixed = options.keys() - {*CHANGEABLE, "resume", "output"}
+    return {
+        **({"base model": run.lora.base_checksum} if run.lora else {}),
+        "model shape (config.json)": run.model.config.to_transformers(),
+        "tokenizer": store.meta["tokenizer"],
+        "set of dialogues": store.meta["fingerprint"],
+        "weighting of data sets": [source.weight for source in run.trained_with.sources],
+        **{f"--{name}": options[name] for name in sorted(fixed)},
+    }
+
+
+def check_identity(run: "Trainer", saved: dict[str, Any]) -> None:
+    """Raise UserError where a checkpoint that is `saved` cannot be continued by `run`."""
+    for name, value in identity_of(run).items():
+        if saved.get(name) != value:
+            raise UserError(
+                f"{run.options.resume} cannot be continued: its checkpoint was made with another "
+                f"{name} than there is now; restore it, or start a new run"
+            )
 
 
 def _age(path: Path) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,3 +122,34 @@ class TrainStep:
                 self.scaler.scale(loss).backward()
                 parts.append(torch.stack([loss, lm_loss, mc_loss]).detach())
         return torch.stack(parts), num_tokens, flops
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's, as one process without shards has them. Collective."""
+        return self._whole(self.model.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step needs beside the weights, as one process has it. Collective."""
+        return {
+            "optimizer": self._whole(self.optimizer.state_dict()),
+            "scaler": self.scaler.state_dict(),
+            "log": self.log.state_dict(),
+        }
+
+    def load_state_dict(
+        self, optimizer: dict[str, Any], scaler: dict[str, Any], log: dict[str, Any]
+    ) -> None:
+        """Put back what `state_dict` returned. Collective."""
+        if self.options.fsdp:
+            from convai_fast.training.sharding import shard_optimizer_state
+
+            optimizer = shard_optimizer_state(optimizer, self.optimizer)
+        self.optimizer.load_state_dict(optimizer)
+        self.scaler.load_state_dict(scaler)
+        self.log.load_state_dict(log)
+
+    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
+        if not self.options.fsdp:
+            return state
+        from convai_fast.training.sharding import whole
+
+        return whole(state)

@@ -1,0 +1,45 @@
+"""What a run says of itself before its first step."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from convai_fast.data.dataset import unknown_share
+
+if TYPE_CHECKING:
+    from convai_fast.training.loop import Trainer
+
+
+def describe(run: "Trainer") -> Iterator[str]:
+    """What will be trained on what, what of it is cut or unknown, and where the run stands."""
+    options, batches, ranks = run.options, run.batches, run.ranks.world_size
+    yield (
+        f"training: {batches.num_examples:,} examples of {options.num_candidates} candidates, "
+        f"{run.total_steps:,} optimizer steps of up to "
+        f"{options.train_batch_size} x {options.gradient_accumulation_steps} examples"
+        f"{f' x {ranks} processes' if ranks > 1 else ''}, "
+        f"{str(run.compute.dtype).removeprefix('torch.')} on {run.device}"
+    )
+    if any(cuts := batches.cuts):
+        yield (
+            f"cut to {run.model.config.n_positions} positions: history in {cuts.history:,}, "
+            f"persona in {cuts.persona:,}, reply in {cuts.reply:,} examples"
+        )
+    if unknown := unknown_share(batches.store):
+        yield unknown
+    own = run.trained_with
+    earlier = dataclasses.replace(own, sources=own.before, before=())
+    if overlap := earlier.overlap([(source.path, source.origins) for source in own.sources]):
+        yield f"WARNING: {overlap}; give the same, or the figures are too good"
+    yield f"run folder: {run.path}"
+    if options.compile and not run.is_finished:
+        yield "compiling: the first step takes about a minute"
+    progress, resumed = run.progress, run.resumed
+    if run.is_finished:
+        yield f"this run is finished, with {progress.step:,} steps: nothing left to do"
+    elif resumed:
+        yield f"continuing after step {progress.step:,}, in epoch {progress.epoch + 1}"
+        if len(resumed.random) != ranks:
+            yield f"with {ranks} processes instead of {len(resumed.random)}"
+    elif options.resume:
+        yield "nothing was saved in this run yet: beginning it anew"
