@@ -1,16 +1,15 @@
 """A checkpoint packed as a tar archive, checked member by member and opened as a folder."""
 
-import json
 import re
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from convai_fast.errors import UserError, reason_of, shown
+from convai_fast.files import read_json, scratch_folder
 
 # What a model and its tokenizer are read from; anything else stays in the archive.
 _CHECKPOINT_FILE = re.compile(
@@ -63,14 +62,12 @@ def unpacked(path: str | Path) -> Iterator[Unpacked]:
         names = (file.name for file in source.iterdir()) if source.is_dir() else ()
         yield Unpacked(path, sorted(name for name in names if not is_checkpoint_file(name)))
         return
-    with tempfile.TemporaryDirectory(
-        prefix="convai-fast-", ignore_cleanup_errors=True
-    ) as temporary:
+    with scratch_folder(None, "convai-fast-") as temporary:
         try:
-            ignored = _extract(source, Path(temporary))
-            yield Unpacked(Path(temporary), ignored)
+            ignored = _extract(source, temporary)
+            yield Unpacked(temporary, ignored)
         except UserError as error:
-            raise UserError(str(error).replace(temporary, str(path))) from error
+            raise UserError(str(error).replace(str(temporary), str(path))) from error
 
 
 def checkpoint_of(path: str | Path) -> Path:
@@ -90,10 +87,9 @@ def _is_run(folder: Path) -> bool:
 
 def _is_store(folder: Path) -> bool:
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return {"format_version", "sizes"} <= read_json(folder / "meta.json").keys()
+    except UserError:
         return False
-    return isinstance(meta, dict) and {"format_version", "sizes"} <= meta.keys()
 
 
 def _best_checkpoint(run: Path) -> Path:

@@ -1,8 +1,10 @@
-"""Files: opened whether or not they are compressed, locked, and flushed to the disk."""
+"""Files and folders: opened whether or not they are compressed, read as JSON, locked, flushed."""
 
 import bz2
 import errno
+import hashlib
 import io
+import json
 import lzma
 import os
 import re
@@ -98,6 +100,34 @@ class _Unpacked(io.RawIOBase):
         super().close()
 
 
+def read_json(
+    path: Path, way_out: str = "get a complete copy of it", missing: str = ""
+) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Args:
+        way_out: what to do about a file that holds anything else; ends the sentence of the error.
+        missing: the sentence where there is no such file, if that means more than a file to get.
+
+    Raises UserError when it cannot be read, or holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        if missing and isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise UserError(missing) from error
+        if isinstance(error, PermissionError):
+            way_out = "get permission for it"
+        raise UserError(f"{path} cannot be read: {error.strerror}; {way_out}") from error
+    # A file of nothing but brackets is too deep for the parser.
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}; {way_out}") from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise UserError(f"{path} must hold a JSON object, not a {kind}; {way_out}")
+    return content
+
+
 def is_parquet(path: Path | str) -> bool:
     """Whether a file is Parquet; what cannot be opened is none."""
     try:
@@ -139,6 +169,14 @@ def parquet_rows(path: Path | str) -> tuple[list[str], Iterator[dict[str, Any]]]
                 yield from batch.to_pylist()
 
     return table.schema_arrow.names, rows()
+
+
+def fingerprint(*parts: bytes | memoryview) -> str:
+    """A hash of bytes, however they are cut into parts: SHA-256, of which 16 digits are enough."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
 
 
 def flush(path: Path) -> None:
@@ -208,6 +246,11 @@ def move_into(folder: Path, place: Path, names: Iterable[str]) -> None:
 def is_empty(folder: Path) -> bool:
     """Whether a folder holds nothing but hidden files, such as .git or what a kill has left."""
     return all(path.name.startswith(".") for path in folder.iterdir())
+
+
+def is_free(place: Path) -> bool:
+    """Whether a folder can be put in its place without a loss: none is there, or an empty one."""
+    return not place.exists() or (place.is_dir() and is_empty(place))
 
 
 def try_lock(descriptor: int) -> bool:

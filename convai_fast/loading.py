@@ -1,6 +1,5 @@
 """The one door to a fine-tuned model: the model and its tokenizer, which fit each other."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from convai_fast.archive import unpacked
 from convai_fast.dialogue.format import SPECIAL_TOKENS
 from convai_fast.dialogue.tokenizer import add_special_tokens, read_tokenizer, special_ids
 from convai_fast.errors import UserError
+from convai_fast.files import fingerprint
 from convai_fast.model.double_heads import DoubleHeadsModel
 
 
@@ -94,8 +94,9 @@ def check_fit(
 
 def model_fingerprint(model: DoubleHeadsModel) -> str:
     """A hash of the model's shape and weights, since training again keeps a folder's name."""
-    digest = hashlib.sha256(repr(model.config).encode())
-    for name, weight in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(weight.contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    weights = (
+        part
+        for name, weight in model.state_dict().items()
+        for part in (name.encode(), weight.contiguous().view(torch.uint8).numpy().data)
+    )
+    return fingerprint(repr(model.config).encode(), *weights)

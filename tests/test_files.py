@@ -5,12 +5,13 @@ import errno
 import gzip
 import lzma
 import os
+from pathlib import Path
 
 import pytest
 import zstandard
 
 from convai_fast.errors import UserError
-from convai_fast.files import flush, locked, open_bytes, try_lock
+from convai_fast.files import flush, locked, open_bytes, read_json, try_lock
 
 PACK = {
     "gzip": gzip.compress,
@@ -97,3 +98,35 @@ def test_a_file_system_that_cannot_flush_a_folder_or_lock_is_no_mistake(tmp_path
     monkeypatch.setattr("convai_fast.files.fcntl", None)  # Windows
     with open(file) as opened, locked(tmp_path, "name"):
         assert try_lock(opened.fileno())
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read: No such file or directory; get a complete copy of it"),
+        (b"{", "is not JSON: .*; get a complete copy of it"),
+        (b"\xff", "is not JSON: .*; get a complete copy of it"),
+        (b"[" * 100_000, "is not JSON: .*; get a complete copy of it"),
+        (b"[]", "must hold a JSON object, not a list; get a complete copy of it"),
+    ],
+)
+def test_json_is_an_object_or_one_sentence(tmp_path, content, says):
+    file = tmp_path / "file.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{file} {says}$"):
+        read_json(file)
+    file.write_bytes(b'{"a": 1}')
+    assert read_json(file) == {"a": 1}
+
+
+def test_json_that_is_missing_or_may_not_be_read_has_its_own_way_out(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"^name another one$"):
+        read_json(tmp_path / "absent", missing="name another one")
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(UserError, match="cannot be read: Permission denied; get permission for it"):
+        read_json(tmp_path / "secret", way_out="restore it", missing="name another one")

@@ -11,7 +11,8 @@ PACKAGE = Path(convai_fast.__file__).parent
 # From the bottom up; parts of one layer do not import each other.
 LAYERS = [
     ["errors"],
-    ["archive", "files", "hardware", "terminal"],
+    ["files", "hardware", "terminal"],
+    ["archive"],
     ["dialogue"],
     ["ops"],
     ["data", "model"],

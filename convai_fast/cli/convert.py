@@ -23,7 +23,7 @@ from convai_fast.dialogue.format import SPECIAL_TOKENS
 from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.dialogue.tokenizer import read_tokenizer, special_ids
 from convai_fast.errors import UserError, reason_of
-from convai_fast.files import is_empty, move_into, move_whole, scratch_folder
+from convai_fast.files import is_free, move_into, move_whole, scratch_folder
 from convai_fast.loading import check_fit
 from convai_fast.model import adapter, checkpoint, legacy
 from convai_fast.model.config import TransformerConfig
@@ -77,7 +77,7 @@ def run(options: ConvertOptions) -> None:
     """Convert, check, and print the report; `options.new` appears complete or not at all."""
     new = Path(options.new).expanduser().absolute()
     is_there = new.exists()
-    if is_there and not (new.is_dir() and is_empty(new)):
+    if not is_free(new):
         raise UserError(f"{options.new} is there already: name a folder that is not, or is empty.")
     with unpacked(options.old) as unpacked_old:
         folder = checkpoint.find_folder(unpacked_old.path)

@@ -16,6 +16,7 @@ import tyro
 from convai_fast._native import keep_freed_memory, native_info
 from convai_fast.cli.info import package_version
 from convai_fast.cli.remembered import RememberedOptions, check_not_trained_on
+from convai_fast.data.dataset import check_at_least
 from convai_fast.data.spool import fingerprint
 from convai_fast.errors import UserError
 from convai_fast.evaluation.evaluate import METRICS, Evaluation, check_metrics, evaluate
@@ -78,9 +79,7 @@ class EvaluateOptions(RememberedOptions):
     def check(self) -> None:
         """Raise UserError at the first option that makes no sense."""
         check_metrics(self.metrics)
-        for name, least in {"max_history": 0, "max_examples": 0, "batch_size": 1}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} must be at least {least}, not {getattr(self, name)}")
+        check_at_least(self, {"max_history": 0, "max_examples": 0, "batch_size": 1})
         if self.plots and not find_spec("matplotlib"):
             raise UserError(
                 "--plots needs matplotlib: install it with pip install 'convai-fast[plots]'"

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import tyro
 
 from convai_fast.cli.remembered import RememberedOptions
+from convai_fast.data.dataset import check_at_least
 from convai_fast.data.spool import fingerprint
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.dialogue.encoding import tokenizer_fingerprint
@@ -94,10 +95,7 @@ class GenerateOptions(RememberedOptions):
             raise UserError("no --output given: name a file for the replies")
         if "-" in (str(self.input), str(self.output)):
             raise UserError("a run that can be continued needs files: - is not one")
-        for name, least in {"max_history": 0, "num_return": 1, "batch_size": 1}.items():
-            value = getattr(self, name)
-            if value < least:
-                raise UserError(f"--{name} must be at least {least}, not {value}")
+        check_at_least(self, {"max_history": 0, "num_return": 1, "batch_size": 1})
         if self.output.exists() and not self.output.is_file():
             raise UserError(f"{self.output} is not a regular file: name one with --output")
         sources = [self.input] if self.input else map(Path, self.dataset_path)

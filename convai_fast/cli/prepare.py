@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.build_store import complete_and_write_store
-from convai_fast.data.dataset import DataOptions, unknown_share
+from convai_fast.data.dataset import DataOptions, check_at_least, unknown_share
 from convai_fast.data.readers import read_into, tell
 from convai_fast.data.spool import Spool
 from convai_fast.data.store import DialogueStore
@@ -48,10 +48,7 @@ def run(options: PrepareOptions) -> None:
         raise UserError("no tokenizer given: name a model or tokenizer folder with --tokenizer")
     if not options.out and options.preview <= 0:
         raise UserError("nowhere to put the store: name a folder with --out, or use --preview 3")
-    least = {"preview": 0, "max_history": 0, "num_candidates": 0, "max_length": 4}
-    for name, value in least.items():
-        if getattr(options, name) < value:
-            raise UserError(f"--{name} must be at least {value}, not {getattr(options, name)}")
+    check_at_least(options, {"preview": 0, "max_history": 0, "num_candidates": 0, "max_length": 4})
     sources = options.checked_sources()
     if weighted := next((source for source in sources if source.weight != 1), None):
         raise UserError(

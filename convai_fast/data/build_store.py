@@ -1,6 +1,5 @@
 """Writes a store: dialogues completed, equal utterances under one number, each tokenised once."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -25,7 +24,14 @@ from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.dialogue.encoding import encode, tokenizer_fingerprint
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError, shown
-from convai_fast.files import flush, is_empty, move_into, move_whole, scratch_folder
+from convai_fast.files import (
+    fingerprint,
+    flush,
+    is_empty,
+    move_into,
+    move_whole,
+    scratch_folder,
+)
 
 _ENCODE_CHUNK = 2_000  # texts tokenised at once: bounds the memory that ids take as Python lists
 _COPY = 1 << 18  # numbers renumbered at a time
@@ -178,7 +184,7 @@ class _Writer:
             "notes": self.spool.notes,
             "sizes": self.sizes,
             "checksums": checksums,
-            "fingerprint": hashlib.sha256(repr(checksums).encode()).hexdigest()[:16],
+            "fingerprint": fingerprint(repr(checksums).encode()),
         }
         # Last, since its presence is what makes the folder a store.
         path = self.folder / "meta.json"

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -22,7 +23,7 @@ from convai_fast.data.trained_with import TrainedSource, TrainedWith
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.dialogue.encoding import tokenizer_fingerprint
 from convai_fast.errors import UserError
-from convai_fast.files import locked, open_bytes
+from convai_fast.files import fingerprint, locked, open_bytes
 
 _CHUNK_BYTES = 1 << 20
 
@@ -70,8 +71,7 @@ class DataOptions:
 
     def checked_sources(self) -> list[Source]:
         """The sources; UserError where one is not there, or a number makes no sense."""
-        if self.fill_candidates < 1:
-            raise UserError(f"fill_candidates must be at least 1, not {self.fill_candidates}")
+        check_at_least(self, {"fill_candidates": 1})
         check_completion(self.fill_candidates, self.valid_fraction)
         sources = self.sources
         for source in sources:
@@ -92,6 +92,13 @@ class DataOptions:
             skip_bad_records=self.skip_bad_records,
             report=report,
         )
+
+
+def check_at_least(options: Any, least: dict[str, float]) -> None:
+    """Raise UserError at the first of these options that is less, or no number."""
+    for name, value in least.items():
+        if not getattr(options, name) >= value:
+            raise UserError(f"--{name} must be at least {value}, not {getattr(options, name)}")
 
 
 def _texts(value: str | Sequence[str]) -> tuple[str, ...]:
@@ -227,7 +234,7 @@ def _key(options: DataOptions, tokenizer: PreTrainedTokenizerFast, contents: lis
             for source, content in zip(options.sources, contents, strict=True)
         ],
     )
-    return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+    return fingerprint(repr(settings).encode())
 
 
 def _hash_of_files(files: dict[str, str]) -> str:

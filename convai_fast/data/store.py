@@ -23,7 +23,6 @@ examples of a dialogue share one run of `history_ids`:
     history_ids  a b c d e      example 0: a | example 1: a b c | example 2: a b c d e
 """
 
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -37,6 +36,7 @@ from torch import Tensor
 from convai_fast.dialogue.dialogue import Dialogue, History, Utterance
 from convai_fast.dialogue.format import SpecialIds
 from convai_fast.errors import UserError
+from convai_fast.files import read_json
 
 FORMAT_VERSION = 3
 _CHUNK_BYTES = 1 << 22  # read at a time for a checksum
@@ -203,13 +203,10 @@ class DialogueStore:
 def _read_meta(folder: Path) -> dict | None:
     """What a store's meta.json says; None where there is none, or one of something else."""
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        meta = read_json(folder / "meta.json")
+    except UserError:
         return None
-    is_meta = (
-        isinstance(meta, dict) and "format_version" in meta and type(meta.get("sizes")) is dict
-    )
-    return meta if is_meta else None
+    return meta if "format_version" in meta and type(meta.get("sizes")) is dict else None
 
 
 def own_files(folder: Path) -> set[str]:

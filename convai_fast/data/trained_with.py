@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 from convai_fast.archive import unpacked
 from convai_fast.data.store import Origin
 from convai_fast.errors import UserError
+from convai_fast.files import read_json
 
 FILE = "trained_with.json"
 
@@ -89,7 +90,7 @@ class TrainedWith:
             if not file.is_file():
                 return None
             try:
-                values = json.loads(file.read_text(encoding="utf-8"))
+                values = read_json(file)
                 for name in ("sources", "before"):
                     sources = []
                     for source in values[name]:
@@ -97,7 +98,7 @@ class TrainedWith:
                         sources.append(_checked(TrainedSource, {**source, "origins": origins}))
                     values[name] = tuple(sources)
                 return _checked(cls, values)
-            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            except (UserError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(
                     f"{file} does not say what the model was trained with ({error}): it is damaged "
                     "or of another version; restore it, or delete it and name the settings"

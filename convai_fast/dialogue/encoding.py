@@ -1,6 +1,5 @@
 """Text into token ids: always whole, and nobody's words ever a special token."""
 
-import hashlib
 from weakref import WeakKeyDictionary
 
 from tokenizers import Tokenizer
@@ -8,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from convai_fast.dialogue.format import SPECIAL_TOKENS
 from convai_fast.errors import UserError, reason_of
+from convai_fast.files import fingerprint
 
 # A copy for each tokenizer, remade when tokens were added since.
 _encoders: WeakKeyDictionary[PreTrainedTokenizerFast, tuple[int, Tokenizer]] = WeakKeyDictionary()
@@ -43,9 +43,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[in
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """A hash of how `encode` turns text into ids, and of the special tokens' ids."""
-    digest = hashlib.sha256(_encoder(tokenizer).to_str().encode())
-    digest.update(repr([(t, tokenizer.convert_tokens_to_ids(t)) for t in SPECIAL_TOKENS]).encode())
-    return digest.hexdigest()[:16]
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS]
+    return fingerprint(_encoder(tokenizer).to_str().encode(), repr(ids).encode())
 
 
 def _encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:

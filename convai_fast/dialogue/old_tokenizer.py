@@ -6,13 +6,12 @@ special_tokens.txt        pytorch-pretrained-bert: one token a line, with ids fr
 added_tokens.json         pytorch-transformers: {token: id}
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 from transformers import GPT2Tokenizer, OpenAIGPTTokenizer, PreTrainedTokenizerFast
 
 from convai_fast.errors import UserError, shown
+from convai_fast.files import read_json
 
 SPECIAL_TOKENS_FILES = ("special_tokens.txt", "added_tokens.json")
 
@@ -24,7 +23,7 @@ def is_old(folder: Path) -> bool:
         (folder / "vocab.json").is_file()
         and (folder / "merges.txt").is_file()
         and not (folder / "tokenizer.json").is_file()
-        and not (config.is_file() and "tokenizer_class" in _read_json(config))
+        and not (config.is_file() and "tokenizer_class" in read_json(config))
     )
 
 
@@ -115,23 +114,12 @@ def _read_merges(folder: Path, vocabulary: dict[str, int]) -> list[tuple[str, st
 
 
 def _read_ids(path: Path) -> dict[str, int]:
-    content = _read_json(path)
+    content = read_json(path)
     for token, id in content.items():
         if type(id) is not int:
             raise UserError(
                 f"{path}: the id of {shown(token)} must be a whole number, not {shown(id)}"
             )
-    return content
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_read_text(path))
-    # A file of nothing but brackets is too deep for the parser.
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, not a {type(content).__name__}")
     return content
 
 

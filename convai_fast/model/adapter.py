@@ -9,7 +9,6 @@ The base model is the one that adapter_config.json names. If that was a checkpoi
 which removes it when it goes on, the adapter's run keeps it in `base`, beside `checkpoints`.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from convai_fast.archive import unpacked
 from convai_fast.errors import UserError
+from convai_fast.files import read_json
 from convai_fast.model.checkpoint import find_folder
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.tensors import transformers_names
@@ -130,11 +130,4 @@ def merge_adapter(folder: Path, config: TransformerConfig, parameters: dict[str,
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The content of the adapter's `adapter_config.json`; raises UserError if it is damaged."""
-    path = folder / CONFIG_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return content
+    return read_json(folder / CONFIG_FILE)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from convai_fast.errors import UserError, reason_of, shown
-from convai_fast.files import scratch_folder
+from convai_fast.files import read_json, scratch_folder
 from convai_fast.model import legacy
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.tensors import EMBEDDING, listing, to_transformers
@@ -102,7 +102,7 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, or holds no JSON object.
     """
-    return _read_json(folder / "config.json")
+    return read_json(folder / "config.json")
 
 
 def read_config(folder: Path, tensor_names: Collection[str] = ()) -> TransformerConfig:
@@ -140,7 +140,7 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
     if path.suffix != ".json":
         return _read_file(path), path
 
-    weight_map = _read_json(path).get("weight_map")
+    weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict):
         raise UserError(f"{path} has no weight_map; it is not the index of a sharded checkpoint.")
     tensors: dict[str, Tensor] = {}
@@ -311,16 +311,3 @@ def _is_ordinary(tensor: Tensor) -> bool:
         and tensor.dtype in _DTYPES
         and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     )
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    # A file of nothing but brackets is too deep for the parser.
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
-    return content

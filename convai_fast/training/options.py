@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from convai_fast.data.batches import Layout
-from convai_fast.data.dataset import DataOptions
+from convai_fast.data.dataset import DataOptions, check_at_least
 from convai_fast.errors import UserError
 from convai_fast.hardware import Precision
 
@@ -141,12 +141,10 @@ class TrainOptions(DataOptions):
             "personality_permutations": 1_000,
             "seed": 2**63 - 1,
         }
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if not value >= least:
-                raise UserError(f"--{name} must be at least {least}, not {value}")
+        check_at_least(self, at_least)
+        for name in at_least:
             # The compiled operators count in 32 bits.
-            most = at_most.get(name, 2**31 - 1)
+            value, most = getattr(self, name), at_most.get(name, 2**31 - 1)
             if isinstance(value, int) and value > most:
                 raise UserError(f"--{name} must be at most {most}, not {value}")
         if not self.adam_beta2 < 1:

@@ -1,7 +1,6 @@
 """Which run `--resume` continues, with which options, and what must be as it was."""
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Collection
 from contextlib import suppress
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from convai_fast.data.readers.user_function import is_function
 from convai_fast.errors import UserError
+from convai_fast.files import read_json
 from convai_fast.training.checkpoints import last_checkpoint
 from convai_fast.training.options import TrainOptions
 from convai_fast.training.run_folder import Claim
@@ -104,9 +104,9 @@ def _age(path: Path) -> float:
 def _is_finished(run: Path) -> bool:
     try:
         last = last_checkpoint(run)
-        return last is not None and json.loads((last / "metrics.json").read_text())["finished"]
+        return last is not None and read_json(last / "metrics.json")["finished"]
     # What is wrong is said when the run is to be continued.
-    except (UserError, OSError, ValueError, KeyError):
+    except (UserError, OSError, KeyError):
         return False
 
 
@@ -142,20 +142,13 @@ def _merge(
 
 def _read_options(run: Path) -> TrainOptions:
     path = run / "options.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except PermissionError as error:
-        raise UserError(f"{path} cannot be read: get permission for it") from error
-    except OSError as error:
-        raise UserError(
-            f"{run} is not a run folder (there is no {path}): give --resume the folder that "
-            f"`convai-fast train` made, or auto"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): get it back, or start a new run") from error
+    values = read_json(
+        path,
+        way_out="get it back, or start a new run",
+        missing=f"{run} is not a run folder (there is no {path}): give --resume the folder that "
+        "`convai-fast train` made, or auto",
+    )
     default = dataclasses.asdict(TrainOptions())
-    if not isinstance(values, dict):
-        raise UserError(f"{path} does not hold the options of a run: get it back")
     for name, value in values.items():
         if name not in default:
             raise UserError(f"{path} has an option {name!r} that this version does not know")

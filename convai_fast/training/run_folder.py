@@ -29,7 +29,7 @@ from typing import Any, Self, TextIO
 from torch.utils.tensorboard import SummaryWriter
 
 from convai_fast.errors import UserError
-from convai_fast.files import flush, move_whole, scratch_folder, try_lock
+from convai_fast.files import flush, is_free, move_whole, scratch_folder, try_lock
 from convai_fast.training.checkpoints import (
     STATE_FILE,
     TrainingState,
@@ -47,8 +47,8 @@ def check_output(output: str) -> None:
     """Raise UserError if `output` cannot become a run folder; best known before hours of work."""
     path = Path(output)
     with explained(f"{path} cannot become a run folder", "begin again, or name another --output"):
-        is_free = not output or not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    if not is_free:
+        can_be_made = not output or is_free(path)
+    if not can_be_made:
         is_run = (path / "options.json").exists()
         what = "is not empty" if path.is_dir() else "is a file"
         resume = ", or continue the run that it holds with --resume" if is_run else ""

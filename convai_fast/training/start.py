@@ -1,6 +1,5 @@
 """What a run starts from: a tokenizer and a model that fit each other, and what was saved."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from convai_fast.archive import checkpoint_of, unpacked
 from convai_fast.data.trained_with import TrainedSource, TrainedWith
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
+from convai_fast.files import read_json
 from convai_fast.loading import load
 from convai_fast.model import adapter
 from convai_fast.model.config import TransformerConfig
@@ -98,7 +98,9 @@ def load_model_and_tokenizer(
     """
     if options.from_scratch:
         with unpacked(options.model) as source:
-            config = _read_config(source.path)
+            file = Path(source.path) / "config.json"
+            lack = f"--from_scratch needs the shape of the model: there is no {file}"
+            config = read_json(file, missing=lack)
         tokenizer = load_tokenizer(options.tokenizer or options.model)
         settings = {**config, "vocab_size": len(tokenizer)}
         model = DoubleHeadsModel(TransformerConfig.from_transformers(settings))
@@ -110,21 +112,6 @@ def load_model_and_tokenizer(
     )
     report(f"model: {_shape(model)} from {options.model}")
     return model, tokenizer
-
-
-def _read_config(path: str | Path) -> dict:
-    file = Path(path) / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"--from_scratch needs the shape of the model: there is no {file}"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file} must hold a JSON object with the model's shape")
-    return config
 
 
 def _shape(model: DoubleHeadsModel) -> str:
