@@ -51,6 +51,7 @@ sanitize: $(VENV)/installed
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=. \
 	    $(CURDIR)/$(BIN)/python -m pytest -q tests/ops tests/data/test_batches.py \
+	    tests/data/test_epochs.py tests/data/test_index.py \
 	    -k "not opcheck and not graph and not lower"); \
 	done
 

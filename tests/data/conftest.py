@@ -1,8 +1,11 @@
-"""Files for readers to read."""
+"""Files for readers to read, and a store to make batches of."""
 
 import json
 
 import pytest
+
+from convai_fast.data.build_store import build_store
+from convai_fast.data.builtin import builtin_dialogues
 
 
 @pytest.fixture
@@ -19,3 +22,13 @@ def write(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def dialogues():
+    return builtin_dialogues(num_train=30, num_valid=5)
+
+
+@pytest.fixture(scope="module")
+def store(dialogues, tokenizer, tmp_path_factory):
+    return build_store(dialogues, tokenizer, tmp_path_factory.mktemp("batches") / "store")
