@@ -1,9 +1,13 @@
-"""The command `generate` on a small model."""
+"""The command `generate` on a small model, and a model to talk to."""
 
 import pytest
+import torch
 from bulk import read_lines, save_model, write_lines
+from tokenizers_of_letters import gpt_tokenizer
 
 from convai_fast.cli.main import main
+from convai_fast.dialogue.tokenizer import load_tokenizer
+from convai_fast.model import DoubleHeadsModel, TransformerConfig
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +32,16 @@ def generate(model, tmp_path):
 def replies(tmp_path):
     """What the command wrote, by id."""
     return lambda: {line["id"]: line["replies"] for line in read_lines(tmp_path / "replies.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    gpt_tokenizer().save_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    torch.manual_seed(0)
+    config = TransformerConfig.from_transformers(
+        dict(model_type="openai-gpt", vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4)
+    )
+    DoubleHeadsModel(config).save_pretrained(folder, tokenizer)
+    return folder

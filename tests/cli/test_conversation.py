@@ -1,0 +1,201 @@
+"""A conversation: what the model sees of it, and what its commands do."""
+
+import pytest
+
+from convai_fast.cli.interact import Conversation
+from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.tokenizer import load_tokenizer
+from convai_fast.evaluation.ranking import rank_candidates
+from convai_fast.generation.engine import GenerationEngine
+from convai_fast.generation.params import SamplingParams
+from convai_fast.model import DoubleHeadsModel
+
+PERSONA = ["i like tea .", "i have a cat ."]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_folder):
+    return load_tokenizer(model_folder)
+
+
+@pytest.fixture(scope="module")
+def engine(model_folder, tokenizer):
+    return GenerationEngine(DoubleHeadsModel.from_pretrained(model_folder), tokenizer)
+
+
+@pytest.fixture
+def conversation(engine, tokenizer):
+    return Conversation(
+        engine,
+        tokenizer,
+        SamplingParams(max_length=8, min_length=4, temperature=2),
+        persona=PERSONA,
+        personas=[["i am a dog ."], ["i am a fox ."]],
+        max_history=1,
+    )
+
+
+def say(conversation, line):
+    return "".join(conversation.handle(line))
+
+
+def prompts_seen(conversation, monkeypatch):
+    """Every (persona, history) that the engine is asked about from here on."""
+    seen = []
+    stream = GenerationEngine.stream
+
+    def spy(self, request):
+        seen.append((request.persona, request.history))
+        return stream(self, request)
+
+    monkeypatch.setattr(GenerationEngine, "stream", spy)
+    return seen
+
+
+def test_a_reply_is_the_engines_and_ends_the_line(conversation, engine, tokenizer, monkeypatch):
+    seen = prompts_seen(conversation, monkeypatch)
+    printed = say(conversation, "hi , do you like tea ?")
+    persona, history = seen[0]
+    assert persona == encode(tokenizer, PERSONA)
+    assert history == encode(tokenizer, ["hi , do you like tea ?"])
+    assert printed == tokenizer.decode(conversation.history[-1], skip_special_tokens=True) + "\n"
+    assert 4 <= len(conversation.history[-1]) <= 8
+
+
+def test_the_model_sees_the_last_turns_within_max_history(conversation, monkeypatch):
+    seen = prompts_seen(conversation, monkeypatch)
+    for line in ("a", "b", "c"):
+        say(conversation, line)
+    assert [len(history) for _, history in seen] == [1, 3, 3]
+    assert seen[2][1][:2] == conversation.history[2:4]
+
+
+def test_an_abandoned_reply_is_forgotten_with_its_question(conversation):
+    say(conversation, "hi")
+    history = list(conversation.history)
+    pieces = conversation.handle("do you like tea ?")
+    next(pieces)
+    pieces.close()
+    assert conversation.history == history
+    interrupted = say(conversation, "do you like tea ?")
+    assert len(conversation.history) == 4
+    say(conversation, "/seed 42")
+    say(conversation, "/reset")
+    say(conversation, "hi")
+    assert say(conversation, "do you like tea ?") == interrupted
+
+
+def test_turns_differ_but_a_seed_repeats_them(conversation):
+    def replies():
+        out = []
+        for _ in range(3):
+            say(conversation, "/reset")
+            out.append(say(conversation, "hi"))
+        return out
+
+    first = replies()
+    assert len(set(first)) == 3
+    assert say(conversation, "/seed 42") == "Drawing from the start with seed 42.\n"
+    assert replies() == first
+    say(conversation, "/seed 43")
+    assert replies() != first
+
+
+def test_a_turn_computes_what_is_new_and_what_was_interrupted_only_once(model_folder, tokenizer):
+    model, computed = DoubleHeadsModel.from_pretrained(model_folder), []
+    model.transformer.register_forward_pre_hook(
+        lambda module, args: computed.append(args[0].numel())
+    )
+    conversation = Conversation(
+        GenerationEngine(model, tokenizer, max_batch_size=1),
+        tokenizer,
+        SamplingParams(max_length=6, min_length=6),
+        persona=PERSONA,
+        max_history=5,
+    )
+    say(conversation, "hi")
+    assert computed[0] > 10
+    assert computed[1:] == [1] * 5
+    for line in ("i like tea .", "do you ?"):
+        computed.clear()
+        say(conversation, line)
+        # The reply's last token, <speaker2>, the line and <speaker1>.
+        assert computed == [3 + len(encode(tokenizer, [line])[0]), *[1] * 5]
+    pieces = conversation.handle("tea ?")
+    next(pieces)
+    pieces.close()
+    computed.clear()
+    say(conversation, "tea ?")
+    assert computed == [1] * 6
+
+
+def test_rank_orders_candidates_as_replies_to_the_users_last_line(conversation, engine, tokenizer):
+    say(conversation, "do you like tea ?")
+    candidates = ["yes .", "no , i like a cat .", "do you ?"]
+    scores = rank_candidates(
+        engine.model,
+        engine.special_ids,
+        encode(tokenizer, PERSONA),
+        encode(tokenizer, ["do you like tea ?"]),
+        encode(tokenizer, candidates),
+    )
+    expected = [
+        f"  {scores[i].exp():.3f}  {candidates[i]}" for i in scores.argsort(descending=True)
+    ]
+    assert say(conversation, "/rank " + " | ".join(candidates)).splitlines() == expected
+    assert len(conversation.history) == 2
+
+
+def test_rank_takes_openings_before_anything_is_said(conversation):
+    assert say(conversation, "/rank hello |hi").count("\n") == 2
+    assert say(conversation, "/rank hello") == "  1.000  hello\n"
+    assert "/rank takes candidates" in say(conversation, "/rank  | ")
+
+
+def test_a_new_persona_starts_a_new_conversation(conversation, monkeypatch):
+    say(conversation, "hi")
+    assert say(conversation, "/persona") == (
+        "The model's persona:\n  i like tea .\n  i have a cat .\n"
+    )
+    assert len(conversation.history) == 2  # showing it changes nothing
+    assert say(conversation, "/persona i am old .|i am a cook . |") == (
+        "The model's persona:\n  i am old .\n  i am a cook .\n"
+    )
+    assert conversation.history == []
+    seen = prompts_seen(conversation, monkeypatch)
+    say(conversation, "hi")
+    assert seen[0][0] == encode(conversation.tokenizer, ["i am old .", "i am a cook ."])
+
+
+def test_a_random_persona_is_one_of_the_datasets_and_depends_on_the_seed(conversation):
+    say(conversation, "hi")
+    first = [say(conversation, "/persona random") for _ in range(20)]
+    assert conversation.history == []
+    assert {persona.splitlines()[1] for persona in first} == {"  i am a dog .", "  i am a fox ."}
+    say(conversation, "/seed 42")
+    assert [say(conversation, "/persona random") for _ in range(20)] == first
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("", "Nothing to reply to"),
+        ("   ", "Nothing to reply to"),
+        ("/nonsense", "/nonsense is not a command; /help lists them."),
+        ("/ hello", "/ is not a command"),
+        ("/seed", "/seed takes a whole number"),
+        ("/seed tea", "/seed takes a whole number"),
+        ("/seed -1", "seed is -1, but must be"),
+        ("/help", "/rank"),
+    ],
+)
+def test_a_line_that_is_no_turn_is_answered_and_not_remembered(conversation, line, answer):
+    assert answer in say(conversation, line)
+    assert conversation.history == []
+    assert not conversation.ended
+
+
+@pytest.mark.parametrize("line", ["/quit", "/exit", " /quit "])
+def test_quit_ends_the_conversation(conversation, line):
+    assert say(conversation, line) == ""
+    assert conversation.ended
