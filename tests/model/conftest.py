@@ -1,5 +1,7 @@
+"""Models of both architectures: transformers' checkpoints, and ours with the same weights."""
+
 import pytest
-from parity import PEERS
+from parity import PEERS, make_peer
 
 from convai_fast.model import DoubleHeadsModel
 
@@ -18,3 +20,16 @@ def to_ours(tmp_path):
         return DoubleHeadsModel.from_pretrained(tmp_path / "peer")
 
     return convert
+
+
+@pytest.fixture
+def folder(architecture, tmp_path):
+    """A checkpoint that transformers wrote."""
+    make_peer(architecture).save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def gpt2_folder(tmp_path):
+    make_peer("gpt2").save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
