@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
+from interruptions import STEPS
 
 from convai_fast.data.build_store import build_store
 from convai_fast.data.builtin import builtin_dialogues
+from convai_fast.training import loop
 from convai_fast.training.options import TrainOptions
 
 
@@ -51,3 +54,40 @@ def data_file(dialogues, tmp_path_factory):
         json.dumps({s: [dataclasses.asdict(d) for d in ds] for s, ds in dialogues.items()})
     )
     return path
+
+
+@pytest.fixture(scope="module")
+def run_options(model_folder, data_file, tmp_path_factory):
+    """Dropout, accumulation, and saving and logging at steps that fall together only sometimes."""
+    return TrainOptions(
+        model=str(model_folder),
+        from_scratch=True,
+        dataset_path=str(data_file),
+        dataset_cache=str(tmp_path_factory.mktemp("cache")),
+        precision="fp32",
+        device="cpu",
+        n_epochs=2,
+        train_batch_size=2,
+        gradient_accumulation_steps=3,
+        valid_batch_size=6,
+        lr=1e-2,
+        eval_before_start=True,
+        log_every=3,
+        save_every=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run_options, tmp_path_factory):
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = loop.train(dataclasses.replace(run_options, output=str(run)), lambda _: None)
+    assert result.steps == STEPS
+    return run
+
+
+@pytest.fixture
+def killed(undisturbed, tmp_path):
+    """A run in the middle of its second epoch; a copy of one that is at rest serves as well."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run, symlinks=True)
+    return run

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from convai_fast.training import checkpoints, loop
+from convai_fast.training import checkpoints, loop, run_folder
+
+STEPS = 14  # of `run_options`: two epochs of 7
 
 
 def records(run):
@@ -33,6 +35,12 @@ def assert_equal_runs(run, other):
     assert {p.name for p in (run / "checkpoints").iterdir()} == {
         p.name for p in (other / "checkpoints").iterdir()
     }
+
+
+def chosen(options):
+    """The run that `options.resume` chooses."""
+    with run_folder.Claim() as claim:
+        return loop.resolve_resume(options, None, claim).resume
 
 
 def in_a_process(options, before=lambda: None):
@@ -60,3 +68,7 @@ def die_at(target, name, call):
         return function(*args, **kwargs)
 
     setattr(target, name, counted)
+
+
+def tree(run):
+    return {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
