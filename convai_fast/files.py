@@ -249,7 +249,7 @@ def is_empty(folder: Path) -> bool:
 
 
 def is_free(place: Path) -> bool:
-    """Whether a folder can be put in its place without a loss: none is there, or an empty one."""
+    """Whether a folder can be put there without a loss: nothing is there, or an empty folder."""
     return not place.exists() or (place.is_dir() and is_empty(place))
 
 
