@@ -194,21 +194,24 @@ def examine(name: str, inputs: Path, every: int, kinds: dict[str, int]) -> tuple
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("commands", nargs="*", default=list(COMMANDS), choices=[*COMMANDS, []])
+    parser.add_argument("commands", nargs="*", metavar="COMMAND", help=", ".join(COMMANDS))
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     options = parser.parse_args()
+    if unknown := set(options.commands) - COMMANDS.keys():
+        parser.error(f"no command of {', '.join(COMMANDS)}: {', '.join(sorted(unknown))}")
     if LIBRARY not in os.environ:
         return start(sys.argv[1:])
     import torch
 
     torch.set_num_threads(1)
-    for name in options.commands:
+    names = options.commands or list(COMMANDS)
+    for name in names:
         __import__(f"convai_fast.cli.{name}")
     wrong = []
     with tempfile.TemporaryDirectory(prefix="faults-inputs-") as folder:
         make_inputs(Path(folder))
-        for name in options.commands:
+        for name in names:
             kinds = {kind: KINDS[kind] for kind in options.kinds}
             outcomes, found = examine(name, Path(folder), options.every, kinds)
             for (kind, outcome), count in sorted(outcomes.items()):
