@@ -14,7 +14,8 @@ help:
 	@echo "make lint        ruff and clang-format, as CI runs them"
 	@echo "make bench       run the benchmarks (half an hour; those of generation are the longest)"
 	@echo "make faults      let every call that touches a file fail once (an hour; Linux)"
-	@echo "make sanitize    the operators' tests under AddressSanitizer and UBSan (gcc)"
+	@echo "make sanitize    the operators' tests under AddressSanitizer and UBSan (gcc), and so many"
+	@echo "                 broken inputs in each instruction set: FUZZ=100000"
 	@echo "make build       build the compiled operators again"
 	@echo "make cuda-check  compile the CUDA sources; needs nvcc, no GPU"
 	@echo "make gpu-check   build for CUDA with $(PYTHON)'s own torch and run the tests on the GPU"
@@ -37,8 +38,10 @@ bench: $(VENV)/installed
 faults: $(VENV)/installed
 	$(BIN)/python tests/faults/faults.py
 
-# A copy of the tree, built with AddressSanitizer and UndefinedBehaviorSanitizer.
+# A copy of the tree, built with AddressSanitizer and UndefinedBehaviorSanitizer. A broken input may
+# ask for more memory than there is: then torch says so, instead of the sanitizer.
 SANITIZED := build/sanitized
+FUZZ := 100000
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 sanitize: $(VENV)/installed
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
@@ -49,10 +52,11 @@ sanitize: $(VENV)/installed
 	  echo "instruction set $$isa, or the best that is here"; \
 	  (cd $(SANITIZED) && CONVAI_FAST_BACKEND=native CONVAI_FAST_ISA=$$isa OMP_NUM_THREADS=2 \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=. \
-	    $(CURDIR)/$(BIN)/python -m pytest -q tests/ops tests/data/test_batches.py \
-	    tests/data/test_epochs.py tests/data/test_index.py \
-	    -k "not opcheck and not graph and not lower"); \
+	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	    PYTHONPATH=. sh -ec '$(CURDIR)/$(BIN)/python -m pytest -q tests/ops \
+	      tests/data/test_batches.py tests/data/test_epochs.py tests/data/test_index.py \
+	      -k "not opcheck and not graph and not lower"; \
+	      $(CURDIR)/$(BIN)/python -m tests.fuzz operators --count $(FUZZ)'); \
 	done
 
 build: $(VENV)/packages

@@ -28,8 +28,7 @@ inline const PlanRow* plan_rows(const at::Tensor& plan) {
 }
 
 // The plan is checked on the host: it is small, and its rows are where a caller's mistake would
-// read outside the store. Only skips_within_a_turn is left to where the store lies. The store's own
-// arrays are checked when it is opened.
+// read outside the store. What only the store's arrays can tell is left to where they lie.
 inline void check_collate(const CollateArguments& a) {
   const auto dtype = a.tokens.scalar_type();
   TORCH_CHECK_TYPE(dtype == at::kUInt16 || dtype == at::kInt,
@@ -116,6 +115,8 @@ CollateInput<Token> collate_input(const CollateArguments& a, const PlanRow* plan
   const auto ids = a.special_ids;
   return {static_cast<const Token*>(a.tokens.const_data_ptr()),
           a.utterance_offsets.const_data_ptr<int64_t>(),
+          a.tokens.numel(),
+          a.utterance_offsets.numel() - 1,
           a.persona_ids.const_data_ptr<int32_t>(),
           a.history_ids.const_data_ptr<int32_t>(),
           a.candidate_ids.const_data_ptr<int32_t>(),

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, NoReturn, get_type_hints
 
 from convai_fast.data.readers.fields import is_blank
-from convai_fast.errors import UserError
+from convai_fast.errors import UserError, shown
 from convai_fast.generation.messages import quoted, read_messages, sentences
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
@@ -193,7 +193,7 @@ def _unknown(name: str, names: Sequence[str], known: Sequence[str] = ()) -> User
     """Names the field that is most like `name` in `names` or `known`, or else all `names`."""
     near = difflib.get_close_matches(name, [*names, *known], n=1, cutoff=0.8)
     hint = f"do you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-    return UserError(f"there is no field {name!r}: {hint}")
+    return UserError(f"there is no field {shown(name)}: {hint}")
 
 
 def _refuse_constant(name: str) -> NoReturn:

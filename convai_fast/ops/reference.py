@@ -256,7 +256,7 @@ def packed_linear(
         out = F.linear(x, weight, bias)
     else:
         largest_step = min(32767, max(1, 2**31 // (127 * max(1, x.shape[-1])) - 1))
-        x_scales = x.abs().amax(-1, keepdim=True) / largest_step
+        x_scales = F.pad(x.abs(), (0, 1)).amax(-1, keepdim=True) / largest_step  # of none, 0
         steps = (x / x_scales.clamp(min=torch.finfo(torch.float32).tiny)).round()
         sums = (steps.double() @ weight.double().T).float()  # exact: below 2**31
         out = sums * (x_scales * scales)

@@ -20,8 +20,8 @@ void fill(const CollateArguments& a, const Output& out, int64_t num_elements) {
   const auto widen = widen_for<Token>(current_isa());
   const int64_t batch = a.plan.size(0);
   for (int64_t i = 0; i < batch; ++i) {
-    TORCH_CHECK_INDEX(skips_within_a_turn(in, in.plan[i]), "collate: row ", i,
-                      " of the plan points outside the store: history_skip");
+    TORCH_CHECK_INDEX(is_within_store(in, in.plan[i]), "collate: row ", i,
+                      " of the plan points outside the store: an utterance, or history_skip");
   }
   const int64_t elements_per_row = std::max<int64_t>(1, num_elements / std::max<int64_t>(1, batch));
   std::atomic<int64_t> misfit{-1};

@@ -6,7 +6,6 @@ import os
 import pytest
 import torch
 import transformers
-from old_checkpoints import ARCHITECTURES, LAYOUTS, SPECIAL, pack, write_old_checkpoint
 
 from convai_fast.cli.main import main
 from convai_fast.dialogue.format import SPECIAL_TOKENS
@@ -14,6 +13,7 @@ from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
 from convai_fast.errors import UserError
 from convai_fast.loading import load
 from convai_fast.model import DoubleHeadsModel
+from tests.old_checkpoints import ARCHITECTURES, LAYOUTS, SPECIAL, pack, write_old_checkpoint
 
 
 @pytest.fixture

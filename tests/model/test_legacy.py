@@ -6,11 +6,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from old_checkpoints import ARCHITECTURES, LAYOUTS, pack, write_old_checkpoint
 
 from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
 from convai_fast.errors import UserError
 from convai_fast.model import DoubleHeadsModel
+from tests.old_checkpoints import ARCHITECTURES, LAYOUTS, pack, write_old_checkpoint
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import sys
 import pytest
 import torch
 from interruptions import assert_equal_runs, die_at, in_a_process
-from old_checkpoints import pack
 from peft import PeftModel
 from transformers import GPT2DoubleHeadsModel, OpenAIGPTDoubleHeadsModel
 
@@ -24,6 +23,7 @@ from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training import checkpoints, loop, lora, step
 from convai_fast.training.options import TrainOptions
+from tests.old_checkpoints import pack
 
 PEERS = {"gpt2": GPT2DoubleHeadsModel, "openai-gpt": OpenAIGPTDoubleHeadsModel}
 

@@ -30,8 +30,9 @@ constexpr int64_t kPlanColumns = sizeof(PlanRow) / sizeof(int64_t);
 
 template <typename Token>
 struct CollateInput {
-  const Token* tokens;
-  const int64_t* utterance_offsets;
+  const Token* tokens;               // [num_tokens]
+  const int64_t* utterance_offsets;  // [num_utterances + 1]
+  int64_t num_tokens, num_utterances;
   const int32_t* persona_ids;
   const int32_t* history_ids;
   const int32_t* candidate_ids;

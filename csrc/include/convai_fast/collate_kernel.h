@@ -47,6 +47,23 @@ Widen<Token> widen_for(Isa isa) {
   return widen_portable<Token>;
 }
 
+// Whether all that the row names lies in the store, and the row leaves out no more of its first turn
+// than there is.
+template <typename Token>
+bool is_within_store(const CollateInput<Token>& in, const PlanRow& row) {
+  const auto are_utterances = [&](const int32_t* ids, int64_t count) {
+    return std::all_of(ids, ids + count, [&](int64_t id) {
+      const int64_t* offsets = in.utterance_offsets + id;
+      return id >= 0 && id < in.num_utterances && offsets[0] >= 0 && offsets[0] <= offsets[1] &&
+             offsets[1] <= in.num_tokens;
+    });
+  };
+  return are_utterances(in.persona_ids + row.persona_first, row.persona_count) &&
+         are_utterances(in.history_ids + row.history_first, row.history_count) &&
+         are_utterances(in.candidate_ids + row.candidate_first, row.candidate_count) &&
+         skips_within_a_turn(in, row);
+}
+
 // Writes persona and history at `ids` and `segments`, which hold `limit` tokens, and returns their
 // length.
 template <typename Token>

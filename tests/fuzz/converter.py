@@ -1,27 +1,27 @@
-"""Damaged checkpoints through `convert`: one sentence or a good model, never a traceback or a hang.
+"""Damaged checkpoints through `convert`: one sentence or a good model, never a traceback."""
 
-`python tests/test_fuzz_convert.py 30000` tries as many; a number names an input for good.
-"""
-
-import faulthandler
 import gzip
 import io
 import json
 import random
 import shutil
-import sys
 import tarfile
 import tempfile
-import time
-import traceback
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
-from fuzzing import ODD_VALUES, assert_one_sentence, mutate_bytes, mutate_json, run_command
-from old_checkpoints import ARCHITECTURES, LAYOUTS, write_old_checkpoint
 from safetensors.torch import save
+
+from tests.fuzz.damage import (
+    ODD_VALUES,
+    assert_one_sentence,
+    mutate_bytes,
+    mutate_json,
+    run_command,
+)
+from tests.old_checkpoints import ARCHITECTURES, LAYOUTS, write_old_checkpoint
 
 NO_HEAD = ("has no multiple-choice head",)  # a warning
 NAMES = [
@@ -233,50 +233,21 @@ def try_one(number, bases, folder):
     return outcome
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    return read_bases(tmp_path_factory.mktemp("bases"))
-
-
-def test_a_damaged_checkpoint_is_refused_in_one_sentence_or_converted(bases, tmp_path, monkeypatch):
-    temporary = tmp_path / "temporary"
+def fuzzer(folder: Path) -> Callable[[int], str]:
+    """What converts the damaged checkpoint of a number, and tells how that ended."""
+    temporary, here = folder / "temporary", folder / "input"
     temporary.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    codes = []
-    for number in range(120):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        codes.append(try_one(number, bases, folder).code)
-    assert not any(temporary.iterdir())
-    assert set(codes) == {0, 2}
+    bases = read_bases(folder / "bases")
 
+    def convert(number: int) -> str:
+        here.mkdir()
+        before, tempfile.tempdir = tempfile.tempdir, str(temporary)
+        try:
+            outcome = try_one(number, bases, here)
+            assert not any(temporary.iterdir())
+        finally:
+            tempfile.tempdir = before
+            shutil.rmtree(here)
+        return {0: "converted", 2: "refused"}[outcome.code]
 
-def main(count, first=0):
-    faulthandler.enable()
-    torch.set_num_threads(1)
-    start, codes, failures = time.monotonic(), [], 0
-    with tempfile.TemporaryDirectory() as scratch:
-        bases = read_bases(Path(scratch) / "bases")
-        for number in range(first, first + count):
-            folder = Path(scratch) / "input"
-            folder.mkdir()
-            try:
-                codes.append(try_one(number, bases, folder).code)
-            except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-                failures += 1
-                print(f"input {number}:")
-                traceback.print_exc(limit=-6, file=sys.stdout)
-            shutil.rmtree(folder)
-            if (number + 1) % 1000 == 0:
-                print(
-                    f"{number + 1}: {codes.count(0)} converted, {codes.count(2)} refused, "
-                    f"{failures} failures, {time.monotonic() - start:.0f} s",
-                    flush=True,
-                )
-    return 1 if failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    return convert

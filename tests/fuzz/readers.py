@@ -1,11 +1,5 @@
-"""Feeds broken dialogues to every reader: dialogues come out, or a UserError of one sentence.
+"""Broken dialogues for every reader: dialogues come out, or a UserError of one sentence."""
 
-    python tests/data/fuzz_readers.py --count 30000
-
-An input is made from its number alone, so that `--start 1234 --count 1` makes a finding again.
-"""
-
-import argparse
 import bz2
 import csv
 import gzip
@@ -13,13 +7,9 @@ import io
 import json
 import lzma
 import random
-import signal
 import sys
-import tempfile
-import traceback
 import types
-from collections import Counter
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
@@ -32,6 +22,7 @@ from convai_fast.data.readers import load_dialogues
 from convai_fast.data.readers.file import FILE_READERS
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.errors import UserError
+from tests.fuzz.damage import time_limit
 
 TIMEOUT_S = 10
 MAX_BYTES = 100_000
@@ -57,24 +48,6 @@ TABLES = {
 }
 ARCHIVES = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
 ARCHIVES["zst"] = lambda content: ZstdCompressor().compress(content)
-
-
-class HangError(BaseException):
-    """Raised by the alarm; not an Exception, so that no reader takes it for one of its own."""
-
-
-@contextmanager
-def alarm(seconds):
-    def stop(*_):
-        raise HangError(f"not done after {seconds} s")
-
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
 
 
 # ---- good inputs --------------------------------------------------------------------------------
@@ -304,9 +277,9 @@ def write_file(rng, folder, name, layout):
     return path
 
 
-def make_input(number, seed, folder):
+def make_input(number, folder):
     """Write input `number` into `folder`; returns the path, the reader to name, its layout."""
-    rng = random.Random(f"{seed} {number}")
+    rng = random.Random(number)
     for old in folder.iterdir():
         old.unlink()
     if rng.random() < 0.15:
@@ -325,17 +298,23 @@ def make_input(number, seed, folder):
     return path, named, layout
 
 
-def read_input(number, seed, folder):
-    """Read one input; returns (its layout, "read" or "refused"), and raises what is a finding."""
-    path, reader, layout = make_input(number, seed, folder)
-    try:
-        with alarm(TIMEOUT_S):
-            splits = load_dialogues(path, reader, num_candidates=number % 4 + 1, report=check_line)
-    except UserError as error:
-        check_sentence(str(error), path, reader)
-        return layout, "refused"
-    check_dialogues(splits)
-    return layout, "read"
+def fuzzer(folder: Path) -> Callable[[int], str]:
+    """What reads input `number`, and tells the layout and how it ended."""
+
+    def read_input(number: int) -> str:
+        path, reader, layout = make_input(number, folder)
+        try:
+            with time_limit(TIMEOUT_S):
+                splits = load_dialogues(
+                    path, reader, num_candidates=number % 4 + 1, report=check_line
+                )
+        except UserError as error:
+            check_sentence(str(error), path, reader)
+            return f"{layout} refused"
+        check_dialogues(splits)
+        return f"{layout} read"
+
+    return read_input
 
 
 def check_line(line):
@@ -361,35 +340,3 @@ def check_dialogues(splits):
             for text in [*dialogue.personality, *utterance.history, *utterance.candidates]:
                 assert text.strip()
                 assert text.encode()
-
-
-def fuzz(numbers, seed):
-    """Read all inputs; returns the counts of (layout, outcome), and the findings by number."""
-    outcomes, findings = Counter(), {}
-    with tempfile.TemporaryDirectory() as folder:
-        for number in numbers:
-            try:
-                outcomes[read_input(number, seed, Path(folder))] += 1
-            except (Exception, HangError):
-                findings[number] = traceback.format_exc()
-    return outcomes, findings
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=30_000)
-    parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    numbers = range(options.start, options.start + options.count)
-    outcomes, findings = fuzz(numbers, options.seed)
-    for (layout, outcome), count in sorted(outcomes.items()):
-        print(f"{layout:<9} {outcome:<8} {count:>7,}")
-    for number, finding in list(findings.items())[:5]:
-        print(f"\ninput {number}:\n{finding}")
-    print(f"{options.count:,} inputs, {len(findings):,} findings")
-    return 1 if findings else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

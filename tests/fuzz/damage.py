@@ -6,6 +6,7 @@ import io
 import json
 import random
 import signal
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from convai_fast.cli.main import main
@@ -18,7 +19,23 @@ ODD_VALUES = [
 
 
 class Hang(BaseException):
-    """A command took too long; not an Exception, which the command might catch."""
+    """It took too long; not an Exception, which what hangs might catch."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raise Hang where what is within the context is not done by then."""
+
+    def stop(*_):
+        raise Hang(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Outcome(NamedTuple):
@@ -29,19 +46,13 @@ class Outcome(NamedTuple):
 
 def run_command(arguments, limit_s=30):
     """Run a command of convai-fast in this process. Raises whatever it raises, and Hang."""
-
-    def stop(*_):
-        raise Hang(f"{arguments} ran longer than {limit_s} seconds")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(limit_s)
     stdout, stderr = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            code = main(arguments)
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+    with (
+        time_limit(limit_s),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        code = main(arguments)
     return Outcome(code, stdout.getvalue(), stderr.getvalue())
 
 

@@ -1,0 +1,38 @@
+"""Millions of broken inputs: each is answered, or refused as it should be.
+
+    python -m tests.fuzz operators --count 1000000
+
+An input is made from its number alone: `--first 1234 --count 1` makes a finding again.
+"""
+
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from tests.fuzz import converter, operators, readers, requests
+from tests.fuzz.damage import Hang
+
+# What makes, from a folder that it may use, a function that tries the input of a number and tells
+# how that ended; what it raises is a finding.
+FUZZERS: dict[str, Callable[[Path], Callable[[int], str]]] = {
+    "operators": operators.fuzzer,
+    "readers": readers.fuzzer,
+    "requests": requests.fuzzer,
+    "converter": converter.fuzzer,
+}
+
+
+def fuzz(name: str, numbers: Iterable[int]) -> tuple[Counter[str], dict[int, str]]:
+    """How many inputs ended how, and the traceback of each finding by the number of its input."""
+    outcomes: Counter[str] = Counter()
+    findings = {}
+    with tempfile.TemporaryDirectory() as folder:
+        try_one = FUZZERS[name](Path(folder))
+        for number in numbers:
+            try:
+                outcomes[try_one(number)] += 1
+            except (Exception, Hang):
+                findings[number] = traceback.format_exc()
+    return outcomes, findings

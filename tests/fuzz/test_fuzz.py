@@ -1,0 +1,26 @@
+"""A small run of each fuzzer."""
+
+import pytest
+
+from tests.fuzz import fuzz
+from tests.fuzz.operators import MAKERS
+from tests.fuzz.readers import LAYOUTS
+
+READ = [f"{name} {how}" for name in (*LAYOUTS, "folder", "function") for how in ("read", "refused")]
+CALLED = [f"{name} {how}" for name in MAKERS for how in ("computed", "refused")]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "expected"),
+    [
+        ("operators", 6_000, CALLED),
+        ("readers", 1_200, READ),
+        ("requests", 2_000, ["asked", "refused"]),
+        ("converter", 120, ["converted", "refused"]),
+    ],
+)
+def test_what_is_broken_is_understood_or_refused(name, count, expected):
+    outcomes, findings = fuzz(name, range(count))
+    assert not findings, next(iter(findings.values()))
+    # It would find nothing if it broke everything, or nothing.
+    assert min(outcomes[outcome] for outcome in expected) > 10, outcomes
