@@ -23,4 +23,4 @@ def test_what_is_broken_is_understood_or_refused(name, count, expected):
     outcomes, findings = fuzz(name, range(count))
     assert not findings, next(iter(findings.values()))
     # It would find nothing if it broke everything, or nothing.
-    assert min(outcomes[outcome] for outcome in expected) > 10, outcomes
+    assert min(outcomes[outcome] for outcome in expected) > 5, outcomes
