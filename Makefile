@@ -13,7 +13,7 @@ help:
 	@echo "make test        run the tests"
 	@echo "make lint        ruff and clang-format, as CI runs them"
 	@echo "make bench       run the benchmarks (half an hour; those of generation are the longest)"
-	@echo "make faults      let every call that touches a file fail once (an hour; Linux)"
+	@echo "make faults      let every call that touches a file fail once (ten minutes; Linux)"
 	@echo "make sanitize    the operators' tests under AddressSanitizer and UBSan (gcc), and so many"
 	@echo "                 broken inputs in each instruction set: FUZZ=100000"
 	@echo "make build       build the compiled operators again"

@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
     stderr: str
 
 
-def run_command(arguments, limit_s=30):
+def run_command(arguments, limit_s=120):
     """Run a command of convai-fast in this process. Raises whatever it raises, and Hang."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
