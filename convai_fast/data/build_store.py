@@ -132,8 +132,8 @@ def _put_in_place(new: Path, place: Path) -> None:
         except OSError:  # another process that has built the same store was faster
             if not place.is_dir():
                 raise
-    names = own_files(new)
-    for name in own_files(place) - names if is_store(place) else ():
+    names = {path.name for path in new.iterdir()}
+    for name in own_files(place) - names:
         (place / name).unlink(missing_ok=True)
     # First what says that this is a store: one that a kill leaves without the rest of its files is
     # known by its checksums as damaged, and the next run may replace it.

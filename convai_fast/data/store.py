@@ -210,8 +210,9 @@ def _read_meta(folder: Path) -> dict | None:
 
 
 def own_files(folder: Path) -> set[str]:
-    """The names of a store's own files; others that lie beside them are its user's."""
-    return {"meta.json"} | {f"{name}.bin" for name in _read_meta(folder)["sizes"]}
+    """The names of a store's own files, if it is one; others beside them are its user's."""
+    meta = _read_meta(folder)
+    return set() if meta is None else {"meta.json", *(f"{name}.bin" for name in meta["sizes"])}
 
 
 def is_store(folder: str | Path) -> bool:

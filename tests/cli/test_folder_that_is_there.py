@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from old_checkpoints import LAYOUTS, write_old_checkpoint
 
 from convai_fast import files
 from convai_fast.cli.main import main
@@ -14,6 +13,7 @@ from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.store import DialogueStore
 from convai_fast.errors import UserError
 from convai_fast.loading import load
+from tests.old_checkpoints import LAYOUTS, write_old_checkpoint
 
 
 @pytest.fixture
