@@ -31,6 +31,7 @@ _KINDS: dict[bytes, tuple[str, Callable[[], Any]]] = {
     rb"\xfd7zXZ\x00": ("xz", lzma.LZMADecompressor),
     rb"\x28\xb5\x2f\xfd": ("zstd", lambda: zstandard.ZstdDecompressor().decompressobj()),
 }
+_UNFINISHED = ".unfinished.json"  # in a folder that is being filled: the files that are coming
 _CHUNK_BYTES = 16 * 1024  # that are read at a time: unpacked, they may be a thousand times as many
 
 
@@ -231,21 +232,46 @@ def move_whole(folder: Path, place: Path) -> None:
     flush(place.parent)
 
 
-def move_into(folder: Path, place: Path, names: Iterable[str]) -> None:
-    """Move files of a folder to one that is there, each on the disk before the next.
+def fill(folder: Path, place: Path, replaced: Iterable[str] = ()) -> None:
+    """Move the files of a folder into one that is there, all or none, in place of `replaced`.
 
     That may be where the command runs, a mounted disk, or in a folder that cannot be written: then
-    it can be filled and not replaced.
+    it can be filled and not replaced. Of a kill in between `is_empty` knows. Hold `locked_folder`.
     """
+    names = sorted(path.name for path in folder.iterdir())
+    old = {*replaced, *_unfinished(place)}
     for name in names:
         flush(folder / name)
-        os.replace(folder / name, place / name)
+    coming = json.dumps(sorted({*names, *old})).encode()
+    write_whole(place / _UNFINISHED, lambda file: file.write(coming))
+    try:
+        for name in old - {*names}:
+            (place / name).unlink(missing_ok=True)
+        for name in names:
+            os.replace(folder / name, place / name)
         flush(place)
+    except BaseException:
+        for name in [*names, _UNFINISHED]:
+            with suppress(OSError):
+                (place / name).unlink(missing_ok=True)
+        raise
+    (place / _UNFINISHED).unlink()
+    flush(place)
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but hidden files, such as .git or what a kill has left."""
-    return all(path.name.startswith(".") for path in folder.iterdir())
+    """Whether a folder holds nothing but hidden files, such as .git, or what a kill has left."""
+    unfinished = _unfinished(folder)
+    return all(path.name.startswith(".") or path.name in unfinished for path in folder.iterdir())
+
+
+def _unfinished(folder: Path) -> list[str]:
+    """The names of the files that a folder was being filled with when it was interrupted."""
+    try:
+        names = json.loads((folder / _UNFINISHED).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return []
+    return [name for name in names if Path(name).name == name]
 
 
 def is_free(place: Path) -> bool:
@@ -267,6 +293,21 @@ def try_lock(descriptor: int) -> bool:
     except OSError:
         pass
     return True
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, in which no file is made for it, while the context lasts."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

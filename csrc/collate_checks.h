@@ -28,7 +28,8 @@ inline const PlanRow* plan_rows(const at::Tensor& plan) {
 }
 
 // The plan is checked on the host: it is small, and its rows are where a caller's mistake would
-// read outside the store. What only the store's arrays can tell is left to where they lie.
+// read outside the store. What only the store's arrays can tell is left to where they lie; on a GPU
+// the ids in them are taken as they are, since a store is checked when it is opened.
 inline void check_collate(const CollateArguments& a) {
   const auto dtype = a.tokens.scalar_type();
   TORCH_CHECK_TYPE(dtype == at::kUInt16 || dtype == at::kInt,

@@ -23,7 +23,7 @@ from convai_fast.dialogue.format import SPECIAL_TOKENS
 from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.dialogue.tokenizer import read_tokenizer, special_ids
 from convai_fast.errors import UserError, reason_of
-from convai_fast.files import is_free, move_into, move_whole, scratch_folder
+from convai_fast.files import fill, is_free, locked_folder, move_whole, scratch_folder
 from convai_fast.loading import check_fit
 from convai_fast.model import adapter, checkpoint, legacy
 from convai_fast.model.config import TransformerConfig
@@ -76,9 +76,11 @@ class _Adapter:
 def run(options: ConvertOptions) -> None:
     """Convert, check, and print the report; `options.new` appears complete or not at all."""
     new = Path(options.new).expanduser().absolute()
-    is_there = new.exists()
-    if not is_free(new):
-        raise UserError(f"{options.new} is there already: name a folder that is not, or is empty.")
+    try:
+        is_there = new.exists()
+        _check_is_free(options, new)
+    except OSError as error:
+        raise UserError(f"{options.new} cannot be read: {error.strerror}.") from error
     with unpacked(options.old) as unpacked_old:
         folder = checkpoint.find_folder(unpacked_old.path)
         torch.manual_seed(0)  # a multiple-choice head that has to be added
@@ -94,8 +96,9 @@ def run(options: ConvertOptions) -> None:
                 trained.write(staging)
             difference = _check(staging, source)
             if is_there:
-                names = {file.name for file in staging.iterdir()} - {"config.json"}
-                move_into(staging, new, [*sorted(names), "config.json"])  # without it, no model
+                with locked_folder(new):
+                    _check_is_free(options, new)  # others may have filled it meanwhile
+                    fill(staging, new)
             else:
                 new.parent.mkdir(parents=True, exist_ok=True)
                 move_whole(staging, new)
@@ -108,6 +111,11 @@ def run(options: ConvertOptions) -> None:
     ]
     for name, text in rows:
         print(f"{name:<16}{text}")
+
+
+def _check_is_free(options: ConvertOptions, new: Path) -> None:
+    if not is_free(new):
+        raise UserError(f"{options.new} is there already: name a folder that is not, or is empty.")
 
 
 def _read(folder: Path) -> _Source:

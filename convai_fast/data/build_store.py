@@ -1,5 +1,6 @@
 """Writes a store: dialogues completed, equal utterances under one number, each tokenised once."""
 
+import errno
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -25,10 +26,11 @@ from convai_fast.dialogue.encoding import encode, tokenizer_fingerprint
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError, shown
 from convai_fast.files import (
+    fill,
     fingerprint,
     flush,
     is_empty,
-    move_into,
+    locked_folder,
     move_whole,
     scratch_folder,
 )
@@ -107,37 +109,39 @@ def write_store(
     try:
         place = folder.resolve()
         is_there = place.exists()
-        if is_there and not is_store(place) and not is_empty(place):
-            raise UserError(
-                f"{folder} is not empty and holds no store: choose another folder for it"
-            )
+        if is_there:
+            _check_place(folder, place)
         place.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(place if is_there else place.parent, ".writing-") as scratch:
             new = scratch / "store"
             new.mkdir()
             writer = _Writer(spool, tokenizer, new)
             writer.write(conversations, origins, num_candidates, seed)
-            _put_in_place(new, place)
+            if is_there or not _became(new, place):
+                with locked_folder(place):
+                    _check_place(folder, place)  # which others may have filled meanwhile
+                    fill(new, place, own_files(place))
+                    return DialogueStore(folder)
     except OSError as error:
         raise UserError(f"cannot write a store to {folder}: {error.strerror}") from error
     return DialogueStore(folder)
 
 
-def _put_in_place(new: Path, place: Path) -> None:
-    """Rename `new` to `place`, or fill with it the folder or the older store that is there."""
-    if not place.exists():
-        try:
-            move_whole(new, place)
-            return
-        except OSError:  # another process that has built the same store was faster
-            if not place.is_dir():
-                raise
-    names = {path.name for path in new.iterdir()}
-    for name in own_files(place) - names:
-        (place / name).unlink(missing_ok=True)
-    # First what says that this is a store: one that a kill leaves without the rest of its files is
-    # known by its checksums as damaged, and the next run may replace it.
-    move_into(new, place, ["meta.json", *sorted(names - {"meta.json"})])
+def _check_place(folder: Path, place: Path) -> None:
+    """Raise UserError unless a folder that is there is empty or an older store."""
+    if not is_store(place) and not is_empty(place):
+        raise UserError(f"{folder} is not empty and holds no store: choose another folder for it")
+
+
+def _became(new: Path, place: Path) -> bool:
+    """Rename `new` to `place`; False where another process that has built it was faster."""
+    try:
+        move_whole(new, place)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    return True
 
 
 class _Writer:

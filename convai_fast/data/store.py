@@ -161,7 +161,11 @@ class DialogueStore:
                 f"{path} is missing or was cut short: make the store anew with "
                 f"`convai-fast prepare`"
             )
-        if checksum(path) != self.meta["checksums"][name]:
+        try:
+            is_whole = checksum(path) == self.meta["checksums"][name]
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        if not is_whole:
             raise UserError(
                 f"{path} is not what was written (its checksum is another): make the store anew "
                 "with `convai-fast prepare`"
@@ -212,7 +216,8 @@ def _read_meta(folder: Path) -> dict | None:
 def own_files(folder: Path) -> set[str]:
     """The names of a store's own files, if it is one; others beside them are its user's."""
     meta = _read_meta(folder)
-    return set() if meta is None else {"meta.json", *(f"{name}.bin" for name in meta["sizes"])}
+    names = set() if meta is None else {"meta.json", *(f"{name}.bin" for name in meta["sizes"])}
+    return {path.name for path in folder.iterdir()} & names
 
 
 def is_store(folder: str | Path) -> bool:

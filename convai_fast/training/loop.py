@@ -23,7 +23,7 @@ from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.terminal import progress_bar, say
-from convai_fast.training.checkpoints import TrainingState
+from convai_fast.training.checkpoints import TrainingState, last_checkpoint
 from convai_fast.training.compute import Compute
 from convai_fast.training.distributed import Ranks, join_ranks
 from convai_fast.training.evaluation import Metrics, evaluate
@@ -194,23 +194,13 @@ class Trainer:
         self.path = self.ranks.from_main(self._open_folder)
         for line in describe(self):
             self.report(line)
-        before = after = stopped_by = None
         with stop_on_signal(self.ranks) as stop:
             try:
-                if self.options.eval_before_start and not self.progress.evaluated_before:
-                    before = self.evaluate(stop)
-                    self.progress.evaluated_before = True
-                while not self.is_finished:
-                    self._train_epoch(stop)
-                    after = self.evaluate(stop)
-                    self._end_epoch(after)
-            except StoppedError:
-                stopped_by = stop.signal
-                self._save()
-                step = self.progress.step
-                self.report(f"stopped at step {step:,}; saved as {self.path / 'last'}")
-            except KeyboardInterrupt:  # the second Ctrl-C
-                after = f" of steps after {self._saved.step:,}" if self._saved else ""
+                before, after, stopped_by = self._train(stop)
+            except KeyboardInterrupt:  # the second Ctrl-C, also while the first one's save goes on
+                last = last_checkpoint(self.path)
+                step = int(last.resolve().name.removeprefix("step-")) if last else 0
+                after = f" of steps after {step:,}" if last else ""
                 self.report(f"stopped without saving: {self.path} holds nothing{after}")
                 raise
             finally:
@@ -226,6 +216,23 @@ class Trainer:
             tokens_per_second=tokens / max(self.log.seconds, 1e-9),
             mfu=self.log.mfu,
         )
+
+    def _train(self, stop: Stop) -> tuple[Metrics | None, Metrics | None, signal.Signals | None]:
+        """Figures before and after, and the signal that ended it, if one did; then all is saved."""
+        before = after = None
+        try:
+            if self.options.eval_before_start and not self.progress.evaluated_before:
+                before = self.evaluate(stop)
+                self.progress.evaluated_before = True
+            while not self.is_finished:
+                self._train_epoch(stop)
+                after = self.evaluate(stop)
+                self._end_epoch(after)
+        except StoppedError:
+            self._save()
+            self.report(f"stopped at step {self.progress.step:,}; saved as {self.path / 'last'}")
+            return before, after, stop.signal
+        return before, after, None
 
     def _open_folder(self) -> Path:
         self.folder = RunFolder(self.options, self.resumed, self.claim)

@@ -58,6 +58,8 @@ def resolve_resume(
         return merged
     runs = () if named else sorted(Path("runs").glob("*/options.json"), key=_age)
     for run in (path.parent for path in runs):
+        if _is_finished(run):
+            continue
         with suppress(UserError):  # the run of another command, or of a process that trains there
             merged = _merge(options, given, run, changeable=())
             claim.take(run)
@@ -98,7 +100,10 @@ def check_identity(run: "Trainer", saved: dict[str, Any]) -> None:
 
 
 def _age(path: Path) -> float:
-    return -path.stat().st_mtime
+    try:
+        return -path.stat().st_mtime
+    except FileNotFoundError:  # a run that is just being removed
+        return 0.0
 
 
 def _is_finished(run: Path) -> bool:

@@ -47,7 +47,7 @@ def check_output(output: str) -> None:
     """Raise UserError if `output` cannot become a run folder; best known before hours of work."""
     path = Path(output)
     with explained(f"{path} cannot become a run folder", "begin again, or name another --output"):
-        can_be_made = not output or is_free(path)
+        can_be_made = not output or is_free(path) or _has_not_begun(path)
     if not can_be_made:
         is_run = (path / "options.json").exists()
         what = "is not empty" if path.is_dir() else "is a file"
@@ -58,7 +58,7 @@ def check_output(output: str) -> None:
 class Claim:
     """The run folder in which this process alone may train. A context manager.
 
-    A run is claimed when it is made or, to be continued, when it is chosen, before anything of it
+    A run is claimed when it is made or, to be continued, when it is chosen, before what it saved
     is read: of two processes that look for one at the same moment each gets its own.
     """
 
@@ -293,7 +293,15 @@ def _new_folder(options: TrainOptions, claim: Claim) -> Path:
     ):
         # A folder that is there may be the one the command runs in: it is filled, not replaced.
         if options.output and path.is_dir():
-            write_file(path / "options.json", _options_json(options))
+            claim.take(path)
+            check_output(options.output)  # another run may have begun there meanwhile
+            try:
+                write_file(path / "options.json", _options_json(options))
+                flush(path)
+            except BaseException:
+                with suppress(OSError):
+                    (path / "options.json").unlink()
+                raise
             return path
         place = path.resolve()
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -313,6 +321,13 @@ def _new_folder(options: TrainOptions, claim: Claim) -> Path:
                     path = default.with_name(f"{default.name}-{number}")
                     place = path.resolve()
     return path
+
+
+def _has_not_begun(run: Path) -> bool:
+    """Whether there is only the file by which a run claims its folder, with nothing in it."""
+    claim = run / "metrics.jsonl"
+    names = [path.name for path in run.iterdir() if not path.name.startswith(".")]
+    return names == [claim.name] and claim.stat().st_size == 0
 
 
 def _finite_or_text(value: Any) -> Any:

@@ -5,6 +5,7 @@
 // would, and ends the process.
 
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -129,7 +130,7 @@ static void note_rename(const char* from, const char* to) {
     }                                                                                 \
     char full[PATH_MAX];                                                              \
     const int writes = flags & (O_WRONLY | O_RDWR);                                   \
-    if (writes && path_at(folder, path, full) && fails()) return -1;                  \
+    if (path_at(folder, path, full) && fails()) return -1;                            \
     if (writes && (flags & O_TRUNC) && path_at(folder, path, full)) note_write(full); \
     return name;                                                                      \
   } while (0)
@@ -202,6 +203,11 @@ int renameat2(int a, const char* from, int b, const char* to, unsigned flags) {
     if (path_at(folder, path, full) && fails()) return -1; \
     return call;                                           \
   } while (0)
+
+DIR* opendir(const char* path) {
+  char full[PATH_MAX];
+  return path_at(AT_FDCWD, path, full) && fails() ? NULL : REAL(opendir)(path);
+}
 
 int unlink(const char* path) { CHANGE(AT_FDCWD, path, REAL(unlink)(path)); }
 int unlinkat(int folder, const char* path, int flags) {

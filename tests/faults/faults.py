@@ -77,6 +77,15 @@ COMMANDS = {
         ("replies.jsonl", "replies.jsonl.errors.jsonl"),
         is_done="is already there",
     ),
+    "prepare into a folder": Command(
+        "prepare --data {inputs}/dialogues.json --tokenizer {inputs}/shape --out {work}",
+        ("tokens.bin", "train.candidate_ids.bin", "meta.json"),
+    ),
+    "convert into a folder": Command(
+        "convert {inputs}/model {work}",
+        ("model.safetensors", "config.json", "tokenizer.json"),
+        is_done="is there already",
+    ),
     "convert": Command(
         "convert {inputs}/model {work}/converted",
         ("converted/model.safetensors", "converted/config.json", "converted/tokenizer.json"),
@@ -210,7 +219,7 @@ def main() -> int:
     step.matrix_rate = lambda *_: 1.0  # two seconds of every case, and nothing here is timed
     names = options.commands or list(COMMANDS)
     for name in names:
-        __import__(f"convai_fast.cli.{name}")
+        __import__(f"convai_fast.cli.{name.split()[0]}")
     wrong = []
     with tempfile.TemporaryDirectory(prefix="faults-inputs-") as folder:
         make_inputs(Path(folder))
@@ -218,7 +227,7 @@ def main() -> int:
             kinds = {kind: KINDS[kind] for kind in options.kinds}
             outcomes, found = examine(name, Path(folder), options.every, kinds)
             for (kind, outcome), count in sorted(outcomes.items()):
-                print(f"{name:<9} {kind:<10} {outcome:<13} {count:>5}", flush=True)
+                print(f"{name:<21} {kind:<10} {outcome:<13} {count:>5}", flush=True)
             wrong += found
     for what in wrong[:20]:
         print(f"\n{what}")

@@ -5,6 +5,7 @@
 An input is made from its number alone: `--first 1234 --count 1` makes a finding again.
 """
 
+import os
 import tempfile
 import traceback
 from collections import Counter
@@ -24,13 +25,23 @@ FUZZERS: dict[str, Callable[[Path], Callable[[int], str]]] = {
 }
 
 
-def fuzz(name: str, numbers: Iterable[int]) -> tuple[Counter[str], dict[int, str]]:
-    """How many inputs ended how, and the traceback of each finding by the number of its input."""
+def fuzz(
+    name: str, numbers: Iterable[int], under_way: Path | None = None
+) -> tuple[Counter[str], dict[int, str]]:
+    """How many inputs ended how, and the traceback of each finding by the number of its input.
+
+    The number of each is written to the file `under_way` before it is tried: a sanitizer ends the
+    process.
+    """
     outcomes: Counter[str] = Counter()
     findings = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open(under_way or os.devnull, "wb", buffering=0) as file,
+    ):
         try_one = FUZZERS[name](Path(folder))
         for number in numbers:
+            os.pwrite(file.fileno(), b"%d\n" % number, 0)
             try:
                 outcomes[try_one(number)] += 1
             except (Exception, Hang):

@@ -3,6 +3,8 @@
 import argparse
 import faulthandler
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -18,7 +20,10 @@ def main() -> int:
     faulthandler.enable()
     torch.set_num_threads(1)
     numbers = range(options.first, options.first + options.count)
-    outcomes, findings = fuzz(options.fuzzer, numbers)
+    with tempfile.NamedTemporaryFile(prefix="fuzz-", delete=False) as under_way:
+        print(f"the number of the input that is tried: {under_way.name}", flush=True)
+    outcomes, findings = fuzz(options.fuzzer, numbers, Path(under_way.name))
+    Path(under_way.name).unlink()
     for outcome, count in sorted(outcomes.items()):
         print(f"{outcome:<28} {count:>10,}")
     for number, finding in list(findings.items())[:5]:

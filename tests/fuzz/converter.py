@@ -248,6 +248,8 @@ def fuzzer(folder: Path) -> Callable[[int], str]:
         finally:
             tempfile.tempdir = before
             shutil.rmtree(here)
+            shutil.rmtree(temporary)
+            temporary.mkdir()
         return {0: "converted", 2: "refused"}[outcome.code]
 
     return convert

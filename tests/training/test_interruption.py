@@ -10,6 +10,7 @@ from convai_fast.cli.main import main
 from convai_fast.training.distributed import Ranks
 from convai_fast.training.interruption import stop_on_signal
 from convai_fast.training.loop import train
+from convai_fast.training.run_folder import RunFolder
 from convai_fast.training.step import TrainStep
 
 
@@ -59,6 +60,33 @@ def test_what_a_second_ctrl_c_loses_is_told(
         take(self, number, *rest)
 
     monkeypatch.setattr(TrainStep, "take", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(options, told.append)
+    assert told[-1] == f"stopped without saving: {options.output} holds nothing{after}"
+
+
+@pytest.mark.parametrize(
+    ("method", "after"), [("_write_checkpoint", ""), ("_remove_unused", " of steps after 3")]
+)
+def test_a_second_ctrl_c_may_come_while_the_first_one_saves(
+    options, model_folder, data_file, monkeypatch, method, after
+):
+    options = dataclasses.replace(
+        options, model=str(model_folder), dataset_path=(str(data_file),), from_scratch=True
+    )
+    take, told, original = TrainStep.take, [], getattr(RunFolder, method)
+
+    def stopped(self, number, *rest):
+        if number == 4:
+            signal.raise_signal(signal.SIGINT)
+        take(self, number, *rest)
+
+    def interrupted(self, *rest):
+        signal.raise_signal(signal.SIGINT)
+        return original(self, *rest)
+
+    monkeypatch.setattr(TrainStep, "take", stopped)
+    monkeypatch.setattr(RunFolder, method, interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(options, told.append)
     assert told[-1] == f"stopped without saving: {options.output} holds nothing{after}"

@@ -53,9 +53,9 @@ template <typename Token>
 bool is_within_store(const CollateInput<Token>& in, const PlanRow& row) {
   const auto are_utterances = [&](const int32_t* ids, int64_t count) {
     return std::all_of(ids, ids + count, [&](int64_t id) {
-      const int64_t* offsets = in.utterance_offsets + id;
-      return id >= 0 && id < in.num_utterances && offsets[0] >= 0 && offsets[0] <= offsets[1] &&
-             offsets[1] <= in.num_tokens;
+      if (id < 0 || id >= in.num_utterances) return false;
+      const int64_t begin = in.utterance_offsets[id], end = in.utterance_offsets[id + 1];
+      return 0 <= begin && begin <= end && end <= in.num_tokens;
     });
   };
   return are_utterances(in.persona_ids + row.persona_first, row.persona_count) &&
