@@ -48,7 +48,7 @@ class ConvertOptions:
     old: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OLD")]
     """Folder, .tar.gz or Hub id of the old checkpoint or of the adapter."""
     new: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NEW")]
-    """Folder to write; it must not exist, or be empty."""
+    """Folder to write; it must not exist, or be empty but for hidden files."""
 
 
 @dataclass

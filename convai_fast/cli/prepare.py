@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -12,7 +13,7 @@ from convai_fast.data.build_store import complete_and_write_store
 from convai_fast.data.dataset import DataOptions, check_at_least, unknown_share
 from convai_fast.data.readers import read_into, tell
 from convai_fast.data.spool import Spool
-from convai_fast.data.store import DialogueStore
+from convai_fast.data.store import DialogueStore, is_store
 from convai_fast.dialogue.format import IGNORED
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
@@ -31,7 +32,8 @@ class PrepareOptions(DataOptions):
     tokenizer: str = ""
     """Folder or Hub id of the model, or of the tokenizer alone."""
     out: str = ""
-    """Folder for the store."""
+    """Folder for the store: one that is not there, is empty, or holds an older store, which is then
+    replaced. Hidden files do not count."""
     preview: int = 0
     """Show so many examples of the training split: text, speakers, segments, labels."""
     max_history: int = 2
@@ -58,6 +60,7 @@ def run(options: PrepareOptions) -> None:
     tokenizer = load_tokenizer(options.tokenizer)
     with scratch_folder(None, "convai-fast-") as scratch, Spool() as spool:
         read_into(spool, sources, skip_bad_records=options.skip_bad_records)
+        is_replaced = bool(options.out) and Path(options.out).is_dir() and is_store(options.out)
         store = complete_and_write_store(
             spool,
             tokenizer,
@@ -70,7 +73,8 @@ def run(options: PrepareOptions) -> None:
         for split in store.splits:
             print(summary(store, split, options))
         if options.out:
-            print(f"{store.num_bytes / 1e6:.1f} MB in {store.folder}")
+            where = ", in place of the store that was there" if is_replaced else ""
+            print(f"{store.num_bytes / 1e6:.1f} MB in {store.folder}{where}")
         if options.preview > 0:
             batches = _batches(store, "train", options)
             count = min(options.preview, batches.num_examples)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -129,8 +130,11 @@ def write_store(
 
 def _check_place(folder: Path, place: Path) -> None:
     """Raise UserError unless a folder that is there is empty or an older store."""
-    if not is_store(place) and not is_empty(place):
-        raise UserError(f"{folder} is not empty and holds no store: choose another folder for it")
+    if is_store(place) or is_empty(place):
+        return
+    names = sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
+    name = next((name for name in names if name not in own_files(place)), names[0])
+    raise UserError(f"{folder} holds {name}, which is no store's: choose another folder for it")
 
 
 def _became(new: Path, place: Path) -> bool:
@@ -225,7 +229,7 @@ class _Writer:
         size = 0
         with open(self.folder / f"{name}.bin", "wb") as file:
             for part in parts:
-                part.astype(dtype, copy=False).tofile(file)
+                _write(file, part.astype(dtype, copy=False))
                 size += len(part)
         self.sizes[name] = size
 
@@ -253,7 +257,7 @@ class _Writer:
             sizes = dict.fromkeys(names, 0)
 
             def write(name: str, values: np.ndarray) -> None:
-                values.tofile(files[name])
+                _write(files[name], values)
                 sizes[name] += len(values)
 
             write("utterance_offsets", np.zeros(1, np.int64))
@@ -292,6 +296,11 @@ class _Writer:
                     f"the reply {shown(text)} has no token in this tokenizer, so that nothing of "
                     "it can be learnt: delete it, or mend its text"
                 )
+
+
+def _write(file: BinaryIO, values: np.ndarray) -> None:
+    # Not tofile, which does not notice a full disk.
+    file.write(np.ascontiguousarray(values).data)
 
 
 def _offsets(counts: np.ndarray) -> Iterator[np.ndarray]:

@@ -23,6 +23,7 @@ examples of a dialogue share one run of `history_ids`:
     history_ids  a b c d e      example 0: a | example 1: a b c | example 2: a b c d e
 """
 
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -83,6 +84,9 @@ class SplitTables:
 
 INT64_TABLES = ("persona_offsets", "history_first", "candidate_offsets")
 TABLES = tuple(field.name for field in fields(SplitTables))
+_ARRAY_FILE = re.compile(
+    rf"(tokens|texts|(utterance|text)_offsets|[a-z]+\.({'|'.join(TABLES)}))\.bin"
+)
 
 
 class DialogueStore:
@@ -103,8 +107,8 @@ class DialogueStore:
         meta = _read_meta(self.folder)
         if meta is None:
             raise UserError(
-                f"{self.folder} holds no dialogue store (its meta.json is missing or is not a "
-                f"store's): make one with `convai-fast prepare`"
+                f"{self.folder} holds no whole store (its meta.json is missing or is not a "
+                f"store's): make it anew with `convai-fast prepare`"
             )
         self.meta, version = meta, meta["format_version"]
         if version != FORMAT_VERSION:
@@ -214,16 +218,17 @@ def _read_meta(folder: Path) -> dict | None:
 
 
 def own_files(folder: Path) -> set[str]:
-    """The names of a store's own files, if it is one; others beside them are its user's."""
-    meta = _read_meta(folder)
-    names = set() if meta is None else {"meta.json", *(f"{name}.bin" for name in meta["sizes"])}
-    return {path.name for path in folder.iterdir()} & names
+    """The names of a store's own files in a folder; others beside them are its user's."""
+    names = {path.name for path in folder.iterdir()}
+    return {name for name in names if name == "meta.json" or _ARRAY_FILE.fullmatch(name)}
 
 
 def is_store(folder: str | Path) -> bool:
-    """Whether `folder` holds a store, and beside it only binary and hidden files."""
+    """Whether `folder` holds a store, perhaps a damaged one, beside binary and hidden files."""
     folder = Path(folder)
-    return _read_meta(folder) is not None and all(
+    if _read_meta(folder) is None and not (folder / "tokens.bin").is_file():
+        return False
+    return all(
         # File managers and network file systems leave files of their own, such as .DS_Store.
         path.name == "meta.json" or path.suffix == ".bin" or path.name.startswith(".")
         for path in folder.iterdir()

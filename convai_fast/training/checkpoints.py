@@ -138,15 +138,15 @@ def read_training_state(folder: Path) -> TrainingState:
     Raises UserError when it is missing, damaged, or does not belong to the weights beside it.
     """
     path = folder / STATE_FILE
-    way_out = f"start a new run from these weights with --model {folder}"
     checkpoint = folder.resolve()
     run = checkpoint.parents[1]
     saved = _saved_checkpoints(run)
     own_step = next((step for step, other in saved.items() if other.name == checkpoint.name), 0)
-    older = [step for step in saved if step < own_step]
+    older, go_back = [step for step in saved if step < own_step], ""
     if older:
         link = f"ln -sfn checkpoints/{saved[max(older)].name} {run / 'last'}"
-        way_out = f"go on from an older checkpoint after `{link}`, or {way_out}"
+        go_back = f"go on from an older checkpoint after `{link}`, or "
+    way_out = f"{go_back}start a new run from these weights with --model {folder}"
     if not path.is_file():
         raise UserError(f"there is no {path}, without which a run cannot continue: {way_out}")
     try:
@@ -170,6 +170,8 @@ def read_training_state(folder: Path) -> TrainingState:
     state = TrainingState(**{**values, "progress": Progress(**values["progress"])})
     for name, checksum in state.checksums.items():
         if not (folder / name).is_file() or _checksum(folder / name) != checksum:
+            if Path(name).suffix == ".safetensors":
+                way_out = f"{go_back}start a new run"
             raise UserError(
                 f"{folder / name} is missing or is not the file that was saved: get it back, or "
                 f"{way_out}"

@@ -202,6 +202,8 @@ class Trainer:
                 step = int(last.resolve().name.removeprefix("step-")) if last else 0
                 after = f" of steps after {step:,}" if last else ""
                 self.report(f"stopped without saving: {self.path} holds nothing{after}")
+                if last:
+                    self.report(f"continue from there: {resume_command(self.options, self.path)}")
                 raise
             finally:
                 if self.folder:

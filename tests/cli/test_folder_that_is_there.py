@@ -122,9 +122,34 @@ def test_what_others_put_into_the_folder_meanwhile_stays(prepare, there, monkeyp
 
     monkeypatch.setattr(build_store._Writer, "write", slow)
     assert prepare(3) == 2
-    assert ". is not empty and holds no store: choose another" in capsys.readouterr().err
+    assert f". holds {name}, which is no store's: choose another" in capsys.readouterr().err
     assert (there / name).read_text() == "mine"
     assert os.listdir(".") == [name]
+
+
+def test_a_store_whose_meta_json_is_damaged_is_known_and_replaced(prepare, there, capsys):
+    assert prepare(3) == 0
+    (there / "meta.json").write_text('{"ver')
+    assert main(["prepare", "--data", ".", "--tokenizer", "../tokenizer", "--preview", "1"]) == 2
+    assert ". holds no whole store" in capsys.readouterr().err
+    assert prepare(4) == 0
+    assert "in place of the store that was there" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("name", ["tokens", "utterance_offsets", "train.candidate_ids"])
+def test_a_disk_that_fills_up_while_a_store_is_written_is_one_sentence(
+    prepare, monkeypatch, capsys, name
+):
+    opened = open
+
+    def full(path, *mode):
+        return opened("/dev/full" if Path(path).name == f"{name}.bin" else path, *mode)
+
+    monkeypatch.setattr(build_store, "open", full, raising=False)
+    assert prepare(3) == 2
+    assert "cannot write a store to .: No space left on device" in capsys.readouterr().err
+    assert os.listdir(".") == []
 
 
 def test_a_store_that_names_files_of_others_makes_none_of_them_go(prepare, there):

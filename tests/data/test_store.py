@@ -105,7 +105,7 @@ def test_building_replaces_a_store_but_nothing_else(store, dialogues, tokenizer,
     assert DialogueStore(store.folder).splits["train"].num_dialogues == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="holds no store: choose another folder"):
+    with pytest.raises(UserError, match="which is no store's: choose another folder"):
         build_store(dialogues, tokenizer, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
@@ -123,7 +123,7 @@ def test_what_lies_beside_a_store_stays_when_it_is_replaced(store, dialogues, to
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no dialogue store"):
+    with pytest.raises(UserError, match="holds no whole store"):
         DialogueStore(tmp_path)
 
 
@@ -145,14 +145,14 @@ def test_a_file_cut_short_is_named(store):
 def test_a_folder_with_somebody_elses_meta_json_is_left_alone(dialogues, tokenizer, tmp_path, meta):
     (tmp_path / "meta.json").write_text(meta)
     (tmp_path / "thesis.bin").write_text("years of work")
-    with pytest.raises(UserError, match="holds no store: choose another folder"):
+    with pytest.raises(UserError, match="which is no store's: choose another folder"):
         build_store(dialogues, tokenizer, tmp_path)
     assert (tmp_path / "thesis.bin").read_text() == "years of work"
 
 
 def test_a_store_with_other_files_in_it_is_not_replaced(store, dialogues, tokenizer):
     (store.folder / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds no store: choose another folder"):
+    with pytest.raises(UserError, match="which is no store's: choose another folder"):
         build_store(dialogues, tokenizer, store.folder)
 
 
