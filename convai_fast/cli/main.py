@@ -83,12 +83,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"convai-fast {name}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(
+            f"convai-fast {name}: {error.filename} cannot be used ({error.strerror}): see that it "
+            "is there and that you may read and write it",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         if is_process:  # one more, while Python ends, would show a traceback
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         return 130
-    except BrokenPipeError:
-        return 1
     finally:
         _flush()
     return 0

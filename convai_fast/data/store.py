@@ -36,7 +36,7 @@ from torch import Tensor
 
 from convai_fast.dialogue.dialogue import Dialogue, History, Utterance
 from convai_fast.dialogue.format import SpecialIds
-from convai_fast.errors import UserError
+from convai_fast.errors import UserError, reason_of
 from convai_fast.files import read_json
 
 FORMAT_VERSION = 3
@@ -166,17 +166,19 @@ class DialogueStore:
                 f"`convai-fast prepare`"
             )
         try:
-            is_whole = checksum(path) == self.meta["checksums"][name]
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
-        if not is_whole:
+            if checksum(path) != self.meta["checksums"][name]:
+                raise UserError(
+                    f"{path} is not what was written (its checksum is another): make the store "
+                    "anew with `convai-fast prepare`"
+                )
+            if size == 0:
+                return torch.empty(0, dtype=dtype)
+            return torch.from_file(str(path), shared=False, size=size, dtype=dtype)
+        except (OSError, RuntimeError) as error:  # the second is torch's
             raise UserError(
-                f"{path} is not what was written (its checksum is another): make the store anew "
-                "with `convai-fast prepare`"
-            )
-        if size == 0:
-            return torch.empty(0, dtype=dtype)
-        return torch.from_file(str(path), shared=False, size=size, dtype=dtype)
+                f"{path} cannot be read ({reason_of(error)}): see that its disk works and that you "
+                "may read it"
+            ) from error
 
     def _check(self) -> None:
         """Everything points inside: a wrong index would make the kernels read foreign memory."""

@@ -127,6 +127,15 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
         DialogueStore(tmp_path)
 
 
+def test_an_array_that_cannot_be_mapped_is_one_sentence(store, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("unable to open file in read-only mode: Input/output error (5)")
+
+    monkeypatch.setattr(torch, "from_file", refuse)
+    with pytest.raises(UserError, match=r"tokens\.bin cannot be read \(unable to open file"):
+        DialogueStore(store.folder)
+
+
 def test_another_format_version_is_refused(store):
     meta = json.loads((store.folder / "meta.json").read_text())
     (store.folder / "meta.json").write_text(json.dumps({**meta, "format_version": 99}))
