@@ -18,4 +18,4 @@ def test_commands_survive_calls_that_fail_and_power_cuts():
     )
     assert process.returncode == 0, process.stdout + process.stderr
     for command in commands:
-        assert f"{command:<9} power cut  died" in process.stdout
+        assert f"{command:<21} power cut  died" in process.stdout
