@@ -66,13 +66,13 @@ build: $(VENV)/packages
 cuda-check: $(VENV)/packages
 	mkdir -p .cuda-check/c10/cuda/impl
 	echo '#define C10_CUDA_BUILD_SHARED_LIBS' > .cuda-check/c10/cuda/impl/cuda_cmake_macros.h
-	set -e; for source in csrc/cuda/*.cu; do \
+	set -e; for source in csrc/ops/*/*.cu; do \
 	  echo "nvcc $$source"; \
 	  nvcc -c -arch=$(CUDA_ARCH) -O3 -std=c++20 --extended-lambda --expt-relaxed-constexpr \
-	    -Xcompiler -fPIC -Icsrc/include -I.cuda-check \
+	    -Xcompiler -fPIC -Icsrc -I.cuda-check \
 	    $$($(BIN)/python -c 'from torch.utils.cpp_extension import include_paths as p; \
 	      print(" ".join("-isystem " + d for d in p()))') \
-	    -o .cuda-check/$$(basename $$source).o $$source; \
+	    -o .cuda-check/$$(basename $$(dirname $$source)).o $$source; \
 	done
 
 gpu-check:

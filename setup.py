@@ -152,21 +152,18 @@ def extensions(kind: str, openmp_flags: list[str]) -> tuple[list[Extension], dic
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     def sources(*patterns: str) -> list[str]:
-        paths = (path for pattern in patterns for path in glob(pattern, root_dir=ROOT))
+        paths = (
+            path for pattern in patterns for path in glob(pattern, root_dir=ROOT, recursive=True)
+        )
         return sorted(paths)
 
-    include = str(ROOT / "csrc" / "include")
-    headers = sources(
-        "csrc/*.h",
-        "csrc/host/*.h",
-        "csrc/include/convai_fast/*.h",
-        "csrc/include/convai_fast/*.cuh",
-    )
-    operators = sources("csrc/*.cpp", "csrc/cpu/*.cpp")
+    include = str(ROOT / "csrc")
+    headers = sources("csrc/**/*.h", "csrc/**/*.cuh")
+    operators = sources("csrc/ops/*.cpp", "csrc/ops/*/*.cpp")
     extension = CppExtension
     if kind == "cuda":
         extension = CUDAExtension
-        operators += sources("csrc/cuda/*.cu")
+        operators += sources("csrc/ops/*/*.cu")
     host = Extension(
         "convai_fast._host",
         sources("csrc/host/*.cpp"),

@@ -9,8 +9,8 @@
 #include <unistd.h>
 #endif
 
-#include "convai_fast/cpu_features.h"
 #include "index.h"
+#include "simd/isa.h"
 
 namespace py = pybind11;
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "convai_fast/collate.h"
+#include "ops/collate/layout.h"
 
 namespace convai_fast {
 

@@ -309,7 +309,7 @@ def test_a_row_without_candidates_may_leave_them_no_room():
 
 
 def test_the_columns_of_the_plan_are_those_of_the_compiled_row():
-    header = Path(__file__).parents[2] / "csrc" / "include" / "convai_fast" / "collate.h"
+    header = Path(__file__).parents[2] / "csrc" / "ops" / "collate" / "layout.h"
     row = re.search(r"struct PlanRow {(.*?)};", header.read_text(encoding="utf-8"), re.DOTALL)[1]
     assert tuple(re.findall(r"(\w+)[,;]", row)) == ops.PLAN_COLUMNS
 

@@ -4,9 +4,9 @@
 #include <atomic>
 #include <optional>
 
-#include "../sample_checks.h"
-#include "convai_fast/half.h"
-#include "convai_fast/sample_kernel.h"
+#include "ops/sample/check.h"
+#include "ops/sample/cpu_kernel.h"
+#include "simd/half.h"
 
 namespace convai_fast {
 namespace {

@@ -6,8 +6,8 @@
 #include <numeric>
 #include <vector>
 
-#include "../check.h"
-#include "convai_fast/branch_attention_kernel.h"
+#include "ops/branch_attention/cpu_kernel.h"
+#include "ops/check.h"
 
 namespace convai_fast {
 namespace {

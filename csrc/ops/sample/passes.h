@@ -1,6 +1,6 @@
 // The loops over a row of logits or of weights that `sample` is made of.
 //
-// sample_kernel.h includes this file once for each instruction set, hence no #pragma once, with
+// sample_passes.h includes this file once for each instruction set, hence no #pragma once, with
 //   CONVAI_FAST_ISA     the namespace, `portable`, `avx2` or `avx512`
 //   CONVAI_FAST_TARGET  the attribute that lets a function use those instructions
 //   CONVAI_FAST_WIDTH   floats in a vector

@@ -12,8 +12,8 @@
 #include <cstring>
 #include <limits>
 
-#include "convai_fast/dropout_kernel.h"
-#include "convai_fast/tile.h"
+#include "ops/dropout/cpu_kernel.h"
+#include "simd/tile.h"
 
 namespace convai_fast {
 

@@ -5,8 +5,8 @@
 #include <cstring>
 #include <numeric>
 
-#include "convai_fast/collate.h"
-#include "convai_fast/cpu_features.h"
+#include "ops/collate/layout.h"
+#include "simd/isa.h"
 
 namespace convai_fast {
 

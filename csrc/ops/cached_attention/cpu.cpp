@@ -4,8 +4,8 @@
 
 #include <atomic>
 
-#include "../check.h"
-#include "convai_fast/attention_kernel.h"
+#include "ops/cached_attention/cpu_kernel.h"
+#include "ops/check.h"
 
 namespace convai_fast {
 namespace {

@@ -5,8 +5,8 @@
 #include <memory>
 #include <numeric>
 
-#include "convai_fast/philox.h"
-#include "convai_fast/sample_passes.h"
+#include "ops/sample/sample_passes.h"
+#include "simd/philox.h"
 
 namespace convai_fast {
 

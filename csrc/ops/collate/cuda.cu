@@ -3,8 +3,8 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include "../collate_checks.h"
-#include "convai_fast/collate.h"
+#include "ops/collate/check.h"
+#include "ops/collate/layout.h"
 
 namespace convai_fast {
 namespace {

@@ -13,7 +13,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "convai_fast/sample_team.cuh"
+#include "ops/sample/team.cuh"
 
 namespace convai_fast {
 

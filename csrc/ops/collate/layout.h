@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "convai_fast/host_device.h"
+#include "simd/host_device.h"
 
 namespace convai_fast {
 

@@ -12,8 +12,8 @@
 #include <limits>
 #include <vector>
 
-#include "convai_fast/cpu_features.h"
-#include "convai_fast/tile.h"
+#include "simd/isa.h"
+#include "simd/tile.h"
 
 namespace convai_fast {
 

@@ -5,9 +5,9 @@
 
 #include <cstdio>
 
-#include "../sample_checks.h"
-#include "convai_fast/philox.h"
-#include "convai_fast/sample_row.cuh"
+#include "ops/sample/check.h"
+#include "ops/sample/row.cuh"
+#include "simd/philox.h"
 
 namespace convai_fast {
 namespace {

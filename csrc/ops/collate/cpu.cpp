@@ -4,8 +4,8 @@
 
 #include <atomic>
 
-#include "../collate_checks.h"
-#include "convai_fast/collate_kernel.h"
+#include "ops/collate/check.h"
+#include "ops/collate/cpu_kernel.h"
 
 namespace convai_fast {
 namespace {

@@ -5,8 +5,8 @@
 
 #include <algorithm>
 
-#include "check.h"
-#include "convai_fast/collate.h"
+#include "ops/check.h"
+#include "ops/collate/layout.h"
 
 namespace convai_fast {
 

@@ -3,7 +3,7 @@
 // row's result does not depend on what is computed beside it.
 #pragma once
 
-#include "convai_fast/simd.h"
+#include "simd/vector.h"
 
 namespace convai_fast {
 

@@ -15,8 +15,8 @@
 #include <limits>
 #include <type_traits>
 
-#include "convai_fast/cpu_features.h"
-#include "convai_fast/tile.h"
+#include "simd/isa.h"
+#include "simd/tile.h"
 
 namespace convai_fast {
 

@@ -2,8 +2,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "../check.h"
-#include "convai_fast/linear_kernel.h"
+#include "ops/check.h"
+#include "ops/packed_linear/cpu_kernel.h"
 
 namespace convai_fast {
 namespace {

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "convai_fast/cpu_features.h"
+#include "simd/isa.h"
 
 // Clang checks the operands of assembly before it inlines, and needs it less: it makes one
 // instruction of a conversion.

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "convai_fast/cpu_features.h"
+#include "simd/isa.h"
 
 #if CONVAI_FAST_X86
 #include <immintrin.h>
@@ -39,7 +39,7 @@ struct List {
   List operator+(int64_t offset) const { return {values + offset, places + offset}; }
 };
 
-// See row_passes.h, where they are explained.
+// See passes.h, where they are explained.
 struct RowPasses {
   float (*block_maxima)(const float* logits, int64_t size, float* maxima);
   float (*exponentials)(const Row& row, float* weights);
@@ -61,7 +61,7 @@ struct RowPasses {
 #define CONVAI_FAST_ISA portable
 #define CONVAI_FAST_TARGET
 #define CONVAI_FAST_WIDTH 4
-#include "convai_fast/row_passes.h"
+#include "ops/sample/passes.h"
 #undef CONVAI_FAST_ISA
 #undef CONVAI_FAST_TARGET
 #undef CONVAI_FAST_WIDTH
@@ -70,7 +70,7 @@ struct RowPasses {
 #define CONVAI_FAST_ISA avx2
 #define CONVAI_FAST_TARGET CONVAI_FAST_AVX2
 #define CONVAI_FAST_WIDTH 8
-#include "convai_fast/row_passes.h"
+#include "ops/sample/passes.h"
 #undef CONVAI_FAST_ISA
 #undef CONVAI_FAST_TARGET
 #undef CONVAI_FAST_WIDTH
@@ -78,7 +78,7 @@ struct RowPasses {
 #define CONVAI_FAST_ISA avx512
 #define CONVAI_FAST_TARGET CONVAI_FAST_AVX512
 #define CONVAI_FAST_WIDTH 16
-#include "convai_fast/row_passes.h"
+#include "ops/sample/passes.h"
 #undef CONVAI_FAST_ISA
 #undef CONVAI_FAST_TARGET
 #undef CONVAI_FAST_WIDTH

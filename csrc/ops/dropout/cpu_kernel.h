@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "convai_fast/tile.h"
+#include "simd/tile.h"
 
 namespace convai_fast {
 

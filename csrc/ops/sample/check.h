@@ -3,7 +3,7 @@
 
 #include <ATen/ops/empty.h>
 
-#include "check.h"
+#include "ops/check.h"
 
 namespace convai_fast {
 
