@@ -77,5 +77,5 @@ bool keep_freed_memory() {
 PYBIND11_MODULE(_host, m) {
   m.def("index_examples", &convai_fast::index_examples);
   m.def("keep_freed_memory", &convai_fast::keep_freed_memory);
-  m.def("isa", [] { return convai_fast::isa_name(convai_fast::current_isa()); });
+  m.def("isa", [] { return convai_fast::simd::isa_name(convai_fast::simd::current_isa()); });
 }

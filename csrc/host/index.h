@@ -8,6 +8,9 @@
 
 namespace convai_fast {
 
+using collate::kPlanColumns;
+using collate::PlanRow;
+
 // One split of the store; see convai_fast/data/store.py.
 struct SplitTables {
   const int64_t* utterance_offsets;

@@ -5,19 +5,17 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define CONVAI_FAST_X86 1
-#define CONVAI_FAST_AVX2 __attribute__((target("avx2,fma,f16c,bmi,popcnt")))
-#define CONVAI_FAST_AVX512 \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c,bmi,popcnt")))
 #else
 #define CONVAI_FAST_X86 0
 #endif
 
-namespace convai_fast {
+namespace convai_fast::simd {
 
-enum class Isa { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+enum class Isa { kPortable, kAvx2, kAvx512 };
 
 inline const char* isa_name(Isa isa) {
   return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "portable";
@@ -49,4 +47,4 @@ inline Isa current_isa() {
   return isa;
 }
 
-}  // namespace convai_fast
+}  // namespace convai_fast::simd

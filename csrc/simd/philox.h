@@ -6,23 +6,26 @@
 
 #include "simd/host_device.h"
 
-namespace convai_fast {
+namespace convai_fast::simd {
+
+constexpr uint32_t kPhiloxFactor0 = 0xD2511F53u, kPhiloxFactor1 = 0xCD9E8D57u;
+constexpr uint32_t kPhiloxStep0 = 0x9E3779B9u, kPhiloxStep1 = 0xBB67AE85u;  // of the key, a round
 
 // The first 32-bit word for key `seed` and counter `step`.
 CONVAI_FAST_HOST_DEVICE inline uint32_t philox(uint64_t seed, uint64_t step) {
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   uint32_t counter[4] = {static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32), 0, 0};
   for (int round = 0; round < 10; ++round) {
-    const uint64_t product0 = uint64_t{counter[0]} * 0xD2511F53u;
-    const uint64_t product1 = uint64_t{counter[2]} * 0xCD9E8D57u;
+    const uint64_t product0 = uint64_t{counter[0]} * kPhiloxFactor0;
+    const uint64_t product1 = uint64_t{counter[2]} * kPhiloxFactor1;
     const uint32_t high0 = static_cast<uint32_t>(product0 >> 32);
     const uint32_t high1 = static_cast<uint32_t>(product1 >> 32);
     counter[0] = high1 ^ counter[1] ^ key0;
     counter[1] = static_cast<uint32_t>(product1);
     counter[2] = high0 ^ counter[3] ^ key1;
     counter[3] = static_cast<uint32_t>(product0);
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+    key0 += kPhiloxStep0;
+    key1 += kPhiloxStep1;
   }
   return counter[0];
 }
@@ -32,4 +35,4 @@ CONVAI_FAST_HOST_DEVICE inline double philox_uniform(uint64_t seed, uint64_t ste
   return philox(seed, step) * 0x1p-32;
 }
 
-}  // namespace convai_fast
+}  // namespace convai_fast::simd

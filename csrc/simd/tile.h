@@ -1,66 +1,31 @@
 // The inner loop of every matrix product here: some rows of x by some panels of 16 columns, summed
 // in registers. A sum is taken in the order of k, whatever the number of rows and panels, so that a
 // row's result does not depend on what is computed beside it.
-#pragma once
 
-#include "simd/vector.h"
+namespace convai_fast::simd::CONVAI_FAST_ISA {
 
-namespace convai_fast {
-
-constexpr int64_t kPanel = 16;  // columns of a panel
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-// To the nearest, and to even in the middle; a NaN stays one.
-inline BFloat16 to_bfloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  if (x != x) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
-  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
-}
-
-inline float to_float(float x) { return x; }
-inline float to_float(BFloat16 x) {
-  const uint32_t bits = uint32_t{x.bits} << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-template <int kWidth>
-CONVAI_FAST_INLINE typename Simd<kWidth>::Float load_weights(const float* source) {
-  return Simd<kWidth>::load(source);
-}
-
-template <int kWidth>
-CONVAI_FAST_INLINE typename Simd<kWidth>::Float load_weights(const BFloat16* source) {
-  return Simd<kWidth>::load_bfloat16(&source->bits);
-}
-
-template <int kWidth, int kRows, int kPanels>
+template <int kRows, int kPanels>
 struct Tile {
   static constexpr int kVectors = kPanel / kWidth;     // of a panel
   static constexpr int kColumns = kPanels * kVectors;  // of the tile, in vectors
-  typename Simd<kWidth>::Float sums[kRows][kColumns];
+  Simd::Float sums[kRows][kColumns];
 
   CONVAI_FAST_INLINE void clear() {
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 16
-      for (int v = 0; v < kColumns; ++v) sums[i][v] = typename Simd<kWidth>::Float{};
+      for (int v = 0; v < kColumns; ++v) sums[i][v] = Simd::Float{};
     }
   }
 
   CONVAI_FAST_INLINE void load_row(int i, const float* source) {
 #pragma GCC unroll 16
-    for (int v = 0; v < kColumns; ++v) sums[i][v] = Simd<kWidth>::load(source + v * kWidth);
+    for (int v = 0; v < kColumns; ++v) sums[i][v] = Simd::load(source + v * kWidth);
   }
 
   CONVAI_FAST_INLINE void store_row(int i, float* target) const {
 #pragma GCC unroll 16
-    for (int v = 0; v < kColumns; ++v) Simd<kWidth>::store(target + v * kWidth, sums[i][v]);
+    for (int v = 0; v < kColumns; ++v) Simd::store(target + v * kWidth, sums[i][v]);
   }
 
   // sums[i][n] += x[i][k] * weight[k][n] for k in [begin, end). Row i of x begins at i * x_stride
@@ -71,11 +36,11 @@ struct Tile {
                                        int64_t stride, int64_t panel_stride, int64_t begin,
                                        int64_t end, int64_t x_step = 1) {
     for (int64_t k = begin; k < end; ++k) {
-      typename Simd<kWidth>::Float w[kColumns];
+      Simd::Float w[kColumns];
 #pragma GCC unroll 16
       for (int v = 0; v < kColumns; ++v) {
-        w[v] = load_weights<kWidth>(weight + v / kVectors * panel_stride + k * stride +
-                                    v % kVectors * kWidth);
+        w[v] =
+            Simd::load(weight + v / kVectors * panel_stride + k * stride + v % kVectors * kWidth);
       }
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
@@ -87,4 +52,4 @@ struct Tile {
   }
 };
 
-}  // namespace convai_fast
+}  // namespace convai_fast::simd::CONVAI_FAST_ISA

@@ -1,51 +1,17 @@
-// Vectors of the width that an instruction set has, in the compiler's own vector extension, so that
-// a kernel is written once and compiled for each: kWidth is 4 (portable), 8 (AVX2) or 16 (AVX-512)
-// floats. Whatever works on vectors must be inlined into a function that has the target attribute.
-#pragma once
-
-#include <cstdint>
+// The vector layer of one instruction set: arithmetic here, then what is built of it. Included by
+// each_isa.h for each of them, hence no #pragma once here nor in the files named at the end.
 #include <cstring>
 
-#include "simd/isa.h"
+namespace convai_fast::simd::CONVAI_FAST_ISA {
 
-// Clang checks the operands of assembly before it inlines, and needs it less: it makes one
-// instruction of a conversion.
-#if CONVAI_FAST_X86 && !defined(__clang__)
-#define CONVAI_FAST_ASSEMBLY 1
-#else
-#define CONVAI_FAST_ASSEMBLY 0
-#endif
+constexpr int kWidth = CONVAI_FAST_WIDTH;
 
-#define CONVAI_FAST_INLINE __attribute__((always_inline)) inline
-#define CONVAI_FAST_INLINE_LAMBDA __attribute__((always_inline))
-
-namespace convai_fast {
-
-// The size of a vector type must not depend on a template's parameter.
-template <int kWidth>
-struct Vectors;
-
-#define CONVAI_FAST_VECTORS(width)                                 \
-  template <>                                                      \
-  struct Vectors<width> {                                          \
-    typedef float Float __attribute__((vector_size(4 * width)));   \
-    typedef int32_t Int __attribute__((vector_size(4 * width)));   \
-    typedef uint32_t Word __attribute__((vector_size(4 * width))); \
-    typedef uint64_t Wide __attribute__((vector_size(4 * width))); \
-    typedef int16_t Pair __attribute__((vector_size(4 * width)));  \
-    typedef uint16_t Half __attribute__((vector_size(2 * width))); \
-    typedef int8_t Bytes __attribute__((vector_size(2 * width)));  \
-  };
-CONVAI_FAST_VECTORS(4)
-CONVAI_FAST_VECTORS(8)
-CONVAI_FAST_VECTORS(16)
-#undef CONVAI_FAST_VECTORS
-
-template <int kWidth>
-struct Simd : Vectors<kWidth> {
-  using typename Vectors<kWidth>::Float;
-  using typename Vectors<kWidth>::Int;
-  using typename Vectors<kWidth>::Half;
+// Of fewer floats, too, for sums by halves.
+template <int width>
+struct SimdOf : Vectors<width> {
+  using typename Vectors<width>::Float;
+  using typename Vectors<width>::Int;
+  using typename Vectors<width>::Halves;
 
   static CONVAI_FAST_INLINE Float load(const float* source) {
     Float x;
@@ -57,42 +23,56 @@ struct Simd : Vectors<kWidth> {
     std::memcpy(target, &x, sizeof(x));
   }
 
-  // A bfloat16 is the upper half of a float.
-  static CONVAI_FAST_INLINE Float load_bfloat16(const uint16_t* source) {
-#if CONVAI_FAST_ASSEMBLY
-    if constexpr (kWidth > 4) {
-      Int wide;  // in assembly, since GCC makes four instructions of the conversion
-      asm("vpmovzxwd %1, %0"
-          : "=v"(wide)
-          : "m"(*reinterpret_cast<const uint16_t (*)[kWidth]>(source)));
-      return (Float)(wide << 16);
-    }
-#endif
-    Half halves;
+  static CONVAI_FAST_INLINE Float load(const BFloat16* source) {
+#if CONVAI_FAST_WIDTH > 4 && !defined(__clang__)
+    // In assembly, since GCC makes four instructions of the conversion, and of loops with the
+    // intrinsic such that want for registers.
+    Int wide;
+    asm("vpmovzxwd %1, %0" : "=v"(wide) : "m"(*reinterpret_cast<const BFloat16(*)[width]>(source)));
+    return (Float)(wide << 16);
+#else
+    Halves halves;
     std::memcpy(&halves, source, sizeof(halves));
     return (Float)(__builtin_convertvector(halves, Int) << 16);
+#endif
   }
 
   static CONVAI_FAST_INLINE Float broadcast(float x) { return x - Float{}; }
+
+  // x where the mask is set, else 0.
+  static CONVAI_FAST_INLINE Float where(Int mask, Float x) { return (Float)(mask & (Int)x); }
+
+  // A bit for each lane that the mask sets.
+  static CONVAI_FAST_INLINE uint64_t lanes(Int mask) {
+#if CONVAI_FAST_WIDTH == 16
+    return _mm512_movepi32_mask((__m512i)mask);
+#elif CONVAI_FAST_WIDTH == 8
+    return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#else
+    uint64_t bits = 0;
+    for (int i = 0; i < width; ++i) bits |= static_cast<uint64_t>(mask[i] & 1) << i;
+    return bits;
+#endif
+  }
 
   static CONVAI_FAST_INLINE Float max(Float a, Float b) { return a > b ? a : b; }
 
   // By halves: the fewest steps one after another.
   static CONVAI_FAST_INLINE float sum(Float x) {
-    if constexpr (kWidth > 4) {
-      typename Vectors<kWidth / 2>::Float halves[2];
+    if constexpr (width > 4) {
+      typename Vectors<width / 2>::Float halves[2];
       std::memcpy(halves, &x, sizeof(x));
-      return Simd<kWidth / 2>::sum(halves[0] + halves[1]);
+      return SimdOf<width / 2>::sum(halves[0] + halves[1]);
     } else {
       return (x[0] + x[2]) + (x[1] + x[3]);
     }
   }
 
   static CONVAI_FAST_INLINE float max(Float x) {
-    if constexpr (kWidth > 4) {
-      typename Vectors<kWidth / 2>::Float halves[2];
+    if constexpr (width > 4) {
+      typename Vectors<width / 2>::Float halves[2];
       std::memcpy(halves, &x, sizeof(x));
-      return Simd<kWidth / 2>::max(Simd<kWidth / 2>::max(halves[0], halves[1]));
+      return SimdOf<width / 2>::max(SimdOf<width / 2>::max(halves[0], halves[1]));
     } else {
       const float even = x[0] > x[2] ? x[0] : x[2], odd = x[1] > x[3] ? x[1] : x[3];
       return even > odd ? even : odd;
@@ -127,4 +107,10 @@ struct Simd : Vectors<kWidth> {
   }
 };
 
-}  // namespace convai_fast
+using Simd = SimdOf<kWidth>;
+
+}  // namespace convai_fast::simd::CONVAI_FAST_ISA
+
+#include "simd/random_words.h"
+#include "simd/softmax.h"
+#include "simd/tile.h"

@@ -6,18 +6,21 @@
 #include <numeric>
 #include <vector>
 
-#include "ops/branch_attention/cpu_kernel.h"
-#include "ops/check.h"
+#include "ops/branch_attention/rows.h"
 
-namespace convai_fast {
+#define CONVAI_FAST_KERNEL "ops/branch_attention/cpu_kernel.h"
+#include "ops/check.h"
+#include "simd/each_isa.h"
+
+namespace convai_fast::branch_attention {
 namespace {
 
 struct Plan {
   std::vector<Segment> segments;
-  std::vector<BranchRow> rows;  // the longest first
+  std::vector<Row> rows;  // the longest first
 };
 
-Plan plan_rows(const at::Tensor& offsets, const at::Tensor& branch_ids, int64_t tokens) {
+Plan plan_of(const at::Tensor& offsets, const at::Tensor& branch_ids, int64_t tokens) {
   for (const auto& [table, name] : {std::pair{&offsets, "branch_attention: offsets"},
                                     {&branch_ids, "branch_attention: branch_ids"}}) {
     check_tensor(*table, name, at::kLong, 1);
@@ -36,9 +39,9 @@ Plan plan_rows(const at::Tensor& offsets, const at::Tensor& branch_ids, int64_t 
     TORCH_CHECK_VALUE(offset[r] <= offset[r + 1] && offset[r + 1] <= tokens,
                       "branch_attention: offsets must not decrease, but row ", r, " is ", offset[r],
                       " to ", offset[r + 1]);
-    BranchRow row{nullptr, 1, 0, 0};
+    Row row;
     first_segments.push_back(plan.segments.size());
-    plan.segments.push_back({offset[r], 0, 0});
+    plan.segments.push_back({.first = offset[r], .count = 0, .packed = 0});
     const auto close = [&] {
       const int64_t padded = round_up(plan.segments.back().count, kPanel);
       row.packed += padded;
@@ -52,7 +55,7 @@ Plan plan_rows(const at::Tensor& offsets, const at::Tensor& branch_ids, int64_t 
       if (branch[i] > current) {
         close();
         current = branch[i];
-        plan.segments.push_back({i, 0, row.packed});
+        plan.segments.push_back({.first = i, .count = 0, .packed = row.packed});
         ++row.num_segments;
       }
       ++plan.segments.back().count;
@@ -86,38 +89,50 @@ Dropout dropout_of(double p, const std::optional<at::Tensor>& seed) {
 
 // A row's head is computed by one thread, so that nothing depends on their number.
 template <typename Scalar>
-void attend_all(const BranchAttentionArguments<Scalar>& arguments, const Plan& plan,
-                bool backward) {
-  const auto attention = branch_attention_for<Scalar>(current_isa(), backward);
+void attend_all(const Arguments<Scalar>& arguments, const Plan& plan, bool backward) {
+  const auto kernel = backward ? CONVAI_FAST_DISPATCH(backward_kernel<Scalar>)
+                               : CONVAI_FAST_DISPATCH(forward_kernel<Scalar>);
   const int64_t tasks = static_cast<int64_t>(plan.rows.size()) * arguments.num_heads;
   int64_t scratch_size = 0;
-  for (const auto& row : plan.rows) {
-    scratch_size = std::max(scratch_size, branch_attention_scratch(arguments, row));
+  for (const Row& row : plan.rows) {
+    scratch_size = std::max(scratch_size, Scratch(arguments, row).size());
   }
   // Rows differ in length, so that threads take tasks one by one.
   std::atomic<int64_t> next{0};
   const int64_t threads = std::min<int64_t>(tasks, at::get_num_threads());
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     const auto scratch = at::empty({scratch_size}, at::kFloat);
-    float* floats = scratch.template mutable_data_ptr<float>();
+    float* memory = scratch.template mutable_data_ptr<float>();
     for (int64_t task; begin < end && (task = next++) < tasks;) {
-      attention(arguments, plan.rows[task / arguments.num_heads], task % arguments.num_heads,
-                floats);
+      kernel(arguments, plan.rows[task / arguments.num_heads], task % arguments.num_heads, memory);
     }
   });
 }
 
-template <typename Scalar>
 void attend(const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& logsumexp,
             const at::Tensor* grad_out, const at::Tensor* grad_qkv, int64_t num_heads,
             const Dropout& dropout, const Plan& plan) {
-  const auto data = [](const at::Tensor* tensor) {
-    return tensor ? static_cast<Scalar*>(tensor->data_ptr()) : nullptr;
+  const auto attend_as = [&](auto scalar) {
+    using Scalar = decltype(scalar);
+    const auto data = [](const at::Tensor* tensor) {
+      return tensor ? static_cast<Scalar*>(tensor->data_ptr()) : nullptr;
+    };
+    attend_all<Scalar>({.qkv = data(&qkv),
+                        .out = data(&out),
+                        .logsumexp = logsumexp.data_ptr<float>(),
+                        .grad_out = data(grad_out),
+                        .grad_qkv = data(grad_qkv),
+                        .tokens = qkv.size(0),
+                        .num_heads = num_heads,
+                        .head_dim = qkv.size(1) / (3 * num_heads),
+                        .dropout = dropout},
+                       plan, grad_out != nullptr);
   };
-  attend_all<Scalar>(
-      {data(&qkv), data(&out), logsumexp.data_ptr<float>(), data(grad_out), data(grad_qkv),
-       qkv.size(0), num_heads, qkv.size(1) / (3 * num_heads), dropout},
-      plan, grad_out != nullptr);
+  if (qkv.scalar_type() == at::kFloat) {
+    attend_as(float{});
+  } else {
+    attend_as(simd::BFloat16{});
+  }
 }
 
 std::tuple<at::Tensor, at::Tensor> branch_attention_cpu(const at::Tensor& any_qkv,
@@ -127,15 +142,11 @@ std::tuple<at::Tensor, at::Tensor> branch_attention_cpu(const at::Tensor& any_qk
                                                         const std::optional<at::Tensor>& seed) {
   check_qkv(any_qkv, num_heads);
   const auto qkv = any_qkv.contiguous();
-  const auto plan = plan_rows(offsets, branch_ids, qkv.size(0));
+  const auto plan = plan_of(offsets, branch_ids, qkv.size(0));
   const auto dropout = dropout_of(dropout_p, seed);
   auto out = at::empty({qkv.size(0), qkv.size(1) / 3}, qkv.options());
   auto logsumexp = at::empty({num_heads, qkv.size(0)}, qkv.options().dtype(at::kFloat));
-  if (qkv.scalar_type() == at::kFloat) {
-    attend<float>(qkv, out, logsumexp, nullptr, nullptr, num_heads, dropout, plan);
-  } else {
-    attend<BFloat16>(qkv, out, logsumexp, nullptr, nullptr, num_heads, dropout, plan);
-  }
+  attend(qkv, out, logsumexp, nullptr, nullptr, num_heads, dropout, plan);
   return {out, logsumexp};
 }
 
@@ -155,14 +166,10 @@ at::Tensor branch_attention_backward_cpu(const at::Tensor& any_grad_out, const a
           logsumexp.size(0) == num_heads && logsumexp.size(1) == qkv.size(0),
       "branch_attention: grad_out ", grad_out.sizes(), ", qkv ", qkv.sizes(), ", out ", shape,
       " and logsumexp ", logsumexp.sizes(), " do not fit each other");
-  const auto plan = plan_rows(offsets, branch_ids, qkv.size(0));
+  const auto plan = plan_of(offsets, branch_ids, qkv.size(0));
   const auto dropout = dropout_of(dropout_p, seed);
   auto grad_qkv = at::empty(qkv.sizes(), qkv.options());
-  if (qkv.scalar_type() == at::kFloat) {
-    attend<float>(qkv, out, logsumexp, &grad_out, &grad_qkv, num_heads, dropout, plan);
-  } else {
-    attend<BFloat16>(qkv, out, logsumexp, &grad_out, &grad_qkv, num_heads, dropout, plan);
-  }
+  attend(qkv, out, logsumexp, &grad_out, &grad_qkv, num_heads, dropout, plan);
   return grad_qkv;
 }
 
@@ -173,4 +180,4 @@ TORCH_LIBRARY_IMPL(convai_fast, CPU, m) {
   m.impl("branch_attention_backward", &branch_attention_backward_cpu);
 }
 
-}  // namespace convai_fast
+}  // namespace convai_fast::branch_attention

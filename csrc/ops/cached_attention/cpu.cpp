@@ -3,11 +3,15 @@
 #include <torch/library.h>
 
 #include <atomic>
+#include <vector>
 
-#include "ops/cached_attention/cpu_kernel.h"
+#include "ops/cached_attention/arguments.h"
+
+#define CONVAI_FAST_KERNEL "ops/cached_attention/cpu_kernel.h"
 #include "ops/check.h"
+#include "simd/each_isa.h"
 
-namespace convai_fast {
+namespace convai_fast::cached_attention {
 namespace {
 
 std::vector<Run> check_runs(const at::Tensor& slots, const at::Tensor& offsets,
@@ -28,8 +32,10 @@ std::vector<Run> check_runs(const at::Tensor& slots, const at::Tensor& offsets,
   std::vector<Run> runs(num_runs);
   std::vector<bool> used(num_slots);
   for (int64_t i = 0; i < num_runs; ++i) {
-    const Run run{slots.const_data_ptr<int64_t>()[i], offset[i], offset[i + 1],
-                  lengths.const_data_ptr<int64_t>()[i]};
+    const Run run{.slot = slots.const_data_ptr<int64_t>()[i],
+                  .first = offset[i],
+                  .end = offset[i + 1],
+                  .length = lengths.const_data_ptr<int64_t>()[i]};
     TORCH_CHECK_INDEX(run.slot >= 0 && run.slot < num_slots && !used[run.slot],
                       "cached_attention: run ", i, " has slot ", run.slot, ", but there are ",
                       num_slots, " and each may have one run");
@@ -46,24 +52,24 @@ std::vector<Run> check_runs(const at::Tensor& slots, const at::Tensor& offsets,
 template <typename Kept>
 void attend_all(const at::Tensor& qkv, at::Tensor& keys, at::Tensor& values, at::Tensor& out,
                 const std::vector<Run>& runs) {
-  const AttentionArguments<Kept> arguments{qkv.const_data_ptr<float>(),
-                                           static_cast<Kept*>(keys.mutable_data_ptr()),
-                                           static_cast<Kept*>(values.mutable_data_ptr()),
-                                           out.mutable_data_ptr<float>(),
-                                           keys.size(1),
-                                           keys.size(3),
-                                           values.size(3),
-                                           values.size(2)};
-  const auto attention = attention_for<Kept>(current_isa());
+  const Arguments<Kept> arguments{.qkv = qkv.const_data_ptr<float>(),
+                                  .keys = static_cast<Kept*>(keys.mutable_data_ptr()),
+                                  .values = static_cast<Kept*>(values.mutable_data_ptr()),
+                                  .out = out.mutable_data_ptr<float>(),
+                                  .num_heads = keys.size(1),
+                                  .head_dim = keys.size(3),
+                                  .value_dim = values.size(3),
+                                  .capacity = values.size(2)};
+  const auto kernel = CONVAI_FAST_DISPATCH(cached_attention_kernel<Kept>);
   const int64_t tasks = static_cast<int64_t>(runs.size()) * arguments.num_heads;
   // Runs differ in length, so that threads take tasks one by one.
   std::atomic<int64_t> next{0};
   const int64_t threads = std::min<int64_t>(tasks, at::get_num_threads());
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(attention_scratch(arguments));
+    std::vector<float> scratch(scratch_size(arguments));
     for (int64_t task; begin < end && (task = next++) < tasks;) {
-      attention(arguments, runs[task / arguments.num_heads], task % arguments.num_heads,
-                scratch.data());
+      kernel(arguments, runs[task / arguments.num_heads], task % arguments.num_heads,
+             scratch.data());
     }
   });
 }
@@ -87,7 +93,7 @@ at::Tensor cached_attention_cpu(const at::Tensor& qkv, at::Tensor& keys, at::Ten
   const auto runs = check_runs(slots, offsets, lengths, qkv.size(0), keys.size(0), capacity);
   auto out = at::empty({qkv.size(0), num_heads * head_dim}, qkv.options());
   if (kept == at::kBFloat16) {
-    attend_all<BFloat16>(qkv, keys, values, out, runs);
+    attend_all<simd::BFloat16>(qkv, keys, values, out, runs);
   } else {
     attend_all<float>(qkv, keys, values, out, runs);
   }
@@ -98,4 +104,4 @@ at::Tensor cached_attention_cpu(const at::Tensor& qkv, at::Tensor& keys, at::Ten
 
 TORCH_LIBRARY_IMPL(convai_fast, CPU, m) { m.impl("cached_attention", &cached_attention_cpu); }
 
-}  // namespace convai_fast
+}  // namespace convai_fast::cached_attention

@@ -5,41 +5,19 @@
 //   values  [capacity, padded head_dim]
 // and both products are those of tile.h, so that a token's result depends on its own sequence
 // alone: not on how many tokens are computed with it, nor on which of them were there before.
-#pragma once
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <vector>
 
-#include "simd/isa.h"
-#include "simd/tile.h"
+#include "ops/cached_attention/arguments.h"
 
-namespace convai_fast {
+namespace convai_fast::cached_attention::CONVAI_FAST_ISA {
 
-constexpr int64_t kCapacityMultiple = 64;  // four panels of keys are read at once
-
-// Keys and values are kept as float or, at half the traffic, as BFloat16.
-template <typename Kept>
-struct AttentionArguments {
-  const float* qkv;  // [tokens, 3, num_heads, head_dim]
-  Kept* keys;        // [slots, num_heads, capacity / 16, head_dim, 16]
-  Kept* values;      // [slots, num_heads, capacity, value_dim]
-  float* out;        // [tokens, num_heads, head_dim]
-  int64_t num_heads, head_dim, value_dim, capacity;
-};
-
-// New tokens of one sequence: rows [first, end) of qkv, which follow `length` tokens in `slot`.
-struct Run {
-  int64_t slot, first, end, length;
-};
-
-inline void keep(float x, float* target) { *target = x; }
-inline void keep(float x, BFloat16* target) { *target = to_bfloat16(x); }
+using namespace simd::CONVAI_FAST_ISA;
 
 template <typename Kept>
-void store_keys_and_values(const AttentionArguments<Kept>& a, const Run& run, int64_t head,
-                           Kept* keys, Kept* values) {
+CONVAI_FAST_INLINE void store_keys_and_values(const Arguments<Kept>& a, const Run& run,
+                                              int64_t head, Kept* keys, Kept* values) {
   const int64_t width = a.num_heads * a.head_dim;
   for (int64_t row = run.first; row < run.end; ++row) {
     const int64_t position = run.length + row - run.first;
@@ -47,19 +25,18 @@ void store_keys_and_values(const AttentionArguments<Kept>& a, const Run& run, in
     const float* value = key + width;
     Kept* column = keys + position / kPanel * a.head_dim * kPanel + position % kPanel;
     for (int64_t d = 0; d < a.head_dim; ++d) {
-      keep(key[d], column + d * kPanel);
-      keep(value[d], values + position * a.value_dim + d);
+      simd::store(key[d], column + d * kPanel);
+      simd::store(value[d], values + position * a.value_dim + d);
     }
   }
 }
 
 // Attention of `kRows` tokens one after another, the first at `position` and in `row` of qkv.
 // `scratch` holds kRows * (capacity + head_dim) floats.
-template <int kWidth, int kRows, typename Kept>
-CONVAI_FAST_INLINE void attend(const AttentionArguments<Kept>& a, int64_t head, int64_t row,
+template <int kRows, typename Kept>
+CONVAI_FAST_INLINE void attend(const Arguments<Kept>& a, int64_t head, int64_t row,
                                int64_t position, const Kept* keys, const Kept* values,
                                float* scratch) {
-  using S = Simd<kWidth>;
   constexpr int kPanels = kRows == 1 ? 4 : 1;
   const int64_t width = a.num_heads * a.head_dim;
   float* queries = scratch;
@@ -72,7 +49,7 @@ CONVAI_FAST_INLINE void attend(const AttentionArguments<Kept>& a, int64_t head, 
 
   const int64_t num_keys = position + kRows;
   for (int64_t first = 0; first < num_keys; first += kPanels * kPanel) {
-    Tile<kWidth, kRows, kPanels> tile;
+    Tile<kRows, kPanels> tile;
     tile.clear();
     tile.add_products(queries, a.head_dim, keys + first * a.head_dim, kPanel, a.head_dim * kPanel,
                       0, a.head_dim);
@@ -84,27 +61,16 @@ CONVAI_FAST_INLINE void attend(const AttentionArguments<Kept>& a, int64_t head, 
   for (int i = 0; i < kRows; ++i) {
     float* row_scores = scores + i * a.capacity;
     const int64_t seen = position + i + 1;
-    const int64_t padded = (seen + kPanel - 1) / kPanel * kPanel;
+    const int64_t padded = simd::round_up(seen, kPanel);
     std::fill(row_scores + seen, row_scores + padded, -std::numeric_limits<float>::infinity());
-    auto largest = S::load(row_scores);
-    for (int64_t j = kWidth; j < padded; j += kWidth) {
-      largest = S::max(largest, S::load(row_scores + j));
-    }
-    const float row_largest = S::max(largest);
-    typename S::Float sum{};
-    for (int64_t j = 0; j < padded; j += kWidth) {
-      const auto weight = S::exp(S::load(row_scores + j) - row_largest);
-      S::store(row_scores + j, weight);
-      sum += weight;
-    }
-    inverse_sums[i] = 1.0f / S::sum(sum);
+    inverse_sums[i] = 1.0f / exponentiate(row_scores, padded).sum;
     // A later row of the tile sees keys that this one does not.
     std::fill(row_scores + padded, row_scores + std::max(padded, num_keys), 0.0f);
   }
 
   float columns[kPanels * kPanel];
   for (int64_t d = 0; d < a.head_dim; d += kPanels * kPanel) {
-    Tile<kWidth, kRows, kPanels> tile;
+    Tile<kRows, kPanels> tile;
     tile.clear();
     tile.add_products(scores, a.capacity, values + d, a.value_dim, kPanel, 0, num_keys);
     const int64_t valid = std::min(kPanels * kPanel, a.head_dim - d);
@@ -117,56 +83,20 @@ CONVAI_FAST_INLINE void attend(const AttentionArguments<Kept>& a, int64_t head, 
   }
 }
 
-template <int kWidth, typename Kept>
-CONVAI_FAST_INLINE void attention_body(const AttentionArguments<Kept>& a, const Run& run,
-                                       int64_t head, float* scratch) {
+template <typename Kept>
+CONVAI_FAST_TARGET void cached_attention_kernel(const Arguments<Kept>& a, const Run& run,
+                                                int64_t head, float* scratch) {
   const int64_t slot_head = run.slot * a.num_heads + head;
   Kept* keys = a.keys + slot_head * a.capacity * a.head_dim;
   Kept* values = a.values + slot_head * a.capacity * a.value_dim;
   store_keys_and_values(a, run, head, keys, values);
   int64_t row = run.first;
   for (; row + 4 <= run.end; row += 4) {
-    attend<kWidth, 4>(a, head, row, run.length + row - run.first, keys, values, scratch);
+    attend<4>(a, head, row, run.length + row - run.first, keys, values, scratch);
   }
   for (; row < run.end; ++row) {
-    attend<kWidth, 1>(a, head, row, run.length + row - run.first, keys, values, scratch);
+    attend<1>(a, head, row, run.length + row - run.first, keys, values, scratch);
   }
 }
 
-template <typename Kept>
-int64_t attention_scratch(const AttentionArguments<Kept>& a) {
-  return 4 * (a.capacity + a.head_dim);
-}
-
-#if CONVAI_FAST_X86
-template <typename Kept>
-CONVAI_FAST_AVX512 void attention_avx512(const AttentionArguments<Kept>& a, const Run& run,
-                                         int64_t head, float* scratch) {
-  attention_body<16>(a, run, head, scratch);
-}
-template <typename Kept>
-CONVAI_FAST_AVX2 void attention_avx2(const AttentionArguments<Kept>& a, const Run& run,
-                                     int64_t head, float* scratch) {
-  attention_body<8>(a, run, head, scratch);
-}
-#endif
-template <typename Kept>
-void attention_portable(const AttentionArguments<Kept>& a, const Run& run, int64_t head,
-                        float* scratch) {
-  attention_body<4>(a, run, head, scratch);
-}
-
-template <typename Kept>
-using Attention = void (*)(const AttentionArguments<Kept>&, const Run&, int64_t head,
-                           float* scratch);
-
-template <typename Kept>
-Attention<Kept> attention_for(Isa isa) {
-#if CONVAI_FAST_X86
-  if (isa == Isa::kAvx512) return attention_avx512<Kept>;
-  if (isa == Isa::kAvx2) return attention_avx2<Kept>;
-#endif
-  return attention_portable<Kept>;
-}
-
-}  // namespace convai_fast
+}  // namespace convai_fast::cached_attention::CONVAI_FAST_ISA

@@ -1,6 +1,7 @@
 // What the CPU and the CUDA version of `collate` check and allocate alike.
 #pragma once
 
+#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -8,13 +9,13 @@
 #include "ops/check.h"
 #include "ops/collate/layout.h"
 
-namespace convai_fast {
+namespace convai_fast::collate {
 
 using PaddedResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using SharedResult =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-struct CollateArguments {
+struct Arguments {
   const at::Tensor &tokens, &utterance_offsets, &persona_ids, &history_ids, &candidate_ids, &plan;
   at::IntArrayRef special_ids;
   int64_t num_candidates;
@@ -23,14 +24,14 @@ struct CollateArguments {
   int64_t num_tokens, max_length;
 };
 
-inline const PlanRow* plan_rows(const at::Tensor& plan) {
+inline const PlanRow* rows_of_plan(const at::Tensor& plan) {
   return reinterpret_cast<const PlanRow*>(plan.const_data_ptr<int64_t>());
 }
 
 // The plan is checked on the host: it is small, and its rows are where a caller's mistake would
 // read outside the store. What only the store's arrays can tell is left to where they lie; on a GPU
 // the ids in them are taken as they are, since a store is checked when it is opened.
-inline void check_collate(const CollateArguments& a) {
+inline void check_arguments(const Arguments& a) {
   const auto dtype = a.tokens.scalar_type();
   TORCH_CHECK_TYPE(dtype == at::kUInt16 || dtype == at::kInt,
                    "collate: tokens must be uint16 or int32, not ", dtype);
@@ -65,7 +66,7 @@ inline void check_collate(const CollateArguments& a) {
   const auto within = [](int64_t first, int64_t count, const at::Tensor& table) {
     return first >= 0 && count >= 0 && count <= table.numel() - first;
   };
-  const PlanRow* plan = plan_rows(a.plan);
+  const PlanRow* plan = rows_of_plan(a.plan);
   for (int64_t i = 0; i < a.plan.size(0); ++i) {
     const PlanRow& row = plan[i];
     TORCH_CHECK_INDEX(within(row.persona_first, row.persona_count, a.persona_ids) &&
@@ -81,18 +82,20 @@ inline void check_collate(const CollateArguments& a) {
   }
 }
 
-inline at::TensorOptions output_options(const CollateArguments& a, bool pin_memory) {
-  return a.tokens.options().dtype(at::kLong).pinned_memory(pin_memory);
+// Pinned memory is the host's, for a device to read.
+inline at::TensorOptions output_options(const Arguments& a, bool pin_memory) {
+  const bool pinned = pin_memory && a.tokens.is_cpu() && at::hasCUDA();
+  return a.tokens.options().dtype(at::kLong).pinned_memory(pinned);
 }
 
-inline PaddedResult allocate_padded(const CollateArguments& a, bool pin_memory) {
+inline PaddedResult allocate_padded(const Arguments& a, bool pin_memory) {
   const auto options = output_options(a, pin_memory);
   const int64_t batch = a.plan.size(0);
   const auto sequences = [&] { return at::empty({batch, a.num_candidates, a.seq_len}, options); };
   return {sequences(), sequences(), sequences(), at::empty({batch, a.num_candidates}, options)};
 }
 
-inline SharedResult allocate_shared(const CollateArguments& a, bool pin_memory) {
+inline SharedResult allocate_shared(const Arguments& a, bool pin_memory) {
   const auto options = output_options(a, pin_memory);
   const int64_t batch = a.plan.size(0);
   const auto tokens = [&] { return at::empty({a.num_tokens}, options); };
@@ -111,22 +114,72 @@ Output pointers(const Result& result) {
 }
 
 template <typename Token>
-CollateInput<Token> collate_input(const CollateArguments& a, const PlanRow* plan,
-                                  const int64_t* offsets) {
+Input<Token> input_of(const Arguments& a, const PlanRow* plan, const int64_t* offsets) {
   const auto ids = a.special_ids;
-  return {static_cast<const Token*>(a.tokens.const_data_ptr()),
-          a.utterance_offsets.const_data_ptr<int64_t>(),
-          a.tokens.numel(),
-          a.utterance_offsets.numel() - 1,
-          a.persona_ids.const_data_ptr<int32_t>(),
-          a.history_ids.const_data_ptr<int32_t>(),
-          a.candidate_ids.const_data_ptr<int32_t>(),
-          plan,
-          a.num_candidates,
-          a.seq_len,
-          offsets,
-          a.max_length,
-          {ids[0], ids[1], ids[2], ids[3], ids[4]}};
+  return {.tokens = static_cast<const Token*>(a.tokens.const_data_ptr()),
+          .utterance_offsets = a.utterance_offsets.const_data_ptr<int64_t>(),
+          .num_tokens = a.tokens.numel(),
+          .num_utterances = a.utterance_offsets.numel() - 1,
+          .persona_ids = a.persona_ids.const_data_ptr<int32_t>(),
+          .history_ids = a.history_ids.const_data_ptr<int32_t>(),
+          .candidate_ids = a.candidate_ids.const_data_ptr<int32_t>(),
+          .plan = plan,
+          .num_candidates = a.num_candidates,
+          .seq_len = a.seq_len,
+          .offsets = offsets,
+          .max_length = a.max_length,
+          .special = {
+              .bos = ids[0], .eos = ids[1], .speaker1 = ids[2], .speaker2 = ids[3], .pad = ids[4]}};
 }
 
-}  // namespace convai_fast
+// The operators themselves, but for what fills the outputs: kFill(arguments, result).
+template <auto kFill>
+PaddedResult collate_padded(const at::Tensor& tokens, const at::Tensor& utterance_offsets,
+                            const at::Tensor& persona_ids, const at::Tensor& history_ids,
+                            const at::Tensor& candidate_ids, const at::Tensor& plan,
+                            at::IntArrayRef special_ids, int64_t num_candidates, int64_t seq_len,
+                            bool pin_memory) {
+  const Arguments arguments{.tokens = tokens,
+                            .utterance_offsets = utterance_offsets,
+                            .persona_ids = persona_ids,
+                            .history_ids = history_ids,
+                            .candidate_ids = candidate_ids,
+                            .plan = plan,
+                            .special_ids = special_ids,
+                            .num_candidates = num_candidates,
+                            .seq_len = seq_len,
+                            .offsets = nullptr,
+                            .num_tokens = 0,
+                            .max_length = seq_len};
+  check_arguments(arguments);
+  auto result = allocate_padded(arguments, pin_memory);
+  kFill(arguments, result);
+  return result;
+}
+
+template <auto kFill>
+SharedResult collate_shared(const at::Tensor& tokens, const at::Tensor& utterance_offsets,
+                            const at::Tensor& persona_ids, const at::Tensor& history_ids,
+                            const at::Tensor& candidate_ids, const at::Tensor& plan,
+                            at::IntArrayRef special_ids, int64_t num_candidates,
+                            const at::Tensor& offsets, int64_t num_tokens, int64_t max_length,
+                            bool pin_memory) {
+  const Arguments arguments{.tokens = tokens,
+                            .utterance_offsets = utterance_offsets,
+                            .persona_ids = persona_ids,
+                            .history_ids = history_ids,
+                            .candidate_ids = candidate_ids,
+                            .plan = plan,
+                            .special_ids = special_ids,
+                            .num_candidates = num_candidates,
+                            .seq_len = 0,
+                            .offsets = &offsets,
+                            .num_tokens = num_tokens,
+                            .max_length = max_length};
+  check_arguments(arguments);
+  auto result = allocate_shared(arguments, pin_memory);
+  kFill(arguments, result);
+  return result;
+}
+
+}  // namespace convai_fast::collate

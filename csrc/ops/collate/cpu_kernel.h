@@ -6,51 +6,21 @@
 #include <numeric>
 
 #include "ops/collate/layout.h"
-#include "simd/isa.h"
 
-namespace convai_fast {
+#define CONVAI_FAST_KERNEL "ops/collate/widen.h"
+#include "simd/each_isa.h"
 
-// Token ids are stored in 16 or 32 bits and handed out in 64. The loop is compiled once for each
-// instruction set; the compiler turns it into widening vector loads.
+namespace convai_fast::collate {
+
 template <typename Token>
-__attribute__((always_inline)) inline void widen_body(const Token* source, int64_t* target,
-                                                      int64_t length) {
-  for (int64_t i = 0; i < length; ++i) target[i] = source[i];
+void widen(const Token* source, int64_t* target, int64_t length) {
+  CONVAI_FAST_DISPATCH(widen<Token>)(source, target, length);
 }
 
-#if CONVAI_FAST_X86
+// Whether all that the row names lies in the store, and the row leaves out no more of its first
+// turn than there is.
 template <typename Token>
-CONVAI_FAST_AVX2 void widen_avx2(const Token* source, int64_t* target, int64_t length) {
-  widen_body(source, target, length);
-}
-
-template <typename Token>
-CONVAI_FAST_AVX512 void widen_avx512(const Token* source, int64_t* target, int64_t length) {
-  widen_body(source, target, length);
-}
-#endif
-
-template <typename Token>
-void widen_portable(const Token* source, int64_t* target, int64_t length) {
-  widen_body(source, target, length);
-}
-
-template <typename Token>
-using Widen = void (*)(const Token*, int64_t*, int64_t);
-
-template <typename Token>
-Widen<Token> widen_for(Isa isa) {
-#if CONVAI_FAST_X86
-  if (isa == Isa::kAvx512) return widen_avx512<Token>;
-  if (isa == Isa::kAvx2) return widen_avx2<Token>;
-#endif
-  return widen_portable<Token>;
-}
-
-// Whether all that the row names lies in the store, and the row leaves out no more of its first turn
-// than there is.
-template <typename Token>
-bool is_within_store(const CollateInput<Token>& in, const PlanRow& row) {
+bool is_within_store(const Input<Token>& in, const PlanRow& row) {
   const auto are_utterances = [&](const int32_t* ids, int64_t count) {
     return std::all_of(ids, ids + count, [&](int64_t id) {
       if (id < 0 || id >= in.num_utterances) return false;
@@ -67,8 +37,8 @@ bool is_within_store(const CollateInput<Token>& in, const PlanRow& row) {
 // Writes persona and history at `ids` and `segments`, which hold `limit` tokens, and returns their
 // length.
 template <typename Token>
-int64_t write_prefix(const CollateInput<Token>& in, const PlanRow& row, int64_t limit, int64_t* ids,
-                     int64_t* segments, Widen<Token> widen) {
+int64_t write_prefix(const Input<Token>& in, const PlanRow& row, int64_t limit, int64_t* ids,
+                     int64_t* segments) {
   return walk_prefix(
       in, row, limit,
       [&](int64_t position, int64_t token, int64_t segment) {
@@ -84,7 +54,7 @@ int64_t write_prefix(const CollateInput<Token>& in, const PlanRow& row, int64_t 
 // Writes [speaker1] reply [eos] at `ids` and `segments`, and returns the length of the three.
 template <typename Token>
 int64_t write_reply(const SpecialIds& special, const Reply<Token>& reply, int64_t* ids,
-                    int64_t* segments, Widen<Token> widen) {
+                    int64_t* segments) {
   ids[0] = special.speaker1;
   widen(reply.tokens, ids + 1, reply.length);
   ids[reply.length + 1] = special.eos;
@@ -96,8 +66,7 @@ int64_t write_reply(const SpecialIds& special, const Reply<Token>& reply, int64_
 // the others. Returns false, with nothing usable written, when the prefix leaves no room for
 // <speaker1> and <eos>.
 template <typename Token>
-bool collate_example(const CollateInput<Token>& in, const PaddedOutput& out, int64_t i,
-                     Widen<Token> widen) {
+bool collate_example(const Input<Token>& in, const PaddedOutput& out, int64_t i) {
   const int64_t first_row = i * in.num_candidates;
   const int64_t num_present = in.plan[i].candidate_count;
   const int32_t* candidates = in.candidate_ids + in.plan[i].candidate_first;
@@ -114,14 +83,14 @@ bool collate_example(const CollateInput<Token>& in, const PaddedOutput& out, int
     std::fill_n(labels, in.seq_len, kIgnoredLabel);
     if (j < num_present) {
       if (j == 0) {
-        prefix = write_prefix(in, in.plan[i], in.seq_len, ids, segments, widen);
+        prefix = write_prefix(in, in.plan[i], in.seq_len, ids, segments);
         if (prefix + 2 > in.seq_len) return false;
       } else {
         std::memcpy(ids, first_ids, prefix * sizeof(int64_t));
         std::memcpy(segments, first_segments, prefix * sizeof(int64_t));
       }
       const auto reply = reply_of(in, candidates[j], in.max_length - prefix - 2);
-      end = prefix + write_reply(in.special, reply, ids + prefix, segments + prefix, widen);
+      end = prefix + write_reply(in.special, reply, ids + prefix, segments + prefix);
       if (j == num_present - 1) {  // the true reply is the last one
         std::copy_n(ids + prefix + 1, reply.num_labels, labels + prefix + 1);
       }
@@ -137,8 +106,7 @@ bool collate_example(const CollateInput<Token>& in, const PaddedOutput& out, int
 // part. Returns false, with nothing usable written, when that is not its length, or when the prefix
 // does not fit `max_length`.
 template <typename Token>
-bool collate_example(const CollateInput<Token>& in, const SharedOutput& out, int64_t i,
-                     Widen<Token> widen) {
+bool collate_example(const Input<Token>& in, const SharedOutput& out, int64_t i) {
   const int64_t begin = in.offsets[i], length = in.offsets[i + 1] - begin;
   int64_t* ids = out.input_ids + begin;
   int64_t* segments = out.token_type_ids + begin;
@@ -149,7 +117,7 @@ bool collate_example(const CollateInput<Token>& in, const SharedOutput& out, int
   const int64_t num_present = in.plan[i].candidate_count;
   const int32_t* candidates = in.candidate_ids + in.plan[i].candidate_first;
 
-  const int64_t prefix = write_prefix(in, in.plan[i], length, ids, segments, widen);
+  const int64_t prefix = write_prefix(in, in.plan[i], length, ids, segments);
   const int64_t room = in.max_length - prefix - 2;
   if ((num_present > 0 && room < 0) || prefix > length) return false;
   std::iota(positions, positions + prefix, 0);
@@ -159,7 +127,7 @@ bool collate_example(const CollateInput<Token>& in, const SharedOutput& out, int
   for (int64_t j = 0; j < num_present; ++j) {
     const auto reply = reply_of(in, candidates[j], room);
     if (end + reply.length + 2 > length) return false;
-    const int64_t part = write_reply(in.special, reply, ids + end, segments + end, widen);
+    const int64_t part = write_reply(in.special, reply, ids + end, segments + end);
     std::iota(positions + end, positions + end + part, prefix);
     std::fill_n(branches + end, part, j + 1);
     if (j == num_present - 1) {  // the true reply is the last one
@@ -172,4 +140,4 @@ bool collate_example(const CollateInput<Token>& in, const SharedOutput& out, int
   return end == length;
 }
 
-}  // namespace convai_fast
+}  // namespace convai_fast::collate

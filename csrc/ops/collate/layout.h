@@ -12,7 +12,7 @@
 
 #include "simd/host_device.h"
 
-namespace convai_fast {
+namespace convai_fast::collate {
 
 constexpr int64_t kIgnoredLabel = -100;
 
@@ -29,7 +29,7 @@ struct PlanRow {
 constexpr int64_t kPlanColumns = sizeof(PlanRow) / sizeof(int64_t);
 
 template <typename Token>
-struct CollateInput {
+struct Input {
   const Token* tokens;               // [num_tokens]
   const int64_t* utterance_offsets;  // [num_utterances + 1]
   int64_t num_tokens, num_utterances;
@@ -69,8 +69,8 @@ struct Reply {
 };
 
 template <typename Token>
-CONVAI_FAST_HOST_DEVICE inline Reply<Token> reply_of(const CollateInput<Token>& in,
-                                                     int32_t candidate, int64_t room) {
+CONVAI_FAST_HOST_DEVICE inline Reply<Token> reply_of(const Input<Token>& in, int32_t candidate,
+                                                     int64_t room) {
   const int64_t begin = in.utterance_offsets[candidate];
   const int64_t length = in.utterance_offsets[candidate + 1] - begin;
   const bool is_cut = length > room;
@@ -80,7 +80,7 @@ CONVAI_FAST_HOST_DEVICE inline Reply<Token> reply_of(const CollateInput<Token>& 
 // Whether the row leaves out no more of its first turn than there is. Of the plan's columns this is
 // the one that only the store's arrays can tell, wherever they lie.
 template <typename Token>
-CONVAI_FAST_HOST_DEVICE inline bool skips_within_a_turn(const CollateInput<Token>& in,
+CONVAI_FAST_HOST_DEVICE inline bool skips_within_a_turn(const Input<Token>& in,
                                                         const PlanRow& row) {
   if (row.history_skip == 0) return true;
   const int64_t turn = in.history_ids[row.history_first];
@@ -91,9 +91,8 @@ CONVAI_FAST_HOST_DEVICE inline bool skips_within_a_turn(const CollateInput<Token
 // segment) for each part of the row's persona and history. Returns the length of the prefix.
 // Nothing is written at or beyond `limit`, so that a return value above it is safe to report.
 template <typename Token, typename WriteToken, typename WriteUtterance>
-CONVAI_FAST_HOST_DEVICE inline int64_t walk_prefix(const CollateInput<Token>& in,
-                                                   const PlanRow& row, int64_t limit,
-                                                   WriteToken&& write_token,
+CONVAI_FAST_HOST_DEVICE inline int64_t walk_prefix(const Input<Token>& in, const PlanRow& row,
+                                                   int64_t limit, WriteToken&& write_token,
                                                    WriteUtterance&& write_utterance) {
   int64_t position = 0;
   const auto add_token = [&](int64_t token, int64_t segment) {
@@ -125,4 +124,4 @@ CONVAI_FAST_HOST_DEVICE inline int64_t walk_prefix(const CollateInput<Token>& in
   return position;
 }
 
-}  // namespace convai_fast
+}  // namespace convai_fast::collate

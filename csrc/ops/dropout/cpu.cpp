@@ -3,9 +3,12 @@
 #include <torch/library.h>
 
 #include "ops/check.h"
-#include "ops/dropout/cpu_kernel.h"
+#include "ops/dropout/dropout.h"
 
-namespace convai_fast {
+#define CONVAI_FAST_KERNEL "ops/dropout/cpu_kernel.h"
+#include "simd/each_isa.h"
+
+namespace convai_fast::dropout {
 namespace {
 
 constexpr int64_t kGroup = 64;           // elements of the 16 blocks that are drawn at once
@@ -13,7 +16,7 @@ constexpr int64_t kGroupsPerTask = 512;  // fewer are not worth a second thread
 
 template <typename Scalar>
 void fill(const at::Tensor& x, at::Tensor& out, const Dropout& dropout) {
-  const auto kernel = dropout_for<Scalar>(current_isa());
+  const auto kernel = CONVAI_FAST_DISPATCH(dropout_kernel<Scalar>);
   const auto* source = static_cast<const Scalar*>(x.const_data_ptr());
   auto* target = static_cast<Scalar*>(out.mutable_data_ptr());
   const int64_t count = x.numel();
@@ -34,7 +37,7 @@ at::Tensor dropout_cpu(const at::Tensor& x, double p, const at::Tensor& seed) {
   if (kind == at::kFloat) {
     fill<float>(contiguous, out, dropout);
   } else {
-    fill<BFloat16>(contiguous, out, dropout);
+    fill<simd::BFloat16>(contiguous, out, dropout);
   }
   return out;
 }
@@ -43,4 +46,4 @@ at::Tensor dropout_cpu(const at::Tensor& x, double p, const at::Tensor& seed) {
 
 TORCH_LIBRARY_IMPL(convai_fast, CPU, m) { m.impl("dropout", &dropout_cpu); }
 
-}  // namespace convai_fast
+}  // namespace convai_fast::dropout

@@ -3,18 +3,24 @@
 #include <torch/library.h>
 
 #include "ops/check.h"
-#include "ops/packed_linear/cpu_kernel.h"
+#include "ops/packed_linear/arguments.h"
 
-namespace convai_fast {
+#define CONVAI_FAST_KERNEL "ops/packed_linear/cpu_kernel.h"
+#include "simd/each_isa.h"
+
+namespace convai_fast::packed_linear {
 namespace {
 
 // Below this many multiplications a second thread costs more than it saves.
 constexpr int64_t kProductsPerTask = 1 << 17;
 
-Linear kernel_for(at::ScalarType weight) {
-  if (weight == at::kChar) return linear_for<int8_t>(current_isa());
-  if (weight == at::kBFloat16) return linear_for<BFloat16>(current_isa());
-  return linear_for<float>(current_isa());
+template <typename Weight>
+void multiply(const Arguments& a) {
+  const int64_t products = std::max<int64_t>(1, a.rows * a.in_features * kPanel);
+  const auto kernel = CONVAI_FAST_DISPATCH(packed_linear_kernel<Weight>);
+  at::parallel_for(0, simd::round_up(a.out_features, kPanel) / kPanel,
+                   std::max<int64_t>(1, kProductsPerTask / products),
+                   [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
 }
 
 at::Tensor packed_linear_cpu(const at::Tensor& x, const at::Tensor& weight,
@@ -29,7 +35,7 @@ at::Tensor packed_linear_cpu(const at::Tensor& x, const at::Tensor& weight,
   check_tensor(weight, "packed_linear: weight", kind, int8 ? 4 : 3);
   TORCH_CHECK_VALUE(x.dim() >= 1, "packed_linear: x must have at least one dimension");
   const int64_t in_features = x.size(-1);
-  const int64_t panels = (out_features + kPanel - 1) / kPanel;
+  const int64_t panels = simd::round_up(out_features, kPanel) / kPanel;
   const bool fits = out_features >= 0 && weight.size(0) == panels &&
                     (int8 ? weight.size(1) == (in_features + 1) / 2 && weight.size(2) == kPanel &&
                                 weight.size(3) == 2
@@ -51,16 +57,16 @@ at::Tensor packed_linear_cpu(const at::Tensor& x, const at::Tensor& weight,
       in_features == 0 ? out.numel() / std::max<int64_t>(1, out_features) : x.numel() / in_features;
   if (out.numel() == 0) return out;
 
-  LinearArguments arguments{x.const_data_ptr<float>(),
-                            nullptr,
-                            weight.const_data_ptr(),
-                            int8 ? scales->const_data_ptr<float>() : nullptr,
-                            bias ? bias->const_data_ptr<float>() : nullptr,
-                            out.mutable_data_ptr<float>(),
-                            rows,
-                            in_features,
-                            out_features,
-                            gelu};
+  Arguments arguments{.x = x.const_data_ptr<float>(),
+                      .x_scales = nullptr,
+                      .weight = weight.const_data_ptr(),
+                      .scales = int8 ? scales->const_data_ptr<float>() : nullptr,
+                      .bias = bias ? bias->const_data_ptr<float>() : nullptr,
+                      .out = out.mutable_data_ptr<float>(),
+                      .rows = rows,
+                      .in_features = in_features,
+                      .out_features = out_features,
+                      .gelu = gelu};
   at::Tensor quantized, x_scales;
   if (int8) {
     const int64_t stride = in_features + in_features % 2;
@@ -79,10 +85,13 @@ at::Tensor packed_linear_cpu(const at::Tensor& x, const at::Tensor& weight,
     arguments.x = to;
     arguments.x_scales = to_scales;
   }
-  const Linear linear = kernel_for(kind);
-  const int64_t products = std::max<int64_t>(1, rows * in_features * kPanel);
-  at::parallel_for(0, panels, std::max<int64_t>(1, kProductsPerTask / products),
-                   [&](int64_t begin, int64_t end) { linear(arguments, begin, end); });
+  if (int8) {
+    multiply<int8_t>(arguments);
+  } else if (kind == at::kBFloat16) {
+    multiply<simd::BFloat16>(arguments);
+  } else {
+    multiply<float>(arguments);
+  }
   return out;
 }
 
@@ -90,4 +99,4 @@ at::Tensor packed_linear_cpu(const at::Tensor& x, const at::Tensor& weight,
 
 TORCH_LIBRARY_IMPL(convai_fast, CPU, m) { m.impl("packed_linear", &packed_linear_cpu); }
 
-}  // namespace convai_fast
+}  // namespace convai_fast::packed_linear

@@ -5,17 +5,17 @@
 
 #include "ops/check.h"
 
-namespace convai_fast {
+namespace convai_fast::sample {
 
-using SampleResult = std::tuple<at::Tensor, at::Tensor>;
+using Result = std::tuple<at::Tensor, at::Tensor>;
 
-struct SampleArguments {
+struct Arguments {
   const at::Tensor &logits, &temperature, &top_k, &top_p, &min_p, &seeds, &steps;
 };
 
 // `logits` may have any strides; the parameters, one a row, may too: a scalar for all rows comes
 // as an expanded tensor of stride 0.
-inline void check_sample(const SampleArguments& a) {
+inline void check_arguments(const Arguments& a) {
   TORCH_CHECK_VALUE(a.logits.dim() == 2, "sample: logits must be [batch, vocab_size], not ",
                     a.logits.sizes());
   const auto dtype = a.logits.scalar_type();
@@ -39,10 +39,10 @@ inline void check_sample(const SampleArguments& a) {
   check(a.steps, "steps", at::kLong);
 }
 
-inline SampleResult allocate_sample(const at::Tensor& logits, bool return_logprobs) {
+inline Result allocate(const at::Tensor& logits, bool return_logprobs) {
   const int64_t batch = logits.size(0);
   return {at::empty({batch}, logits.options().dtype(at::kLong)),
           at::empty({return_logprobs ? batch : 0}, logits.options().dtype(at::kFloat))};
 }
 
-}  // namespace convai_fast
+}  // namespace convai_fast::sample

@@ -6,9 +6,8 @@
 
 #include "ops/sample/check.h"
 #include "ops/sample/cpu_kernel.h"
-#include "simd/half.h"
 
-namespace convai_fast {
+namespace convai_fast::sample {
 namespace {
 
 // Below this many logits a second thread costs more than it saves.
@@ -19,28 +18,30 @@ constexpr int64_t kLogitsPerTask = 16384;
 const float* float_row(const at::Tensor& logits, int64_t row, int64_t begin, int64_t end,
                        float* buffer) {
   const int64_t offset = row * logits.stride(0), stride = logits.stride(1);
-  const auto convert = [&](const auto* source, auto widen) {
+  const auto convert = [&]<typename Logit>(const Logit* source) -> const float* {
     if (stride == 1) {
-      for (int64_t i = begin; i < end; ++i) buffer[i] = widen(source[i]);
+      for (int64_t i = begin; i < end; ++i) buffer[i] = simd::to_float(source[i]);
     } else {
-      for (int64_t i = begin; i < end; ++i) buffer[i] = widen(source[i * stride]);
+      for (int64_t i = begin; i < end; ++i) buffer[i] = simd::to_float(source[i * stride]);
     }
-    return static_cast<const float*>(buffer);
+    return buffer;
   };
+  const void* data = logits.const_data_ptr();
   if (logits.scalar_type() == at::kFloat) {
-    const float* source = logits.const_data_ptr<float>() + offset;
-    return stride == 1 ? source : convert(source, [](float value) { return value; });
+    const float* source = static_cast<const float*>(data) + offset;
+    return stride == 1 ? source : convert(source);
   }
-  const auto* source = static_cast<const uint16_t*>(logits.const_data_ptr()) + offset;
-  if (logits.scalar_type() == at::kBFloat16) return convert(source, widen_bfloat16);
-  return convert(source, widen_half);
+  if (logits.scalar_type() == at::kBFloat16) {
+    return convert(static_cast<const simd::BFloat16*>(data) + offset);
+  }
+  return convert(static_cast<const simd::Half*>(data) + offset);
 }
 
 // A thread keeps its scratch from call to call, for fresh memory costs more than a row, unless the
 // vocabulary is extraordinary.
-const SampleScratch& thread_scratch(int64_t vocab_size) {
+const Scratch& thread_scratch(int64_t vocab_size) {
   constexpr int64_t kMostKept = 1 << 18;
-  static thread_local std::optional<SampleScratch> scratch;
+  static thread_local std::optional<Scratch> scratch;
   if (!scratch || scratch->vocab_size() < vocab_size || scratch->vocab_size() > kMostKept) {
     scratch.emplace(vocab_size);
   }
@@ -65,12 +66,17 @@ void lower(std::atomic<int64_t>* smallest, int64_t value) {
   }
 }
 
-SampleResult sample_cpu(const at::Tensor& logits, const at::Tensor& temperature,
-                        const at::Tensor& top_k, const at::Tensor& top_p, const at::Tensor& min_p,
-                        const at::Tensor& seeds, const at::Tensor& steps, bool return_logprobs) {
-  const SampleArguments arguments{logits, temperature, top_k, top_p, min_p, seeds, steps};
-  check_sample(arguments);
-  auto result = allocate_sample(logits, return_logprobs);
+Result sample_cpu(const at::Tensor& logits, const at::Tensor& temperature, const at::Tensor& top_k,
+                  const at::Tensor& top_p, const at::Tensor& min_p, const at::Tensor& seeds,
+                  const at::Tensor& steps, bool return_logprobs) {
+  check_arguments({.logits = logits,
+                   .temperature = temperature,
+                   .top_k = top_k,
+                   .top_p = top_p,
+                   .min_p = min_p,
+                   .seeds = seeds,
+                   .steps = steps});
+  auto result = allocate(logits, return_logprobs);
   int64_t* token_ids = std::get<0>(result).mutable_data_ptr<int64_t>();
   float* logprobs = std::get<1>(result).mutable_data_ptr<float>();
   const int64_t batch = logits.size(0), vocab_size = logits.size(1);
@@ -85,31 +91,32 @@ SampleResult sample_cpu(const at::Tensor& logits, const at::Tensor& temperature,
     TORCH_CHECK_VALUE(value >= 0, "sample: the temperature of row ", row,
                       " must be 0 or more, not ", value);
   }
-  const RowPasses& passes = row_passes(current_isa());
   std::atomic<int64_t> bad_row{batch};
   const int64_t rows_per_task =
       std::max<int64_t>(1, kLogitsPerTask / std::max<int64_t>(1, vocab_size));
   const Pieces pieces = split_rows(batch, vocab_size);
   const auto sample_rows = [&](int64_t first, int64_t last) {
-    const SampleScratch& scratch = thread_scratch(vocab_size);
-    RowSampler sampler(passes, scratch, vocab_size, pieces);
+    const Scratch& scratch = thread_scratch(vocab_size);
+    WeighedRow weighed(scratch, vocab_size, pieces);
     for (int64_t row = first; row < last; ++row) {
-      const bool drawable = sampler.read([&](int64_t begin, int64_t end) {
+      const bool drawable = weighed.read([&](int64_t begin, int64_t end) {
         return float_row(logits, row, begin, end, scratch.logits());
       });
       if (!drawable) {
         lower(&bad_row, row);
         continue;
       }
-      token_ids[row] = sampler.sample({
-          .temperature = parameter(temperature.const_data_ptr<float>(), temperature, row),
-          .top_k = parameter(top_k.const_data_ptr<int64_t>(), top_k, row),
-          .top_p = parameter(top_p.const_data_ptr<float>(), top_p, row),
-          .min_p = parameter(min_p.const_data_ptr<float>(), min_p, row),
-          .seed = static_cast<uint64_t>(parameter(seeds.const_data_ptr<int64_t>(), seeds, row)),
-          .step = static_cast<uint64_t>(parameter(steps.const_data_ptr<int64_t>(), steps, row)),
-      });
-      if (return_logprobs) logprobs[row] = sampler.logprob(token_ids[row]);
+      token_ids[row] = sample_kernel(
+          weighed,
+          {
+              .temperature = parameter(temperature.const_data_ptr<float>(), temperature, row),
+              .top_k = parameter(top_k.const_data_ptr<int64_t>(), top_k, row),
+              .top_p = parameter(top_p.const_data_ptr<float>(), top_p, row),
+              .min_p = parameter(min_p.const_data_ptr<float>(), min_p, row),
+              .seed = static_cast<uint64_t>(parameter(seeds.const_data_ptr<int64_t>(), seeds, row)),
+              .step = static_cast<uint64_t>(parameter(steps.const_data_ptr<int64_t>(), steps, row)),
+          });
+      if (return_logprobs) logprobs[row] = logprob(weighed, token_ids[row]);
     }
   };
   if (pieces.count > 1) {
@@ -130,4 +137,4 @@ SampleResult sample_cpu(const at::Tensor& logits, const at::Tensor& temperature,
 
 TORCH_LIBRARY_IMPL(convai_fast, CPU, m) { m.impl("sample", &sample_cpu); }
 
-}  // namespace convai_fast
+}  // namespace convai_fast::sample

@@ -1,53 +1,17 @@
-// The loops over a row of logits or of weights that `sample` is made of.
-//
-// sample_passes.h includes this file once for each instruction set, hence no #pragma once, with
-//   CONVAI_FAST_ISA     the namespace, `portable`, `avx2` or `avx512`
-//   CONVAI_FAST_TARGET  the attribute that lets a function use those instructions
-//   CONVAI_FAST_WIDTH   floats in a vector
-// The functions have the target themselves, since they use intrinsics.
+// The loops over a row of logits or of weights that the CPU's `sample` is made of.
 //
 // Sums run over fixed chunks, whatever the thread or the batch, so that a row always gives the same
 // bits. Arrays of weights are padded with zeros to whole blocks.
+#include "ops/sample/row.h"
 
-namespace convai_fast {
-namespace CONVAI_FAST_ISA {
+namespace convai_fast::sample::CONVAI_FAST_ISA {
 
-constexpr int kWidth = CONVAI_FAST_WIDTH;
-typedef float Floats __attribute__((vector_size(4 * kWidth)));
-typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
+using namespace simd::CONVAI_FAST_ISA;
 
-#define CONVAI_FAST_INLINE CONVAI_FAST_TARGET __attribute__((always_inline)) inline
-
-CONVAI_FAST_INLINE Floats load(const float* source) {
-  Floats v;
-  __builtin_memcpy(&v, source, sizeof(v));
-  return v;
-}
-
-CONVAI_FAST_INLINE void store(float* target, Floats v) { __builtin_memcpy(target, &v, sizeof(v)); }
-
-CONVAI_FAST_INLINE Floats splat(float value) { return value - Floats{}; }
-
-// v where the mask is set, else 0.
-CONVAI_FAST_INLINE Floats where(Ints mask, Floats v) { return (Floats)(mask & (Ints)v); }
-
-CONVAI_FAST_INLINE double sum(Floats v) {
+CONVAI_FAST_INLINE double sum_in_double(Simd::Float v) {
   double total = 0;
   for (int i = 0; i < kWidth; ++i) total += v[i];
   return total;
-}
-
-// A bit for each lane that the mask sets.
-CONVAI_FAST_INLINE uint64_t lanes(Ints mask) {
-#if CONVAI_FAST_WIDTH == 16
-  return _mm512_movepi32_mask((__m512i)mask);
-#elif CONVAI_FAST_WIDTH == 8
-  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
-#else
-  uint64_t bits = 0;
-  for (int i = 0; i < kWidth; ++i) bits |= static_cast<uint64_t>(mask[i] & 1) << i;
-  return bits;
-#endif
 }
 
 // Appends those of a block's values that `set` has a bit for to a list of `count`, with their
@@ -78,14 +42,14 @@ CONVAI_FAST_INLINE const float* whole_block(const float* source, int64_t remaini
 // The largest of each block. Returns the largest of all, or NaN if there is one.
 CONVAI_FAST_TARGET inline float block_maxima(const float* logits, int64_t size, float* maxima) {
   float buffer[kBlock];
-  Ints nan = {};
+  Simd::Int nan{};
   float row_largest = -std::numeric_limits<float>::infinity();
   for (int64_t begin = 0; begin < size; begin += kBlock) {
     const float* block = whole_block(logits + begin, size - begin, buffer);
-    Floats largest = load(block);
+    auto largest = Simd::load(block);
     nan |= largest != largest;
     for (int i = kWidth; i < kBlock; i += kWidth) {
-      const Floats v = load(block + i);
+      const auto v = Simd::load(block + i);
       nan |= v != v;
       largest = largest > v ? largest : v;
     }
@@ -118,14 +82,15 @@ CONVAI_FAST_INLINE Exponential exponential_of(const Row& row) {
 // multiply-add, a factor in two parts gives r as precisely as a division would, which takes longer.
 constexpr int kUnroll = 2;  // hides the latency of the polynomial
 CONVAI_FAST_INLINE void exponentials_of_block(const float* logits, const Exponential& x,
-                                              float* weights, Floats* sums) {
+                                              float* weights, Simd::Float* sums) {
+  using Float = Simd::Float;
   // Adding it leaves n, plus a float's exponent bias, in the lowest bits.
   constexpr float kRound = 0x1.8p23f + 127;
   for (int i = 0; i < kBlock; i += kUnroll * kWidth) {
-    Floats d[kUnroll], shifted[kUnroll], n[kUnroll], r[kUnroll], e[kUnroll];
+    Float d[kUnroll], shifted[kUnroll], n[kUnroll], r[kUnroll], e[kUnroll];
 #define CONVAI_FAST_EACH for (int j = 0; j < kUnroll; ++j)
-    CONVAI_FAST_EACH d[j] = load(logits + i + j * kWidth) - x.largest;
-    CONVAI_FAST_EACH d[j] = d[j] > x.least ? d[j] : splat(x.least);
+    CONVAI_FAST_EACH d[j] = Simd::load(logits + i + j * kWidth) - x.largest;
+    CONVAI_FAST_EACH d[j] = d[j] > x.least ? d[j] : Simd::broadcast(x.least);
     CONVAI_FAST_EACH shifted[j] = d[j] * x.high + kRound;
     CONVAI_FAST_EACH n[j] = shifted[j] - kRound;
     CONVAI_FAST_EACH r[j] = d[j] * x.high - n[j];
@@ -135,9 +100,9 @@ CONVAI_FAST_INLINE void exponentials_of_block(const float* logits, const Exponen
     CONVAI_FAST_EACH e[j] = e[j] * r[j] + 0x1.ebf9bcp-3f;
     CONVAI_FAST_EACH e[j] = e[j] * r[j] + 0x1.62e42ap-1f;
     CONVAI_FAST_EACH e[j] = e[j] * r[j] + 1.0f;
-    CONVAI_FAST_EACH e[j] *= (Floats)((Ints)shifted[j] << 23);  // 2^n, or 0 for n = -127
+    CONVAI_FAST_EACH e[j] *= (Float)((Simd::Int)shifted[j] << 23);  // 2^n, or 0 for n = -127
     CONVAI_FAST_EACH sums[j] += e[j];
-    CONVAI_FAST_EACH store(weights + i + j * kWidth, e[j]);
+    CONVAI_FAST_EACH Simd::store(weights + i + j * kWidth, e[j]);
 #undef CONVAI_FAST_EACH
   }
 }
@@ -146,13 +111,13 @@ CONVAI_FAST_INLINE void exponentials_of_block(const float* logits, const Exponen
 CONVAI_FAST_TARGET inline float exponentials(const Row& row, float* weights) {
   const Exponential x = exponential_of(row);
   float buffer[kBlock];
-  Floats sums[kUnroll] = {};
+  Simd::Float sums[kUnroll] = {};
   for (int64_t begin = 0; begin < row.size; begin += kBlock) {
     const float* block = whole_block(row.logits + begin, row.size - begin, buffer);
     exponentials_of_block(block, x, weights + begin, sums);
   }
   double total = 0;
-  for (const Floats& s : sums) total += sum(s);
+  for (const auto& s : sums) total += sum_in_double(s);
   return static_cast<float>(total);
 }
 
@@ -168,35 +133,36 @@ CONVAI_FAST_TARGET inline int64_t weigh(const Row& row, int64_t begin, int64_t e
   alignas(64) float weights[kBlock + 1] = {};
   int64_t count = 0;
   for (int64_t chunk = begin; chunk < end; chunk += kChunk) {
-    Floats sums[kUnroll] = {}, sums_above = {};
+    Simd::Float sums[kUnroll] = {}, sums_above = {};
     for (int64_t i = chunk; i < std::min(end, chunk + kChunk); i += kBlock) {
       const float* block = whole_block(row.logits + i, row.size - i, buffer);
       exponentials_of_block(block, x, weights, sums);
       if (all_above || (maxima && maxima[i / kBlock] < logit_bound)) continue;
       uint64_t inside = 0;
       for (int j = 0; j < kBlock; j += kWidth) {
-        const Floats e = load(weights + j);
-        const Ints is_above = e >= b.high;
-        sums_above += where(is_above, e);
-        inside |= lanes((e >= b.low) ^ is_above) << j;
+        const auto e = Simd::load(weights + j);
+        const Simd::Int is_above = e >= b.high;
+        sums_above += Simd::where(is_above, e);
+        inside |= Simd::lanes((e >= b.low) ^ is_above) << j;
       }
       count = append(inside, weights, nullptr, i, list, count);
     }
     double total = 0;
-    for (const Floats& s : sums) total += sum(s);
+    for (const auto& s : sums) total += sum_in_double(s);
     totals[chunk / kChunk] = total;
-    above[chunk / kChunk] = all_above ? total : sum(sums_above);
+    above[chunk / kChunk] = all_above ? total : sum_in_double(sums_above);
   }
   return count;
 }
 
-CONVAI_FAST_TARGET inline double mass(const float* weights, int64_t size) {
+// The sum of a list's weights.
+CONVAI_FAST_TARGET inline double total_of(const float* weights, int64_t size) {
   double total = 0;
   for (int64_t chunk = 0; chunk < size; chunk += kChunk) {
-    Floats sums = {};
+    Simd::Float sums{};
     const int64_t end = std::min(size, chunk + kChunk);
-    for (int64_t i = chunk; i < end; i += kWidth) sums += load(weights + i);
-    total += sum(sums);
+    for (int64_t i = chunk; i < end; i += kWidth) sums += Simd::load(weights + i);
+    total += sum_in_double(sums);
   }
   return total;
 }
@@ -206,13 +172,13 @@ CONVAI_FAST_TARGET inline void pivot_masses(const float* weights, int64_t size, 
                                             double* masses) {
   std::fill_n(masses, kPivots, 0.0);
   for (int64_t chunk = 0; chunk < size; chunk += kChunk) {
-    Floats sums[kPivots] = {};
+    Simd::Float sums[kPivots] = {};
     const int64_t end = std::min(size, chunk + kChunk);
     for (int64_t i = chunk; i < end; i += kWidth) {
-      const Floats e = load(weights + i);
-      for (int j = 0; j < kPivots; ++j) sums[j] += where(e >= pivots[j], e);
+      const auto e = Simd::load(weights + i);
+      for (int j = 0; j < kPivots; ++j) sums[j] += Simd::where(e >= pivots[j], e);
     }
-    for (int j = 0; j < kPivots; ++j) masses[j] += sum(sums[j]);
+    for (int j = 0; j < kPivots; ++j) masses[j] += sum_in_double(sums[j]);
   }
 }
 
@@ -223,8 +189,8 @@ CONVAI_FAST_TARGET inline int64_t select(List from, int64_t size, Bracket b, Lis
   for (int64_t i = 0; i < size; i += kBlock) {
     uint64_t inside = 0;
     for (int j = 0; j < kBlock; j += kWidth) {
-      const Floats e = load(from.values + i + j);
-      inside |= (lanes(e >= b.low) ^ lanes(e >= b.high)) << j;
+      const auto e = Simd::load(from.values + i + j);
+      inside |= (Simd::lanes(e >= b.low) ^ Simd::lanes(e >= b.high)) << j;
     }
     const int32_t* places = from.places ? from.places + i : nullptr;
     count = append(inside, from.values + i, places, i, list, count);
@@ -243,10 +209,11 @@ CONVAI_FAST_TARGET inline int64_t collect(const Row& row, int64_t begin, int64_t
     if (maxima[i / kBlock] < logit_bound) continue;
     const float* block = whole_block(row.logits + i, row.size - i, buffer);
     uint64_t reached = 0;
-    for (int j = 0; j < kBlock; j += kWidth) reached |= lanes(load(block + j) >= logit_bound) << j;
+    for (int j = 0; j < kBlock; j += kWidth)
+      reached |= Simd::lanes(Simd::load(block + j) >= logit_bound) << j;
     for (; reached; reached &= reached - 1) {
       const int j = std::countr_zero(reached);
-      const float z = (block[j] - row.largest) / row.temperature;
+      const float z = row.tempered(block[j]);
       list.values[count] = z;
       list.places[count] = static_cast<int32_t>(i + j);
       count += z >= bound;
@@ -255,10 +222,4 @@ CONVAI_FAST_TARGET inline int64_t collect(const Row& row, int64_t begin, int64_t
   return count;
 }
 
-inline constexpr RowPasses kPasses{block_maxima, exponentials, weigh,  mass,
-                                   pivot_masses, select,       collect};
-
-#undef CONVAI_FAST_INLINE
-
-}  // namespace CONVAI_FAST_ISA
-}  // namespace convai_fast
+}  // namespace convai_fast::sample::CONVAI_FAST_ISA

@@ -13,12 +13,12 @@
 #include <cmath>
 #include <cstdint>
 
-#include "ops/sample/team.cuh"
+#include "ops/sample/cuda_team.cuh"
 
-namespace convai_fast {
+namespace convai_fast::sample {
 
-constexpr int kSampleThreads = 1024, kSampleWarps = kSampleThreads / 32;
-constexpr int kBins = kSampleThreads, kLogBins = 10;  // a thread a bin
+constexpr int kThreads = 1024, kWarps = kThreads / 32;
+constexpr int kBins = kThreads, kLogBins = 10;  // a thread a bin
 
 // A token's *gap*, (largest logit - its logit) / temperature, is what its probability is below the
 // largest, as a power of e. Its *key*, the bits of the gap, orders tokens as the gap does, since
@@ -41,10 +41,10 @@ struct Selected {
 };
 
 // A block's shared memory, beside its slice of the row.
-struct SampleScratch {
+struct BlockScratch {
   uint32_t low[kBins], high[kBins];  // the halves of a histogram's 64-bit weights
-  uint64_t sums[kSampleWarps];
-  float largest[kSampleWarps];
+  uint64_t sums[kWarps];
+  float largest[kWarps];
   Selected selected;
   int found;
 };
@@ -56,23 +56,23 @@ struct SampleScratch {
 // With kInShared the row is read once from global memory and its gaps are kept in `slice`, one
 // float for each token of the block; otherwise every pass reads the logits again.
 template <typename Logit, bool kInShared>
-class SampleRow {
+class TeamRow {
  public:
-  __device__ SampleRow(const Logit* logits, int64_t stride, int vocab_size, SampleScratch& scratch,
-                       float* slice)
+  __device__ TeamRow(const Logit* logits, int64_t stride, int vocab_size, BlockScratch& scratch,
+                     float* slice)
       : logits_(logits),
         stride_(stride),
         vocab_size_(vocab_size),
         scratch_(scratch),
         slice_(slice),
         span_(span(vocab_size, Team::size())),
-        first_(Team::rank() * kSampleWarps * span_),
+        first_(Team::rank() * kWarps * span_),
         begin_(min(first_ + warp() * span_, vocab_size)),
         end_(min(begin_ + span_, vocab_size)) {}
 
   // How many tokens a warp owns: a multiple of 32, its lanes.
   __host__ __device__ static int span(int vocab_size, int num_blocks) {
-    const int num_lanes = num_blocks * kSampleThreads;
+    const int num_lanes = num_blocks * kThreads;
     return (vocab_size + num_lanes - 1) / num_lanes * 32;
   }
 
@@ -151,7 +151,7 @@ class SampleRow {
       Team::sync();
       uint64_t weight = 0;
       for (int rank = 0; rank < Team::size(); ++rank) {
-        const SampleScratch& peer = *Team::peer(&scratch_, rank);
+        const BlockScratch& peer = *Team::peer(&scratch_, rank);
         weight += peer.low[thread] + (static_cast<uint64_t>(peer.high[thread]) << 32);
       }
       uint64_t until = cg::inclusive_scan(tile(), weight, cg::plus<uint64_t>());
@@ -265,7 +265,7 @@ class SampleRow {
     for (int rank = first_rank; rank < end_rank; ++rank) {
       const uint64_t sum = Team::peer(scratch_.sums, rank)[lane()];
       result.total += sum;
-      if (rank * kSampleWarps + lane() < Team::rank() * kSampleWarps + warp()) result.before += sum;
+      if (rank * kWarps + lane() < Team::rank() * kWarps + warp()) result.before += sum;
     }
     return {cg::reduce(tile(), result.before, cg::plus<uint64_t>()),
             cg::reduce(tile(), result.total, cg::plus<uint64_t>())};
@@ -274,10 +274,10 @@ class SampleRow {
   const Logit* logits_;
   int64_t stride_;
   int vocab_size_;
-  SampleScratch& scratch_;
+  BlockScratch& scratch_;
   float* slice_;
   int span_, first_, begin_, end_;  // the block's first token; the warp's first and last + 1
   float largest_ = 0, temperature_ = 1;
 };
 
-}  // namespace convai_fast
+}  // namespace convai_fast::sample

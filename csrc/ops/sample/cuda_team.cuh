@@ -3,7 +3,7 @@
 
 #include <cooperative_groups.h>
 
-namespace convai_fast {
+namespace convai_fast::sample {
 
 namespace cg = cooperative_groups;
 
@@ -29,4 +29,4 @@ struct Team {
 #endif
 };
 
-}  // namespace convai_fast
+}  // namespace convai_fast::sample
