@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 import tyro
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,15 +24,11 @@ from convai_fast.dialogue.tokenizer import read_tokenizer, special_ids
 from convai_fast.errors import UserError, reason_of
 from convai_fast.files import fill, is_free, locked_folder, move_whole, scratch_folder
 from convai_fast.loading import check_fit
-from convai_fast.model import adapter, checkpoint, legacy
+from convai_fast.model import adapter, checkpoint, families, legacy
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.model.tensors import EMBEDDING, Accounted, account_for, transformers_names
+from convai_fast.model.tensors import EMBEDDING, Accounted, account_for
 
-_PEERS = {
-    "openai-gpt": (transformers.OpenAIGPTConfig, transformers.OpenAIGPTDoubleHeadsModel),
-    "gpt2": (transformers.GPT2Config, transformers.GPT2DoubleHeadsModel),
-}
 # Largest difference of logits that rounding explains, relative to the largest logit.
 _TOLERANCE = 1e-4
 
@@ -211,20 +206,20 @@ def _batch(
 
 def _peer(source: _Source) -> torch.nn.Module:
     """transformers' double-heads model with the source's settings and tensors."""
-    config_class, model_class = _PEERS[source.config.architecture]
+    family = families.of(source.config)
     settings = source.config.to_transformers()
     settings |= {k: v for k, v in source.settings.items() if k in settings and v is not None}
     settings |= {"vocab_size": source.config.vocab_size}
     parameters = dict(source.accounted.parameters)
     try:
-        peer = model_class(config_class(**settings)).eval()
+        peer = family.peer(settings).eval()
     except Exception as error:  # transformers checks settings in more than one way
         raise UserError(
             f"config.json has settings that transformers refuses ({reason_of(error)}): correct "
             "them."
         ) from error
     if source.adapter:  # which gives the embedding's new rows their values
-        name = transformers_names(source.config)[EMBEDDING]
+        name = family.tensor_names(source.config)[EMBEDDING]
         new_rows = source.config.vocab_size - len(parameters[name])
         parameters[name] = F.pad(parameters[name], (0, 0, 0, new_rows))
     state = peer.load_state_dict(parameters, strict=False)
@@ -266,7 +261,7 @@ def _report(source: _Source, ignored: list[str]) -> list[tuple[str, str]]:
     rows = [
         (
             "read",
-            f"{layout}: {config.architecture}, {config.n_layer} layers of width {config.n_embd}, "
+            f"{layout}: {config.family}, {config.n_layer} layers of width {config.n_embd}, "
             f"{config.n_positions} positions",
         ),
         (

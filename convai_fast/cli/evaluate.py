@@ -120,7 +120,7 @@ def run(options: EvaluateOptions) -> None:
             "`convai-fast train`, or leave hits@K out of --metrics"
         )
     described = {
-        "architecture": model.config.architecture,
+        "architecture": model.config.family,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "fingerprint": model_fingerprint(model),
     }

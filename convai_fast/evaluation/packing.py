@@ -59,16 +59,12 @@ def packed(model: DoubleHeadsModel, dtype: torch.dtype) -> Iterator[None]:
     try:
         for block in model.transformer.blocks:
             activation = block.mlp.activation
-            for owner, name in (
-                (block.attention, "qkv"),
-                (block.attention, "out"),
-                (block.mlp, "up"),
-                (block.mlp, "down"),
-            ):
-                layer = getattr(owner, name)
-                fused = model.config.activation if name == "up" else None
-                setattr(owner, name, _PackedLinear(layer, dtype, fused))
-                replaced.append((owner, name, layer))
+            for owner in (block.attention, block.mlp):
+                for name, layer in list(owner.named_children()):
+                    if isinstance(layer, nn.Linear):
+                        fused = model.config.activation if name == "up" else None
+                        setattr(owner, name, _PackedLinear(layer, dtype, fused))
+                        replaced.append((owner, name, layer))
             block.mlp.activation = _same
             replaced.append((block.mlp, "activation", activation))
         yield

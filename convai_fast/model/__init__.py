@@ -1,4 +1,4 @@
-"""The double-heads dialogue model: one transformer for OpenAI GPT and GPT-2, with two heads."""
+"""The double-heads dialogue model: one transformer for every family of models, with two heads."""
 
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel, DoubleHeadsOutput

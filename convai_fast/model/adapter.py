@@ -21,15 +21,14 @@ from torch import Tensor
 from convai_fast.archive import unpacked
 from convai_fast.errors import UserError
 from convai_fast.files import read_json
+from convai_fast.model import families
 from convai_fast.model.checkpoint import find_folder
 from convai_fast.model.config import TransformerConfig
-from convai_fast.model.tensors import transformers_names
+from convai_fast.model.tensors import EMBEDDING
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 KEPT_BASE = "base"
-# The layers that have one, by transformers' names.
-TARGET_MODULES = ("c_attn", "c_proj", "c_fc")
 _HEAD = "multiple_choice_head"
 
 
@@ -77,15 +76,15 @@ def tensor_names(config: TransformerConfig) -> dict[str, list[str]]:
     `[lora_A, lora_B]` for a linear layer's weight, `[rows]` for the embedding, and the tensor
     itself for the multiple-choice head.
     """
-    names = {}
-    for ours, theirs in transformers_names(config).items():
+    family, names = families.of(config), {}
+    for ours, theirs in family.tensor_names(config).items():
         name = f"base_model.model.{theirs}"
         stem = name.removesuffix(".weight")
-        if stem.endswith(TARGET_MODULES):
+        if family.is_linear(theirs):
             names[ours] = [f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"]
         elif ours.startswith(_HEAD):
             names[ours] = [name]
-        elif ours == "transformer.token_embedding.weight":
+        elif ours == EMBEDDING:
             names[ours] = [f"{stem}.token_adapter.trainable_tokens_delta"]
     return names
 

@@ -110,7 +110,7 @@ def read_config(folder: Path, tensor_names: Collection[str] = ()) -> Transformer
 
     Args:
         folder: a model folder.
-        tensor_names: those of its weights, which tell GPT from GPT-2 where an old config does not.
+        tensor_names: those of its weights, which tell the family where an old config does not.
 
     Raises:
         UserError: it is missing, not JSON, or describes a model that is not supported.

@@ -16,9 +16,9 @@ from convai_fast.errors import UserError
 from convai_fast.model import adapter, checkpoint
 from convai_fast.model.attention import Branches
 from convai_fast.model.config import TransformerConfig
-from convai_fast.model.layers import Dropout, linear, to_device
+from convai_fast.model.layers import Dropout, init_weights, linear, to_device
 from convai_fast.model.tensors import account_for, map_weights
-from convai_fast.model.transformer import Transformer, init_weights
+from convai_fast.model.transformer import Transformer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,11 +54,11 @@ class RankingHead(nn.Linear):
 
 
 class DoubleHeadsModel(nn.Module):
-    """GPT or GPT-2 that writes replies and ranks them (TransferTransfo, arXiv 1901.08149).
+    """A decoder that writes replies and ranks them (TransferTransfo, arXiv 1901.08149).
 
-    It computes what transformers' `OpenAIGPTDoubleHeadsModel` and `GPT2DoubleHeadsModel` compute,
-    but vocabulary logits only where there is a label. The language-model head shares its weight
-    with the token embedding. A new model has random weights; `from_pretrained` reads saved ones.
+    It computes what transformers' double-heads class of the model's family computes, but vocabulary
+    logits only where there is a label. The language-model head shares its weight with the token
+    embedding. A new model has random weights; `from_pretrained` reads saved ones.
 
     Example:
         >>> config = TransformerConfig.from_transformers({"model_type": "gpt2", "n_layer": 4})

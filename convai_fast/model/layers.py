@@ -70,6 +70,14 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def init_weights(module: nn.Module, std: float) -> None:
+    """Draw a Linear's or Embedding's weight from normal(0, std) and set its bias to 0."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+
+
 class _Float32Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN001

@@ -12,10 +12,8 @@ The multiple-choice head of the second, and all other names of tensors, are thos
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from convai_fast.errors import UserError, shown
+from convai_fast.model import families
 
 _RENAMED = {
     "lm_head.decoder.weight": "lm_head.weight",
@@ -27,10 +25,6 @@ _OLD_SETTINGS = {
     "summary_type": ("summary_type", {"token_ids": "cls_index"}),
     "summary_dropout": ("summary_first_dropout", {}),
 }
-# A tensor that only one of the two architectures has.
-_POSITIONS = {"positions_embed.weight": "openai-gpt", "wpe.weight": "gpt2"}
-# What a masked attention score was set to.
-_MASKED = -1e4
 
 
 def current_name(name: str) -> str:
@@ -50,11 +44,12 @@ def describe_layout(config: Mapping[str, Any], names: Collection[str]) -> str:
 def current_config(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """The content of an old `config.json` with `model_type` and every embedding row counted.
 
-    `names` are those of the weights' tensors, which tell GPT-2 from GPT where the config does not.
+    `names` are those of the weights' tensors, which tell the family where the config does not.
     A config that has a `model_type` is today's, and stays as it is.
 
     Raises:
-        UserError: `n_special` is no count, or `predict_special_tokens` is false.
+        UserError: `n_special` is no count, `predict_special_tokens` is false, or the model is of
+            no family that is supported.
     """
     config = dict(config)
     if config.get("model_type") is not None:
@@ -75,25 +70,5 @@ def current_config(config: Mapping[str, Any], names: Collection[str]) -> dict[st
         raise UserError("vocab_size must be a whole number beside n_special; add it.")
     if n_special:
         config["vocab_size"] += n_special
-    if "afn" not in config and not config.get("architectures"):
-        for suffix, architecture in _POSITIONS.items():
-            if any(name.endswith(suffix) for name in names):
-                config["model_type"] = architecture
+    config["model_type"] = families.find(config, names).name
     return config
-
-
-def is_expected_constant(name: str, tensor: Tensor) -> bool:
-    """Whether a buffer of an older version holds what is computed without it.
-
-    That is a causal mask [1, 1, n, n] for `attn.bias`, the score of what is masked for
-    `attn.masked_bias`, and 0, 1, 2, … for `position_ids`.
-    """
-    tensor = tensor.double()
-    if name.endswith("masked_bias"):
-        return tensor.numel() == 1 and tensor.item() <= _MASKED
-    if name.endswith("position_ids"):
-        return torch.equal(tensor.flatten(), torch.arange(tensor.numel()).double())
-    size = tensor.shape[-1] if tensor.dim() else 0
-    return tensor.shape == (1, 1, size, size) and torch.equal(
-        tensor, torch.ones(size, size).double().tril().expand_as(tensor)
-    )

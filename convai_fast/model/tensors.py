@@ -4,7 +4,6 @@ Parameters have three names: ours, transformers' of today, and in part those of 
 """
 
 import logging
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,44 +12,14 @@ import torch
 from torch import Tensor
 
 from convai_fast.errors import UserError, shown
-from convai_fast.model import legacy
+from convai_fast.model import families, legacy
 from convai_fast.model.config import TransformerConfig
 
 logger = logging.getLogger(__name__)
 
-# Our parameter names on the left, transformers' on the right.
-_EMBEDDINGS = {
-    "openai-gpt": {
-        "transformer.token_embedding.weight": "transformer.tokens_embed.weight",
-        "transformer.position_embedding.weight": "transformer.positions_embed.weight",
-    },
-    "gpt2": {
-        "transformer.token_embedding.weight": "transformer.wte.weight",
-        "transformer.position_embedding.weight": "transformer.wpe.weight",
-    },
-}
-_BLOCK = {
-    "transformer.blocks.{layer}.attention.qkv": "transformer.h.{layer}.attn.c_attn",
-    "transformer.blocks.{layer}.attention.out": "transformer.h.{layer}.attn.c_proj",
-    "transformer.blocks.{layer}.attention_norm": "transformer.h.{layer}.ln_1",
-    "transformer.blocks.{layer}.mlp.up": "transformer.h.{layer}.mlp.c_fc",
-    "transformer.blocks.{layer}.mlp.down": "transformer.h.{layer}.mlp.c_proj",
-    "transformer.blocks.{layer}.mlp_norm": "transformer.h.{layer}.ln_2",
-}
-_FINAL_NORM = {"transformer.final_norm": "transformer.ln_f"}
-_HEAD = {"multiple_choice_head": "multiple_choice_head.summary"}
-
 # The language-model head has the token embedding for a weight.
 EMBEDDING = "transformer.token_embedding.weight"
 _LM_HEAD = "lm_head.weight"
-# transformers' Conv1D is a Linear whose weight is stored as [in, out].
-_CONV1D_WEIGHTS = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-# Constants that older versions stored beside the parameters, and why they are not needed.
-_CONSTANTS = {
-    re.compile(r"transformer\.h\.\d+\.attn\.bias"): "the causal mask, which is computed",
-    re.compile(r"transformer\.h\.\d+\.attn\.masked_bias"): "a constant of the causal mask",
-    re.compile(r"transformer\.position_ids"): "the numbers 0, 1, 2, …, which are computed",
-}
 
 
 class Accounted(NamedTuple):
@@ -61,21 +30,6 @@ class Accounted(NamedTuple):
     dropped: dict[str, str]  # the stored name -> why it is not needed
 
 
-def transformers_names(config: TransformerConfig) -> dict[str, str]:
-    """Our name of every parameter of a `DoubleHeadsModel` -> its name in transformers."""
-    modules = {
-        ours.format(layer=layer): theirs.format(layer=layer)
-        for layer in range(config.n_layer)
-        for ours, theirs in _BLOCK.items()
-    }
-    modules |= (_FINAL_NORM if config.final_norm else {}) | _HEAD
-    return _EMBEDDINGS[config.architecture] | {
-        f"{ours}.{kind}": f"{theirs}.{kind}"
-        for ours, theirs in modules.items()
-        for kind in ("weight", "bias")
-    }
-
-
 def account_for(tensors: Mapping[str, Tensor], config: TransformerConfig, path: Path) -> Accounted:
     """Tell a file's parameters, by today's names, from its constants and tied copies.
 
@@ -83,16 +37,19 @@ def account_for(tensors: Mapping[str, Tensor], config: TransformerConfig, path: 
         UserError: a tensor is there twice, a constant is not the expected one, or the
             language-model head is not the token embedding.
     """
-    known = {_LM_HEAD, *transformers_names(config).values()}
+    family = families.of(config)
+    names = family.tensor_names(config)
+    known = {_LM_HEAD, *names.values()}
     accounted = Accounted(parameters={}, renamed={}, dropped={})
     for key, tensor in tensors.items():
         name = legacy.current_name(key)
         # A body saved without heads (as `gpt2` on the hub) leaves out the prefix.
         prefixed = f"transformer.{name}"
-        if prefixed in known or _why_constant(prefixed):
+        if prefixed in known or family.constant(prefixed):
             name = prefixed
-        if reason := _why_constant(name):
-            if not legacy.is_expected_constant(name, tensor):
+        if constant := family.constant(name):
+            reason, is_expected = constant
+            if not is_expected(tensor):
                 raise UserError(
                     f"{path}: {key} holds something else than {reason}, so it is not the model of "
                     "a GPT; get the file again."
@@ -104,12 +61,8 @@ def account_for(tensors: Mapping[str, Tensor], config: TransformerConfig, path: 
         accounted.parameters[name] = tensor
         if name != key:
             accounted.renamed[key] = name
-    _tie_head(accounted, _EMBEDDINGS[config.architecture][EMBEDDING], path)
+    _tie_head(accounted, names[EMBEDDING], path)
     return accounted
-
-
-def _why_constant(name: str) -> str | None:
-    return next((why for pattern, why in _CONSTANTS.items() if pattern.fullmatch(name)), None)
 
 
 def _tie_head(accounted: Accounted, embedding_name: str, path: Path) -> None:
@@ -156,12 +109,13 @@ def map_weights(
     Raises:
         UserError: a tensor is unknown, missing or of another shape.
     """
-    names = transformers_names(config)
+    family = families.of(config)
+    names = family.tensor_names(config)
     unknown = parameters.keys() - names.values()
     if unknown:
         raise UserError(
             f"{path} holds tensors that are unknown in transformers' layout of "
-            f"{config.architecture}: {listing(unknown)}; check model_type in config.json, or load "
+            f"{family.name}: {listing(unknown)}; check model_type in config.json, or load "
             "and save the model with a current transformers first."
         )
     missing = names.values() - parameters.keys()
@@ -183,7 +137,8 @@ def map_weights(
         if theirs not in parameters:
             continue
         tensor = parameters[theirs]
-        stored = shapes[ours][::-1] if theirs.endswith(_CONV1D_WEIGHTS) else shapes[ours]
+        is_transposed = family.stores_transposed(theirs)
+        stored = shapes[ours][::-1] if is_transposed else shapes[ours]
         if tensor.shape != stored:
             raise UserError(
                 f"{path}: {theirs} has shape {tuple(tensor.shape)}, but config.json asks for "
@@ -194,17 +149,18 @@ def map_weights(
                 f"{path}: {theirs} holds {str(tensor.dtype).removeprefix('torch.')} numbers; "
                 "only floating-point weights can be read."
             )
-        weights[ours] = tensor.t() if theirs.endswith(_CONV1D_WEIGHTS) else tensor
+        weights[ours] = tensor.t() if is_transposed else tensor
     return weights
 
 
 def to_transformers(weights: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
     """A model's parameters, given by our names, as transformers names and stores them."""
+    family = families.of(config)
     return {
-        theirs: weights[ours].t().contiguous()
-        if theirs.endswith(_CONV1D_WEIGHTS)
-        else weights[ours].contiguous()
-        for ours, theirs in transformers_names(config).items()
+        theirs: (
+            weights[ours].t() if family.stores_transposed(theirs) else weights[ours]
+        ).contiguous()
+        for ours, theirs in family.tensor_names(config).items()
     }
 
 

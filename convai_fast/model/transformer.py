@@ -1,11 +1,5 @@
-"""One transformer decoder for OpenAI GPT and GPT-2.
+"""One transformer decoder for all families of models, which differ in what `config` says."""
 
-The two differ in where LayerNorm stands and in a last LayerNorm that only GPT-2 has; `config` says
-so. Sources: Radford et al., "Improving Language Understanding by Generative Pre-Training" (2018)
-and "Language Models are Unsupervised Multitask Learners" (2019).
-"""
-
-import math
 from functools import partial
 from typing import Protocol
 
@@ -14,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from convai_fast.model import families
 from convai_fast.model.attention import Branches, causal_attention
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.layers import Dropout, Linear
@@ -114,12 +109,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids to hidden states.
-
-    Weights are drawn as OpenAI's and transformers' code draws them: normal with a standard
-    deviation of `initializer_range`, biases 0, and for GPT-2 the last layer before each residual
-    sum scaled down by sqrt(2 · n_layer).
-    """
+    """Token ids to hidden states; new weights are drawn as the model's family draws them."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -132,12 +122,7 @@ class Transformer(nn.Module):
         self.final_norm = (
             nn.LayerNorm(config.n_embd, eps=config.norm_eps) if config.final_norm else nn.Identity()
         )
-        self.apply(partial(init_weights, std=config.initializer_range))
-        if config.architecture == "gpt2":
-            std = config.initializer_range / math.sqrt(2 * config.n_layer)
-            for block in self.blocks:
-                nn.init.normal_(block.attention.out.weight, std=std)
-                nn.init.normal_(block.mlp.down.weight, std=std)
+        families.of(config).initialise(self)
 
     def forward(
         self,
@@ -195,11 +180,3 @@ class Transformer(nn.Module):
             else:
                 x = block(*arguments)
         return self.final_norm(x)
-
-
-def init_weights(module: nn.Module, std: float) -> None:
-    """Draw a Linear's or Embedding's weight from normal(0, std) and set its bias to 0."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=std)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)

@@ -22,13 +22,11 @@ from transformers import PreTrainedTokenizerFast
 from convai_fast.archive import is_checkpoint_file
 from convai_fast.errors import UserError
 from convai_fast.files import flush, scratch_folder
-from convai_fast.model import adapter, checkpoint
+from convai_fast.model import adapter, checkpoint, families
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.model.tensors import transformers_names
+from convai_fast.model.tensors import EMBEDDING
 from convai_fast.training.checkpoints import explained
 from convai_fast.training.options import TrainOptions
-
-_LAYERS = ("qkv", "out", "up", "down")
 
 
 class _TrainedRows(nn.Module):
@@ -72,7 +70,12 @@ class Lora:
             "lora_alpha": options.lora_alpha,
             "lora_dropout": options.lora_dropout,
         }
-        inject_adapter_in_model(LoraConfig(target_modules=list(_LAYERS), **settings), model)
+        layers = {
+            name.rpartition(".")[2]
+            for name, module in model.transformer.blocks.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        inject_adapter_in_model(LoraConfig(target_modules=layers, **settings), model)
         model.requires_grad_(False)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
@@ -81,15 +84,15 @@ class Lora:
         parametrize.register_parametrization(
             embedding, "weight", _TrainedRows(embedding.weight, self.token_ids)
         )
-        names = transformers_names(model.config)
-        embedding_module = names["transformer.token_embedding.weight"].split(".")[-2]
+        family = families.of(model.config)
+        embedding_module = family.tensor_names(model.config)[EMBEDDING].split(".")[-2]
         self.base = Path(base or options.model).expanduser()
-        # What peft and transformers read: their layers are stored as [in, out].
+        # What peft and transformers read.
         self._saved_config = LoraConfig(
             **settings,
             base_model_name_or_path=str(self.base.resolve() if self.base.exists() else self.base),
-            target_modules=list(adapter.TARGET_MODULES),
-            fan_in_fan_out=True,
+            target_modules=list(family.linear_layers),
+            fan_in_fan_out=family.conv1d,
             modules_to_save=["multiple_choice_head"],
             trainable_token_indices={embedding_module: self.token_ids},
             inference_mode=True,
@@ -170,7 +173,7 @@ class Lora:
     @torch.no_grad()
     def _merged_weights(self) -> dict[str, Tensor]:
         weights = {}
-        for name in transformers_names(self.model.config):
+        for name in families.of(self.model.config).tensor_names(self.model.config):
             module_name, kind = name.rsplit(".", 1)
             module = self.model.get_submodule(module_name)
             weights[name] = getattr(getattr(module, "base_layer", module), kind)

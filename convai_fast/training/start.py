@@ -118,6 +118,6 @@ def _shape(model: DoubleHeadsModel) -> str:
     config = model.config
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     return (
-        f"{config.architecture}, {config.n_layer} layers of width {config.n_embd}, "
+        f"{config.family}, {config.n_layer} layers of width {config.n_embd}, "
         f"{millions:.1f}M parameters"
     )

@@ -6,7 +6,7 @@ import torch
 import transformers
 from transformers.pytorch_utils import Conv1D
 
-from convai_fast.model.tensors import transformers_names
+from convai_fast.model import families
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -63,7 +63,7 @@ def gradients_by_our_names(peer, config):
     """transformers' gradients in our layout: a Conv1D stores its weight transposed."""
     embedding = peer.get_input_embeddings().weight.grad
     gradients = {}
-    for ours, theirs in transformers_names(config).items():
+    for ours, theirs in families.of(config).tensor_names(config).items():
         module, _, kind = theirs.rpartition(".")
         module = peer.get_submodule(module)
         gradient = getattr(module, kind).grad

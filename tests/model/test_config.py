@@ -59,7 +59,7 @@ def test_gpt2_names_no_special_token_outside_a_small_vocabulary():
     assert (usual.bos_token_id, usual.eos_token_id) == (50256, 50256)
 
 
-def test_norms_stand_where_the_architecture_has_them():
+def test_norms_stand_where_the_family_has_them():
     gpt, gpt2 = read(model_type="openai-gpt"), read(model_type="gpt2")
     assert (gpt.norm_position, gpt.final_norm) == ("post", False)
     assert (gpt2.norm_position, gpt2.final_norm) == ("pre", True)
@@ -86,8 +86,8 @@ def test_names_that_transformers_accepts_for_a_size_are_understood():
         ({"n_ctx": 1024, "n_embd": 768}, "gpt2"),
     ],
 )
-def test_the_architecture_of_a_config_without_model_type_is_recognised(settings, expected):
-    assert read(**settings).architecture == expected
+def test_the_family_of_a_config_without_model_type_is_recognised(settings, expected):
+    assert read(**settings).family == expected
 
 
 @pytest.mark.parametrize(
@@ -120,19 +120,3 @@ def test_the_architecture_of_a_config_without_model_type_is_recognised(settings,
 def test_what_would_change_the_results_is_refused_in_one_sentence(settings, sentence):
     with pytest.raises(UserError, match=sentence):
         read(**settings)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"positions": "rotary"}, "positions must be 'learned'"),
-        ({"norm_position": "pre"}, "norm_position must be 'post' for openai-gpt, not 'pre'"),
-        ({"final_norm": True}, "final_norm must be False for openai-gpt"),
-        ({"n_inner": 100}, "n_inner must be 3072 for openai-gpt, not 100"),
-        ({"activation": "gelu"}, "activation 'gelu' is not supported for openai-gpt"),
-        ({"architecture": "bloom"}, "architecture 'bloom' is not supported"),
-    ],
-)
-def test_a_config_that_transformers_cannot_express_is_refused(change, sentence):
-    with pytest.raises(UserError, match=sentence):
-        dataclasses.replace(read(model_type="openai-gpt"), **change)

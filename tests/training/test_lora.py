@@ -73,7 +73,7 @@ def test_adapter_merged_weights_and_peft_are_one_model(lora_options, base, token
     assert {p.name for p in (run / "best").glob("*.safetensors")} == {"adapter_model.safetensors"}
     ours, _ = load(str(run / "best"))
     merged = train(dataclasses.replace(lora_options, merge_lora=True, output=f"{tmp_path}/merged"))
-    kind = PEERS[ours.config.architecture]
+    kind = PEERS[ours.config.family]
     over = kind.from_pretrained(base)
     over.resize_token_embeddings(len(tokenizer))
     over_base = PeftModel.from_pretrained(over, run / "best")
@@ -295,7 +295,7 @@ def test_convert_merges_an_adapter(lora_options, base, tokenizer, tmp_path, caps
     assert "model.safetensors" in files and "adapter_config.json" not in files
     merged, _ = load(f"{tmp_path}/new")
     assert_same(merged.state_dict(), load(str(run / "best"))[0].state_dict())
-    kind = PEERS[merged.config.architecture]
+    kind = PEERS[merged.config.family]
     over = kind.from_pretrained(base)
     over.resize_token_embeddings(len(tokenizer))
     with torch.no_grad():
