@@ -33,7 +33,7 @@ class _PackedLinear(nn.Module):
         self.dtype = dtype
         weight = layer.weight.detach().to(dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        self.bias = layer.bias.detach().to(dtype)
+        self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         self.activation, self.formula = _ACTIVATIONS.get(activation, ("none", ""))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,10 +59,11 @@ def packed(model: DoubleHeadsModel, dtype: torch.dtype) -> Iterator[None]:
     try:
         for block in model.transformer.blocks:
             activation = block.mlp.activation
+            activated = "gate" if model.config.gated else "up"
             for owner in (block.attention, block.mlp):
                 for name, layer in list(owner.named_children()):
                     if isinstance(layer, nn.Linear):
-                        fused = model.config.activation if name == "up" else None
+                        fused = model.config.activation if name == activated else None
                         setattr(owner, name, _PackedLinear(layer, dtype, fused))
                         replaced.append((owner, name, layer))
             block.mlp.activation = _same

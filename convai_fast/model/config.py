@@ -21,9 +21,13 @@ class TransformerConfig:
         n_head: attention heads.
         n_inner: width of the MLP's middle layer.
         activation: of the MLP; "gelu_new" is the tanh approximation.
-        norm_position: of LayerNorm, before a sub-layer, or after its residual sum.
+        gated: whether the MLP multiplies what it activates by another projection (SwiGLU).
+        norm: LayerNorm, or RMSNorm, which has no bias and subtracts no mean.
+        norm_position: before a sub-layer, or after its residual sum.
         final_norm: whether there is one after the last block.
         norm_eps: of every norm.
+        qkv_bias: whether the projections to queries, keys and values have a bias.
+        bias: whether the other linear layers of a block have one.
         embd_pdrop, attn_pdrop, resid_pdrop: dropout of embeddings, attention weights, sub-layers.
         summary_first_dropout: dropout before the multiple-choice head.
         initializer_range: standard deviation of new weights.
@@ -40,9 +44,13 @@ class TransformerConfig:
     n_head: int
     n_inner: int
     activation: Literal["gelu_new", "gelu", "relu", "silu"]
+    gated: bool
+    norm: Literal["layer", "rms"]
     norm_position: Literal["pre", "post"]
     final_norm: bool
     norm_eps: float
+    qkv_bias: bool
+    bias: bool
     embd_pdrop: float
     attn_pdrop: float
     resid_pdrop: float

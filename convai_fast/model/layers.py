@@ -71,10 +71,10 @@ class Linear(nn.Linear):
 
 
 def init_weights(module: nn.Module, std: float) -> None:
-    """Draw a Linear's or Embedding's weight from normal(0, std) and set its bias to 0."""
+    """Draw a Linear's or Embedding's weight from normal(0, std) and set its bias, if any, to 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std)
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 
 

@@ -38,8 +38,8 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.num_heads = config.n_head
-        self.qkv = Linear(config.n_embd, 3 * config.n_embd)
-        self.out = Linear(config.n_embd, config.n_embd)
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
+        self.out = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.attn_pdrop = config.attn_pdrop
         self.dropout = Dropout(config.resid_pdrop)
 
@@ -69,8 +69,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.up = Linear(config.n_embd, config.n_inner)
-        self.down = Linear(config.n_inner, config.n_embd)
+        self.up = Linear(config.n_embd, config.n_inner, bias=config.bias)
+        self.down = Linear(config.n_inner, config.n_embd, bias=config.bias)
         self.activation = _ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.resid_pdrop)
 
@@ -79,16 +79,40 @@ class MLP(nn.Module):
         return self.dropout(self.down(self.activation(self.up(x))))
 
 
+class GatedMLP(nn.Module):
+    """An MLP whose middle layer is multiplied by a gate, which alone is activated (SwiGLU).
+
+    Source: Shazeer, "GLU Variants Improve Transformer" (arXiv 2002.05202).
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate = Linear(config.n_embd, config.n_inner, bias=config.bias)
+        self.up = Linear(config.n_embd, config.n_inner, bias=config.bias)
+        self.down = Linear(config.n_inner, config.n_embd, bias=config.bias)
+        self.activation = _ACTIVATIONS[config.activation]
+        self.dropout = Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., n_embd] to the same."""
+        return self.dropout(self.down(self.activation(self.gate(x)) * self.up(x)))
+
+
+def _norm(config: TransformerConfig) -> nn.Module:
+    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+    return kind(config.n_embd, eps=config.norm_eps)
+
+
 class Block(nn.Module):
-    """Attention and MLP, each with a residual connection and a LayerNorm before or after it."""
+    """Attention and MLP, each with a residual connection and a norm before or after it."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.pre_norm = config.norm_position == "pre"
         self.attention = Attention(config, layer)
-        self.attention_norm = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
-        self.mlp = MLP(config)
-        self.mlp_norm = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
+        self.attention_norm = _norm(config)
+        self.mlp = GatedMLP(config) if config.gated else MLP(config)
+        self.mlp_norm = _norm(config)
 
     def forward(
         self,
@@ -119,9 +143,7 @@ class Transformer(nn.Module):
         self.dropout = Dropout(config.embd_pdrop)
         self.gradient_checkpointing = False
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.final_norm = (
-            nn.LayerNorm(config.n_embd, eps=config.norm_eps) if config.final_norm else nn.Identity()
-        )
+        self.final_norm = _norm(config) if config.final_norm else nn.Identity()
         families.of(config).initialise(self)
 
     def forward(

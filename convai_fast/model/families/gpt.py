@@ -113,9 +113,13 @@ class GPT(Family):
             **{name: settings[name] for name in (*_SIZES, *_DROPOUTS, "initializer_range")},
             n_inner=4 * n_embd if isinstance(n_embd, int) else n_embd,  # which is refused
             activation=self.activations[activation],
+            gated=False,
+            norm="layer",
             norm_position=self.norm_position,
             final_norm=self.final_norm,
             norm_eps=settings["layer_norm_epsilon"],
+            qkv_bias=True,
+            bias=True,
         )
 
     def write_config(self, config: TransformerConfig) -> dict[str, Any]:
