@@ -19,6 +19,7 @@ class TransformerConfig:
         n_positions: the most tokens of a sequence.
         n_embd: width of the hidden states.
         n_head: attention heads.
+        n_kv_head: heads of keys and values, each for as many of queries (grouped-query attention).
         n_inner: width of the MLP's middle layer.
         activation: of the MLP; "gelu_new" is the tanh approximation.
         gated: whether the MLP multiplies what it activates by another projection (SwiGLU).
@@ -26,8 +27,10 @@ class TransformerConfig:
         norm_position: before a sub-layer, or after its residual sum.
         final_norm: whether there is one after the last block.
         norm_eps: of every norm.
+        rope_theta: base of rotary positions (RoPE); None where positions have an embedding.
         qkv_bias: whether the projections to queries, keys and values have a bias.
         bias: whether the other linear layers of a block have one.
+        segments: whether a token's segment is added to it, from the token embedding.
         embd_pdrop, attn_pdrop, resid_pdrop: dropout of embeddings, attention weights, sub-layers.
         summary_first_dropout: dropout before the multiple-choice head.
         initializer_range: standard deviation of new weights.
@@ -42,6 +45,7 @@ class TransformerConfig:
     n_embd: int
     n_layer: int
     n_head: int
+    n_kv_head: int
     n_inner: int
     activation: Literal["gelu_new", "gelu", "relu", "silu"]
     gated: bool
@@ -49,8 +53,10 @@ class TransformerConfig:
     norm_position: Literal["pre", "post"]
     final_norm: bool
     norm_eps: float
+    rope_theta: float | None
     qkv_bias: bool
     bias: bool
+    segments: bool
     embd_pdrop: float
     attn_pdrop: float
     resid_pdrop: float
@@ -58,7 +64,8 @@ class TransformerConfig:
     initializer_range: float
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
+        sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_kv_head", "n_inner")
+        for name in sizes:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= _MAX_SIZE:
                 raise UserError(
@@ -77,8 +84,15 @@ class TransformerConfig:
                 raise UserError(
                     f"{name} must be a number above 0 and at most 1, not {shown(value)}."
                 )
-        if self.n_embd % self.n_head:
-            raise UserError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}.")
+        for name, part in (("n_embd", "n_head"), ("n_head", "n_kv_head")):
+            size, divisor = getattr(self, name), getattr(self, part)
+            if size % divisor:
+                raise UserError(f"{name} {size} must be a multiple of {part} {divisor}.")
+        theta = self.rope_theta
+        if theta is not None and (not isinstance(theta, int | float) or not theta > 1):
+            raise UserError(f"rope_theta must be a number above 1, not {shown(theta)}.")
+        if theta is not None and self.head_dim % 2:
+            raise UserError(f"rotary positions need heads of an even width, not {self.head_dim}.")
 
     @property
     def head_dim(self) -> int:

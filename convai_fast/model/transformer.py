@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from convai_fast.model import families
+from convai_fast.model import families, rotary
 from convai_fast.model.attention import Branches, causal_attention
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.layers import Dropout, Linear
@@ -32,13 +32,14 @@ class KeyValueCache(Protocol):
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention."""
+    """Causal self-attention of several heads, groups of which may share their keys and values."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.num_heads = config.n_head
-        self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
+        self.num_heads, self.num_kv_heads = config.n_head, config.n_kv_head
+        width = (config.n_head + 2 * config.n_kv_head) * config.head_dim
+        self.qkv = Linear(config.n_embd, width, bias=config.qkv_bias)
         self.out = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.attn_pdrop = config.attn_pdrop
         self.dropout = Dropout(config.resid_pdrop)
@@ -49,9 +50,15 @@ class Attention(nn.Module):
         kv_cache: KeyValueCache | None = None,
         branches: Branches | None = None,
         wanted: Tensor | None = None,
+        rotation: Tensor | None = None,
     ) -> Tensor:
-        """`x` is [..., n_embd]; the arguments are those of `Transformer.forward`."""
+        """[..., n_embd] to the same.
+
+        `rotation` is `rotary.rotation` of the positions; see `Transformer.forward` for the rest.
+        """
         qkv = self.qkv(x)
+        if rotation is not None or self.num_kv_heads < self.num_heads:
+            qkv = self._for_operators(qkv, rotation)
         dropout_p = self.attn_pdrop if self.training else 0.0
         if kv_cache is not None:
             x = kv_cache.attend(self.layer, qkv)
@@ -62,6 +69,17 @@ class Attention(nn.Module):
         if wanted is not None:
             x = x.index_select(0, wanted)
         return self.dropout(self.out(x))
+
+    def _for_operators(self, qkv: Tensor, rotation: Tensor | None) -> Tensor:
+        """Queries and keys turned, and `num_heads` each of queries, keys and values."""
+        counts = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        query, key, value = qkv.unflatten(-1, (sum(counts), -1)).split(counts, dim=-2)
+        if rotation is not None:
+            query, key = rotary.rotate(query, rotation), rotary.rotate(key, rotation)
+        # `branch_attention` and `cached_attention` take as many heads of keys as of queries.
+        group = self.num_heads // self.num_kv_heads
+        key, value = (part.repeat_interleave(group, dim=-2) for part in (key, value))
+        return torch.cat([query, key, value], dim=-2).flatten(-2)
 
 
 class MLP(nn.Module):
@@ -120,10 +138,11 @@ class Block(nn.Module):
         kv_cache: KeyValueCache | None = None,
         branches: Branches | None = None,
         wanted: Tensor | None = None,
+        rotation: Tensor | None = None,
     ) -> Tensor:
-        """[..., n_embd] to the same; the arguments are those of `Transformer.forward`."""
+        """[..., n_embd] to the same; the arguments are those of `Attention.forward`."""
         attended = self.attention(
-            self.attention_norm(x) if self.pre_norm else x, kv_cache, branches, wanted
+            self.attention_norm(x) if self.pre_norm else x, kv_cache, branches, wanted, rotation
         )
         x = (x if wanted is None else x.index_select(0, wanted)) + attended
         if self.pre_norm:
@@ -139,7 +158,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position_embedding = nn.Embedding(config.n_positions, config.n_embd)
+        self.position_embedding = (
+            nn.Embedding(config.n_positions, config.n_embd) if config.rope_theta is None else None
+        )
         self.dropout = Dropout(config.embd_pdrop)
         self.gradient_checkpointing = False
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
@@ -164,7 +185,7 @@ class Transformer(nn.Module):
         Args:
             input_ids: int64 [batch, seq], or [num_tokens] with `branches`.
             token_type_ids: shaped like `input_ids`; a token's segment, as the id of the speaker's
-                token: it is looked up in the same embedding.
+                token: it is looked up in the same embedding, if the config has segments.
             position_ids: int64, broadcastable to `input_ids`, each below `n_positions` (which is
                 not checked: it would make the host wait for the device). Default: from 0, or those
                 of `kv_cache`; required with `branches`.
@@ -188,15 +209,21 @@ class Transformer(nn.Module):
                     f"but the model has only {self.config.n_positions} positions."
                 )
             position_ids = torch.arange(seq_len, device=input_ids.device)
-        if token_type_ids is None:
+        if token_type_ids is None or not self.config.segments:
             x = self.token_embedding(input_ids)
         else:
             # One look-up, so that the gradient of the embedding is made once.
             x = self.token_embedding(torch.stack([input_ids, token_type_ids])).sum(0)
-        x = self.dropout(x + self.position_embedding(position_ids))
+        rotation = None
+        if self.config.rope_theta is None:
+            x = x + self.position_embedding(position_ids)
+        else:
+            head_dim, theta = self.config.head_dim, self.config.rope_theta
+            rotation = rotary.rotation(position_ids, head_dim, theta)
+        x = self.dropout(x)
         for block in self.blocks:
             is_last = block is self.blocks[-1]
-            arguments = (x, kv_cache, branches, wanted if is_last else None)
+            arguments = (x, kv_cache, branches, wanted if is_last else None, rotation)
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:

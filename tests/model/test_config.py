@@ -120,3 +120,16 @@ def test_the_family_of_a_config_without_model_type_is_recognised(settings, expec
 def test_what_would_change_the_results_is_refused_in_one_sentence(settings, sentence):
     with pytest.raises(UserError, match=sentence):
         read(**settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"n_kv_head": 5}, "n_head 12 must be a multiple of n_kv_head 5"),
+        ({"rope_theta": "1e4"}, "rope_theta must be a number above 1, not '1e4'"),
+        ({"rope_theta": 1e4, "n_embd": 36}, "rotary positions need heads of an even width, not 3"),
+    ],
+)
+def test_what_no_decoder_can_be_is_refused(change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        dataclasses.replace(read(model_type="gpt2"), **change)

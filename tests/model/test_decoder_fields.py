@@ -1,4 +1,4 @@
-"""What a decoder can be that no family here is yet, against transformers' Llama."""
+"""What a decoder can be that no family here is yet, against transformers' Llama and Qwen2."""
 
 import dataclasses
 
@@ -6,10 +6,13 @@ import pytest
 import torch
 import transformers
 from transformers.models.llama import modeling_llama as llama
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
 from convai_fast.evaluation.packing import packed
-from convai_fast.model import DoubleHeadsModel, TransformerConfig
-from convai_fast.model.transformer import MLP, Block, GatedMLP
+from convai_fast.generation.cache import KVCache
+from convai_fast.model import DoubleHeadsModel, Transformer, TransformerConfig, rotary
+from convai_fast.model.attention import Branches
+from convai_fast.model.transformer import MLP, Attention, Block, GatedMLP
 
 LLAMA = dict(
     n_inner=56,
@@ -17,8 +20,11 @@ LLAMA = dict(
     gated=True,
     norm="rms",
     norm_eps=1e-3,
+    n_kv_head=2,
+    rope_theta=500.0,
     qkv_bias=False,
     bias=False,
+    segments=False,
     initializer_range=0.2,
 )
 PEER = dict(
@@ -27,10 +33,13 @@ PEER = dict(
     hidden_size=32,
     num_hidden_layers=2,
     num_attention_heads=4,
+    num_key_value_heads=2,
     intermediate_size=56,
     rms_norm_eps=1e-3,
+    rope_parameters={"rope_type": "default", "rope_theta": 500.0},
 )
 IDS = torch.arange(2 * 12).view(2, 12) * 7 % 101
+POSITIONS = torch.arange(12)
 
 
 def make_config(**changes):
@@ -49,9 +58,47 @@ def randomised(module):
     return module.eval()
 
 
+def attention_weights(theirs):
+    """Of one layer of theirs, as ours has them: queries, keys and values in one."""
+    projections = (theirs.q_proj, theirs.k_proj, theirs.v_proj)
+    weights = {
+        f"qkv.{kind}": torch.cat([getattr(p, kind) for p in projections])
+        for kind in ("weight", "bias")
+        if getattr(projections[0], kind) is not None
+    }
+    return weights | {f"out.{kind}": value for kind, value in theirs.o_proj.named_parameters()}
+
+
 def mlp_weights(theirs):
     names = {"gate": theirs.gate_proj, "up": theirs.up_proj, "down": theirs.down_proj}
     return {f"{name}.{k}": v for name, part in names.items() for k, v in part.named_parameters()}
+
+
+def block_weights(theirs):
+    return {
+        **{f"attention.{k}": v for k, v in attention_weights(theirs.self_attn).items()},
+        **{f"mlp.{k}": v for k, v in mlp_weights(theirs.mlp).items()},
+        "attention_norm.weight": theirs.input_layernorm.weight,
+        "mlp_norm.weight": theirs.post_attention_layernorm.weight,
+    }
+
+
+@pytest.fixture
+def models():
+    """Our decoder with the weights of transformers' LlamaModel, and that."""
+    peer = randomised(llama.LlamaModel(transformers.LlamaConfig(**PEER, initializer_range=0.2)))
+    weights = {
+        "token_embedding.weight": peer.embed_tokens.weight,
+        "final_norm.weight": peer.norm.weight,
+        **{
+            f"blocks.{i}.{name}": value
+            for i, layer in enumerate(peer.layers)
+            for name, value in block_weights(layer).items()
+        },
+    }
+    ours = Transformer(make_config(**LLAMA)).eval()
+    ours.load_state_dict(weights)
+    return ours, peer
 
 
 def assert_close(ours, theirs):
@@ -78,6 +125,92 @@ def test_gated_mlp_is_llamas(bias):
 def test_plain_mlp_may_have_no_bias():
     mlp = MLP(make_config(bias=False)).eval()
     assert [name for name, _ in mlp.named_parameters()] == ["up.weight", "down.weight"]
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["no bias", "bias", "qkv bias"])
+def test_attention_with_rotary_positions_is_llamas_and_qwens(num_kv_heads, kind):
+    settings = PEER | dict(num_key_value_heads=num_kv_heads, attn_implementation="sdpa")
+    if kind == "qkv bias":
+        config = transformers.Qwen2Config(**settings)
+        peer = randomised(qwen2.Qwen2Attention(config, layer_idx=0))
+    else:
+        config = transformers.LlamaConfig(**settings, attention_bias=kind == "bias")
+        peer = randomised(llama.LlamaAttention(config, layer_idx=0))
+    changes = dict(n_kv_head=num_kv_heads, qkv_bias=kind != "no bias", bias=kind == "bias")
+    attention = Attention(make_config(**(LLAMA | changes)), layer=0).eval()
+    attention.load_state_dict(attention_weights(peer))
+
+    x, positions = torch.randn(2, 12, 32), torch.stack([POSITIONS, POSITIONS * 3])
+    theirs, _ = peer(x, llama.LlamaRotaryEmbedding(config)(x, positions), None)
+    assert_close(attention(x, rotation=rotary.rotation(positions, 8, 500.0)), theirs)
+
+
+def test_a_rotation_keeps_the_dtype_and_the_length():
+    x = torch.randn(12, 4, 8, dtype=torch.bfloat16)
+    turned = rotary.rotate(x, rotary.rotation(POSITIONS, 8, 500.0))
+    assert turned.dtype == torch.bfloat16
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-2, atol=0)
+
+
+def test_hidden_states_and_gradients_are_llamas(models):
+    ours, peer = models
+    hidden, expected = ours(IDS), peer(IDS).last_hidden_state
+    assert_close(hidden, expected)
+    weights = torch.randn_like(hidden)
+    (hidden * weights).mean().backward()
+    (expected * weights).mean().backward()
+    assert_close(ours.token_embedding.weight.grad, peer.embed_tokens.weight.grad)
+    for block, layer in zip(ours.blocks, peer.layers, strict=True):
+        attention = layer.self_attn
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        gradient = torch.cat([projection.weight.grad for projection in projections])
+        assert_close(block.attention.qkv.weight.grad, gradient)
+
+
+def test_position_ids_turn_as_llamas_do(models):
+    ours, peer = models
+    positions = torch.stack([POSITIONS * 2, POSITIONS + 30])
+    theirs = peer(IDS, position_ids=positions).last_hidden_state
+    assert_close(ours(IDS, position_ids=positions), theirs)
+
+
+def test_without_segments_their_ids_change_nothing(models):
+    ours, _ = models
+    assert torch.equal(ours(IDS, token_type_ids=IDS + 1), ours(IDS))
+
+
+def test_the_shared_prefix_layout_gives_what_whole_rows_give(models):
+    """Two candidates of 5 and 4 tokens after a prefix of 3."""
+    ours, _ = models
+    ids = torch.arange(12) * 7 % 101
+    positions = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 3, 4, 5, 6])
+    branches = Branches(torch.tensor([0, 12]), torch.tensor([0] * 3 + [1] * 5 + [2] * 4))
+    hidden = ours(ids, position_ids=positions, branches=branches)
+    first, second = ours(ids[None, :8])[0], ours(torch.cat([ids[:3], ids[8:]])[None])[0]
+    assert_close(hidden, torch.cat([first, second[3:]]))
+
+
+def test_a_cache_gives_what_whole_rows_give(models):
+    ours, _ = models
+    cache, parts = KVCache(ours.config, num_slots=2, capacity=64), []
+    for part in (IDS[:, :7], IDS[:, 7:]):
+        step = cache.extend([0, 1], [row.numpy() for row in part])
+        with torch.inference_mode():
+            parts.append(ours(part.reshape(1, -1), kv_cache=step).view(2, -1, 32))
+    assert_close(torch.cat(parts, dim=1), ours(IDS))
+
+
+def test_checkpointed_gradients_are_the_same(models):
+    ours, _ = models
+    gradients = []
+    for checkpointing in (False, True):
+        ours.gradient_checkpointing = checkpointing
+        ours.train().zero_grad()
+        ours(IDS).square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in ours.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
 
 
 def test_a_gated_model_without_biases_is_drawn_packed_and_compiled():

@@ -111,6 +111,7 @@ class GPT(Family):
         return TransformerConfig(
             family=self.name,
             **{name: settings[name] for name in (*_SIZES, *_DROPOUTS, "initializer_range")},
+            n_kv_head=settings["n_head"],
             n_inner=4 * n_embd if isinstance(n_embd, int) else n_embd,  # which is refused
             activation=self.activations[activation],
             gated=False,
@@ -118,8 +119,10 @@ class GPT(Family):
             norm_position=self.norm_position,
             final_norm=self.final_norm,
             norm_eps=settings["layer_norm_epsilon"],
+            rope_theta=None,
             qkv_bias=True,
             bias=True,
+            segments=True,
         )
 
     def write_config(self, config: TransformerConfig) -> dict[str, Any]:
