@@ -40,6 +40,32 @@ PEER = dict(
 )
 IDS = torch.arange(2 * 12).view(2, 12) * 7 % 101
 POSITIONS = torch.arange(12)
+# Of a GPT-2: every field, and what else it may be.
+CHANGES = dict(
+    family="openai-gpt",
+    vocab_size=102,
+    n_positions=47,
+    n_embd=36,
+    n_layer=1,
+    n_head=8,
+    n_kv_head=2,
+    n_inner=127,
+    activation="gelu",
+    gated=True,
+    norm="rms",
+    norm_position="post",
+    final_norm=False,
+    norm_eps=0.5,
+    rope_theta=500.0,
+    qkv_bias=False,
+    bias=False,
+    segments=False,
+    embd_pdrop=0.5,
+    attn_pdrop=0.5,
+    resid_pdrop=0.5,
+    summary_first_dropout=0.5,
+    initializer_range=0.1,
+)
 
 
 def make_config(**changes):
@@ -103,6 +129,24 @@ def models():
 
 def assert_close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_change_of_every_field_is_tried():
+    assert list(CHANGES) == [field.name for field in dataclasses.fields(TransformerConfig)]
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_every_field_changes_what_a_new_model_is_or_computes(field):
+    plain = make_config(summary_first_dropout=0.0)
+    seen = []
+    for config in (plain, dataclasses.replace(plain, **{field: CHANGES[field]})):
+        torch.manual_seed(0)
+        model = DoubleHeadsModel(config)
+        torch.manual_seed(0)
+        output = model(IDS, token_type_ids=IDS.flip(0))
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        seen.append((shapes, output.logits.tolist(), output.mc_logits.tolist()))
+    assert seen[0] != seen[1]
 
 
 def test_rms_norm_is_llamas():
