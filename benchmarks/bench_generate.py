@@ -136,8 +136,7 @@ def where_time_goes(engine, requests):
 
 def forget(engine):
     """Let no prompt be found in the cache of an earlier run."""
-    engine._cache.lengths[:] = 0
-    engine._cache.tokens[:] = -1
+    engine.clear_prefixes()
 
 
 @pytest.mark.parametrize("workload", shapes.GENERATE_SHAPES)

@@ -1,6 +1,6 @@
 """The model as the engine runs it: its linear layers packed for the CPU, or its own on a GPU."""
 
-import copy
+from copy import copy
 from functools import partial
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from convai_fast import _native, ops
 from convai_fast.errors import UserError
-from convai_fast.generation.cache import CacheStep
+from convai_fast.generation.cache import CacheStep, KVCache
+from convai_fast.generation.scheduler import Step
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.transformer import MLP
 
@@ -42,7 +43,7 @@ class Decoder:
     Raises UserError for a format that there is not.
     """
 
-    def __init__(self, model: DoubleHeadsModel, weights: str = "float32") -> None:
+    def __init__(self, model: DoubleHeadsModel, num_slots: int, weights: str = "float32") -> None:
         if weights not in WEIGHTS:
             raise UserError(f"weights is {weights!r}, but must be one of {', '.join(WEIGHTS)}")
         embedding = model.transformer.token_embedding.weight
@@ -52,7 +53,7 @@ class Decoder:
             raise UserError(f"int8 weights are for the CPU, and the model is on {self.device}")
         # What is computed in, and what is kept in the cache.
         dtype = torch.float32 if on_cpu else embedding.dtype
-        self.cache_dtype = dtype if weights == "float32" else torch.bfloat16
+        cache_dtype = dtype if weights == "float32" else torch.bfloat16
         # Without the compiled operators a packed weight is unpacked at every call, which takes nine
         # times as long as the layer as it is.
         if on_cpu and (weights != "float32" or _native.host is not None):
@@ -60,16 +61,33 @@ class Decoder:
             self._transformer = _twin(model.transformer, dtype, WEIGHTS[weights], gelu)
             self._lm_head = PackedLinear(embedding, None, WEIGHTS[weights])
         else:
-            self._transformer = _twin(model.transformer, dtype if on_cpu else self.cache_dtype)
+            self._transformer = _twin(model.transformer, dtype if on_cpu else cache_dtype)
             self._lm_head = partial(F.linear, weight=self._transformer.token_embedding.weight)
 
-    def next_logits(self, input_ids: Tensor, token_type_ids: Tensor, step: CacheStep) -> Tensor:
-        """Logits [sequences, vocab_size] after the last token of each sequence of `step`.
+        self.cache = KVCache(
+            model.config, num_slots, capacity=1, dtype=cache_dtype, device=self.device
+        )
 
-        `input_ids` and `token_type_ids` are int64 [tokens], the new tokens of all sequences.
+    def reserve(self, capacity: int) -> None:
+        """Make room in the cache for sequences of `capacity` tokens.
+
+        Raises:
+            UserError: there is not the memory.
         """
-        hidden = self._transformer(input_ids[None], token_type_ids[None], kv_cache=step)
-        return self._lm_head(hidden[0, step.last])
+        self.cache.reserve(capacity)
+
+    def next_logits(self, step: Step) -> Tensor:
+        """Logits [sequences, vocab_size] after the last token of each sequence of `step`."""
+        for each in step.copies:
+            self.cache.copy(each)
+        input_ids, token_type_ids, last = (
+            torch.from_numpy(ids).to(self.device)
+            for ids in (step.input_ids, step.token_type_ids, step.last)
+        )
+        hidden = self._transformer(
+            input_ids[None], token_type_ids[None], kv_cache=CacheStep(self.cache, step)
+        )
+        return self._lm_head(hidden[0, last])
 
 
 def _twin(
@@ -82,7 +100,7 @@ def _twin(
     """
     if packed is not None and isinstance(module, nn.Linear):
         return PackedLinear(module.weight, module.bias, packed)
-    twin = copy.copy(module)
+    twin = copy(module)
     twin.training = False
     twin._modules = {
         name: _twin(child, dtype, packed, gelu) for name, child in module._modules.items()

@@ -91,9 +91,9 @@ def test_every_turn_of_a_split_is_answered_and_the_true_reply_stands_beside_it(
     data = {s: [dataclasses.asdict(d) for d in ds] for s, ds in dialogues.items()}
     (tmp_path / "data.json").write_text(json.dumps(data))
     seen = []
-    sequences = GenerationEngine._sequences
+    add = GenerationEngine.add
     monkeypatch.setattr(
-        GenerationEngine, "_sequences", lambda self, i, r: seen.append(r) or sequences(self, i, r)
+        GenerationEngine, "add", lambda self, i, r, **how: seen.append(r) or add(self, i, r, **how)
     )
     assert generate("--data", tmp_path / "data.json", "--max_history", 0) == 0
     expected = {

@@ -178,9 +178,9 @@ def test_more_replies_than_slots(model, tokenizer, ask):
 def test_a_long_request_after_short_ones_keeps_what_the_slots_hold(engine, computed, ask):
     short = ask(0, THREE, turns=1)
     expected = engine.generate([short])
-    capacity = engine._cache.capacity
+    capacity = engine._decoder.cache.capacity
     engine.generate([Request(input_ids=[*range(80)], params=SamplingParams(max_length=16))])
-    assert engine._cache.capacity > capacity
+    assert engine._decoder.cache.capacity > capacity
     computed.clear()
     assert engine.generate([short]) == expected
     assert computed == [1, 1, 1]
@@ -226,20 +226,9 @@ def test_requests_are_taken_when_they_are_needed(engine, ask):
 
 
 def num_free(engine):
-    """How many sequences the engine can still take, counted by giving it as many as it takes."""
-    streams = []
-    try:
-        for number in itertools.count():
-            streams.append(
-                engine.stream(Request(history=[[number]], params=SamplingParams(max_length=50)))
-            )
-            next(streams[-1])
-    except UserError as error:
-        assert "all slots of the engine are taken" in str(error)
-        return len(streams) - 1
-    finally:
-        for stream in streams:
-            stream.close()
+    """How many sequences the engine can take at once."""
+    engine._scheduler.check_integrity()
+    return len(engine._scheduler.free_slots)
 
 
 @pytest.fixture
@@ -274,16 +263,14 @@ def test_a_stream_inside_a_serve_loop_changes_neither(small, ask):
     assert [served[number] for number in range(6)] == expected
 
 
-def test_without_a_free_slot_serve_says_so_instead_of_answering_nobody(small, ask):
-    streams = [small.stream(ask(number, THREE)) for number in range(3)]
-    for stream in streams:
-        next(stream)
-    with pytest.raises(UserError, match="all slots of the engine are taken"):
-        small.generate([ask(9, THREE)])
-    with pytest.raises(UserError, match="all slots of the engine are taken"):
-        next(small.stream(ask(9, THREE)))
-    assert [len(list(stream)) for stream in streams] == [2, 2, 2]
-    small.generate([ask(9, THREE)])
+def test_more_callers_than_slots_are_all_answered(small, ask):
+    expected = [small.generate([ask(number, THREE)])[0][0].token_ids for number in range(9)]
+    streams = [small.stream(ask(number, THREE)) for number in range(5)]
+    first = [next(stream) for stream in streams]
+    served = small.generate([ask(number, THREE) for number in range(5, 9)])
+    assert [[token, *rest] for token, rest in zip(first, streams, strict=True)] == expected[:5]
+    assert [reply.token_ids for [reply] in served] == expected[5:]
+    assert num_free(small) == 3
 
 
 def test_a_request_that_cannot_be_answered_is_named_and_the_engine_lives(small, ask):
@@ -358,7 +345,7 @@ def test_a_batch_size_that_makes_no_sense_is_refused(model, tokenizer, max_batch
         GenerationEngine(model, tokenizer, max_batch_size=max_batch_size)
 
 
-@pytest.mark.parametrize("method", ["begin", "extend"])
+@pytest.mark.parametrize("method", ["copy", "reserve"])
 def test_what_was_promised_but_not_computed_is_not_waited_for(small, ask, monkeypatch, method):
     def fail(*_):
         raise MemoryError
@@ -366,10 +353,10 @@ def test_what_was_promised_but_not_computed_is_not_waited_for(small, ask, monkey
     requests = [ask(number, THREE) for number in range(4)]
     expected = GenerationEngine(small.model, small.tokenizer).generate(requests)
     with monkeypatch.context() as patch:
-        patch.setattr(small._cache, method, fail)
+        patch.setattr(small._decoder.cache, method, fail)
         for _ in range(4):
             with pytest.raises(MemoryError):
-                small.generate(requests)
+                small.generate([*requests, *requests])
     assert num_free(small) == 3
     assert small.generate(requests) == expected
 
@@ -381,13 +368,13 @@ def test_an_interrupted_copy_is_not_taken_for_what_the_slot_held(small, ask, mon
     class Interrupted:
         """The cache's values, of which nothing gets written: the keys have been."""
 
-        shape = small._cache.values.shape
+        shape = small._decoder.cache.values.shape
 
         def __getitem__(self, _):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(small._cache, "values", Interrupted())
+        patch.setattr(small._decoder.cache, "values", Interrupted())
         for number in range(3, 6):
             with pytest.raises(KeyboardInterrupt):
                 small.generate([ask(number, THREE)])

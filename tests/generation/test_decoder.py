@@ -1,22 +1,30 @@
 """The packed copy of the model against the model itself."""
 
+import numpy as np
 import pytest
 import torch
 
 from convai_fast import _native
 from convai_fast.errors import UserError
-from convai_fast.generation.cache import KVCache
 from convai_fast.generation.decoder import Decoder
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.scheduler import Step
 from convai_fast.model import DoubleHeadsModel, TransformerConfig
 
 
 def next_logits(model, ids, weights):
-    decoder = Decoder(model, weights)
-    cache = KVCache(model.config, num_slots=1, capacity=len(ids))
+    decoder = Decoder(model, 1, weights)
+    decoder.reserve(len(ids))
     with torch.no_grad():
-        return decoder.next_logits(ids, ids.flip(0), cache.extend([0], [ids.numpy()]))
+        return decoder.next_logits(step_of([0], ids[None], ids.flip(0)[None]))
+
+
+def step_of(slots, input_ids, token_type_ids):
+    """New sequences of equal length, [sequences, tokens] of each."""
+    past, counts = np.zeros(len(slots), np.int64), np.full(len(slots), input_ids.shape[1])
+    ids = input_ids.flatten().numpy(), token_type_ids.flatten().numpy()
+    return Step([], [], np.array(slots), past, counts, *ids)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +46,7 @@ def test_logits_are_the_models_to_within_the_rounding_of_its_weights(models, wei
 def test_without_compiled_operators_the_layers_stay_as_they_are(models, monkeypatch):
     monkeypatch.setattr(_native, "host", None)
     ids = torch.randint(0, 300, (40,), generator=torch.Generator().manual_seed(0))
-    decoder = Decoder(models.ours)
+    decoder = Decoder(models.ours, 1)
     weights = models.ours.transformer.blocks[0].mlp.up.weight
     assert decoder._transformer.blocks[0].mlp.up.weight.data_ptr() == weights.data_ptr()
     with torch.no_grad():
@@ -49,7 +57,7 @@ def test_without_compiled_operators_the_layers_stay_as_they_are(models, monkeypa
 
 def test_the_copy_shares_what_is_float32_and_not_linear_and_leaves_the_model_alone(model):
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    decoder = Decoder(model.train(), "int8")
+    decoder = Decoder(model.train(), 1, "int8")
     try:
         assert model.training
         dropouts = [m for m in decoder._transformer.modules() if isinstance(m, torch.nn.Dropout)]
@@ -73,14 +81,13 @@ def test_logits_are_the_same_bits_alone_and_among_others(n_embd):
     config = TransformerConfig.from_transformers(
         {"model_type": "gpt2", "initializer_range": 0.5, **shape}
     )
-    decoder = Decoder(DoubleHeadsModel(config))
+    decoder = Decoder(DoubleHeadsModel(config), 30)
+    decoder.reserve(8)
     ids = torch.randint(0, 50, (30, 7))
 
     def logits(rows):
-        cache = KVCache(config, num_slots=30, capacity=8)
-        step = cache.extend(rows, [ids[row].numpy() for row in rows])
         with torch.no_grad():
-            return decoder.next_logits(ids[rows].flatten(), ids[rows].flatten(), step)
+            return decoder.next_logits(step_of(rows, ids[rows], ids[rows]))
 
     together = logits([*range(30)])
     for row in range(30):

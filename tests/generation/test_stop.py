@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from convai_fast.dialogue.encoding import encode
-from convai_fast.generation.engine import GenerationEngine
+from convai_fast.generation.decoder import Decoder
+from convai_fast.generation.detokenizer import Detokenizer
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
 
@@ -23,16 +24,16 @@ def say(engine, monkeypatch):
         text_ids = encode(engine.tokenizer, [what])[0] if isinstance(what, str) else what
         script = [*text_ids, engine.special_ids.eos]
 
-        def next_logits(self, active):
-            logits = original(self, active)
-            for row, sequence in zip(logits, active, strict=True):
-                row[script[len(sequence.token_ids)]] = 1e4
+        def next_logits(self, step):
+            logits = original(self, step)
+            for row, draft in zip(logits, step.sequences, strict=True):
+                row[script[len(draft.token_ids)]] = 1e4
             return logits
 
-        original = GenerationEngine._next_logits
+        original = Decoder.next_logits
         request = replace(REQUEST, params=replace(REQUEST.params, stop=stop, **params))
         with monkeypatch.context() as patch:
-            patch.setattr(GenerationEngine, "_next_logits", next_logits)
+            patch.setattr(Decoder, "next_logits", next_logits)
             [[reply]] = engine.generate([request])
             return reply, list(engine.stream(request))
 
@@ -93,15 +94,14 @@ def test_a_stop_text_in_the_prompt_is_none(say):
 
 def test_the_stream_holds_back_what_may_be_a_stop_text(engine, say, monkeypatch):
     held = []
-    certain = GenerationEngine._num_certain
+    certain = Detokenizer.num_certain
 
-    def spy(self, sequence):
-        count = certain(self, sequence)
-        if not sequence.finish_reason:
-            held.append(self._text(sequence.token_ids[count:]))
+    def spy(self, token_ids, stop):
+        count = certain(self, token_ids, stop)
+        held.append(self.text(token_ids[count:]))
         return count
 
-    monkeypatch.setattr(GenerationEngine, "_num_certain", spy)
+    monkeypatch.setattr(Detokenizer, "num_certain", spy)
     letters = [encode(engine.tokenizer, [letter])[0][0] for letter in "ab.ab.abcd"]
     assert len(letters) == 10
     reply, streamed = say(letters, ".abcd")
@@ -129,7 +129,7 @@ def test_a_character_of_several_bytes_can_stop(engine, say):
 def test_a_stop_text_that_ends_before_min_length_is_none(engine, say, min_length, text):
     letters = [encode(engine.tokenizer, [letter])[0][0] for letter in ".a.b.c.d"]
     reply, streamed = say(letters, ".", min_length=min_length)
-    assert reply.text == engine._text(streamed) == text
+    assert reply.text == engine.tokenizer.decode(streamed) == text
     assert len(reply.token_ids) >= min_length
 
 
