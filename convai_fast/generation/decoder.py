@@ -76,8 +76,8 @@ class Decoder:
         """
         self.cache.reserve(capacity)
 
-    def next_logits(self, step: Step) -> Tensor:
-        """Logits [sequences, vocab_size] after the last token of each sequence of `step`."""
+    def forward(self, step: Step) -> Tensor:
+        """Hidden states [sequences, n_embd] at the last token of each sequence of `step`."""
         for each in step.copies:
             self.cache.copy(each)
         input_ids, token_type_ids, last = (
@@ -87,7 +87,11 @@ class Decoder:
         hidden = self._transformer(
             input_ids[None], token_type_ids[None], kv_cache=CacheStep(self.cache, step)
         )
-        return self._lm_head(hidden[0, last])
+        return hidden[0, last]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits [sequences, vocab_size] of hidden states."""
+        return self._lm_head(hidden)
 
 
 def _twin(

@@ -18,7 +18,7 @@ from convai_fast.generation.constraints import Constraints
 from convai_fast.generation.decoder import Decoder
 from convai_fast.generation.detokenizer import Detokenizer, TextPieces
 from convai_fast.generation.events import Done, Event, Failed, Tokens
-from convai_fast.generation.request import Reply, Request, build_prompt, prompt_room
+from convai_fast.generation.request import FinishReason, Reply, Request, build_prompt, prompt_room
 from convai_fast.generation.sampler import Draw, Drawn, draw_tokens
 from convai_fast.generation.scheduler import Scheduler, Step, TokenSequence
 from convai_fast.loading import check_fit
@@ -38,7 +38,7 @@ class _Draft(TokenSequence):
         self.step = index << 32
         self.constraints: Constraints | None = None  # from its first token on
         self.logprobs: list[float] = []
-        self.reply: Reply | None = None  # once it is written
+        self.reply: Reply | None = None  # once it is written and waits for its score
         self.pieces: TextPieces | None = None  # of one that is streamed
 
     @property
@@ -53,6 +53,7 @@ class _Job:
     def __init__(self, id: Hashable, request: Request) -> None:
         self.id, self.params = id, request.params
         self.drafts: list[_Draft] = []
+        self.replies: dict[int, Reply] = {}  # those that are done, by their index
 
 
 class GenerationEngine:
@@ -115,14 +116,16 @@ class GenerationEngine:
         if id in self._jobs:
             raise ValueError(f"a request with the id {id!r} is under way")
         params = request.params
+        if params.best_of > 1 and stream:
+            raise UserError("best_of chooses among whole replies: they cannot be streamed")
         input_ids, token_type_ids = self._prompt(request)
-        capacity = len(input_ids) + params.max_length - 1
+        capacity = len(input_ids) + params.max_length + 1  # the most that is ever computed
         self._decoder.reserve(capacity)
         self._scheduler.reserve(capacity)
         keys = self._scheduler.keys_of(input_ids, token_type_ids)
         prompt = TokenSequence(id, input_ids, token_type_ids, keys)
         job = _Job(id, request)
-        job.drafts = [_Draft(job, index, prompt) for index in range(params.n)]
+        job.drafts = [_Draft(job, index, prompt) for index in range(params.num_drafts)]
         if stream:
             for draft in job.drafts:
                 draft.pieces = TextPieces(self._detokenizer)
@@ -134,6 +137,11 @@ class GenerationEngine:
         self._prompt(request)
 
     def _prompt(self, request: Request) -> Prompt:
+        if request.params.best_of > 1 and self.model.head_is_new:
+            raise UserError(
+                "best_of ranks replies with the multiple-choice head, which this model has not "
+                "learnt: leave it out, or fine-tune the model first"
+            )
         config = self.model.config
         room = prompt_room(config.n_positions, request.params)
         return build_prompt(request, self.tokenizer, self.special_ids, config.vocab_size, room)
@@ -278,28 +286,44 @@ class GenerationEngine:
         if step is None:
             return
         drafts: list[_Draft] = step.sequences  # type: ignore[assignment]
-        for draft, drawn in zip(drafts, self._draw(step, drafts), strict=True):
+        drawn, scores = self._compute(step, drafts)
+        for draft, token in drawn:
             if draft.id not in self._jobs:
                 continue  # it failed with another of its replies
-            if drawn.failure:
+            if token.failure:
                 self.cancel(draft.id)
-                self._tell(Failed(draft.id, drawn.failure))
+                self._tell(Failed(draft.id, token.failure))
             else:
-                self._add_token(draft, drawn)
+                self._add_token(draft, token)
+        for draft, score in scores:
+            if draft.id in self._jobs:
+                self._complete(draft, replace(draft.reply, score=score))
 
     @torch.inference_mode()  # as the tensors of the cache are made and written to
-    def _draw(self, step: Step, drafts: list[_Draft]) -> list[Drawn]:
+    def _compute(
+        self, step: Step, drafts: list[_Draft]
+    ) -> tuple[Iterable[tuple[_Draft, Drawn]], Iterable[tuple[_Draft, float]]]:
+        """The next token of each draft, or its score where it is written and waits for that."""
         try:
-            logits = self._decoder.next_logits(step)
+            hidden = self._decoder.forward(step)
         except BaseException:  # Ctrl-C, say: only some of the layers may hold the new tokens
             self._scheduler.forget(step)
             raise
+        scores: list[float] = []
+        written = [draft for draft in drafts if draft.reply]
+        if written:
+            is_written = torch.tensor([draft.reply is not None for draft in drafts])
+            ends, hidden = hidden[is_written], hidden[~is_written]
+            scores = self.model.multiple_choice_head(ends).squeeze(-1).tolist()
+            drafts = [draft for draft in drafts if not draft.reply]
+        draws = []
         for draft in drafts:
             if draft.constraints is None:
                 prompt = draft.input_ids
                 draft.constraints = Constraints(draft.job.params, prompt, self.special_ids)
-        draws = [Draw(draft.job.params, draft.constraints, draft.step) for draft in drafts]
-        return draw_tokens(logits, draws)
+            draws.append(Draw(draft.job.params, draft.constraints, draft.step))
+        drawn = draw_tokens(self._decoder.logits(hidden), draws) if draws else []
+        return zip(drafts, drawn, strict=True), zip(written, scores, strict=True)
 
     def _add_token(self, draft: _Draft, drawn: Drawn) -> None:
         params = draft.job.params
@@ -307,8 +331,7 @@ class GenerationEngine:
         if drawn.token in self.special_ids:
             self._finish(draft, "eos")
             return
-        draft.input_ids.append(drawn.token)
-        draft.token_type_ids.append(self.special_ids.speaker1)
+        draft.append(drawn.token, self.special_ids.speaker1)
         draft.constraints.add(drawn.token)
         if params.logprobs:
             draft.logprobs.append(drawn.logprob)
@@ -320,20 +343,34 @@ class GenerationEngine:
         elif draft.pieces:
             self._tell_tokens(draft, self._detokenizer.num_certain(draft.token_ids, params.stop))
 
-    def _finish(self, draft: _Draft, reason: str, stop_at: int | None = None) -> None:
+    def _finish(self, draft: _Draft, reason: FinishReason, stop_at: int | None = None) -> None:
         token_ids, params = draft.token_ids, draft.job.params
         text = self._detokenizer.text(token_ids)[:stop_at]
-        draft.reply = Reply(token_ids, text, reason, draft.logprobs if params.logprobs else None)
-        self._scheduler.remove(draft)
+        reply = Reply(token_ids, text, reason, draft.logprobs if params.logprobs else None)
+        count = len(token_ids)
+        if reason == "stop" and (draft.pieces or params.best_of > 1):
+            count = self._detokenizer.num_within(token_ids, len(text))
         if draft.pieces:
-            count = len(token_ids)
-            if reason == "stop":
-                count = self._detokenizer.num_within(token_ids, len(text))
             self._tell_tokens(draft, count, text)
+        if params.best_of > 1:
+            # Ranked as in training: at the <eos> after what is returned, in the next step.
+            draft.reply = reply
+            self._scheduler.truncate(draft, draft.prompt_length + count)
+            draft.append(self.special_ids.eos, self.special_ids.speaker1)
+        else:
+            self._complete(draft, reply)
+
+    def _complete(self, draft: _Draft, reply: Reply) -> None:
         job = draft.job
-        if all(each.reply for each in job.drafts):
-            del self._jobs[job.id]
-            self._tell(Done(job.id, [each.reply for each in job.drafts]))
+        self._scheduler.remove(draft)
+        job.replies[draft.index] = reply
+        if len(job.replies) < len(job.drafts):
+            return
+        replies = [job.replies[index] for index in range(len(job.drafts))]
+        if job.params.best_of > 1:
+            replies.sort(key=lambda reply: -reply.score)
+        del self._jobs[job.id]
+        self._tell(Done(job.id, replies[: job.params.n]))
 
     # --- what is told ---------------------------------------------------------------------------
 

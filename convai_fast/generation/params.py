@@ -44,6 +44,9 @@ class SamplingParams:
     """A reply ends before the first of these texts."""
     n: Annotated[int, tyro.conf.Suppress] = 1
     """Replies to each request."""
+    best_of: int = 1
+    """Draw so many replies and return the n that the multiple-choice head ranks best, the best
+    first (1: do not rank)."""
     logprobs: Annotated[bool, tyro.conf.Suppress] = False
     """Whether to return the log-probability of each token."""
 
@@ -69,6 +72,16 @@ class SamplingParams:
             "a list of texts, none of them empty",
         )
         self._require("n", 1 <= self.n <= 10_000, "between 1 and 10,000")
+        self._require(
+            "best_of",
+            self.best_of == 1 or self.n <= self.best_of <= 10_000,
+            f"1, or between n, which is {self.n}, and 10,000",
+        )
+
+    @property
+    def num_drafts(self) -> int:
+        """How many replies are drawn, of which `n` are returned."""
+        return max(self.n, self.best_of)
 
     def _require(self, field: str, holds: bool, rule: str) -> None:
         if not holds:

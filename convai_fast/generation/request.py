@@ -15,6 +15,7 @@ from convai_fast.errors import UserError
 from convai_fast.generation.params import SamplingParams
 
 Texts = Sequence[str] | Sequence[Sequence[int]]
+FinishReason = Literal["eos", "length", "stop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +52,15 @@ class Reply:
             (one of `SamplingParams.stop` was written).
         logprobs: if `SamplingParams.logprobs`, the natural logarithm of each token's probability
             after bans and penalties, before temperature and filters.
+        score: with `SamplingParams.best_of`, its multiple-choice logit, by which replies to one
+            request are ranked.
     """
 
     token_ids: list[int]
     text: str
-    finish_reason: Literal["eos", "length", "stop"]
+    finish_reason: FinishReason
     logprobs: list[float] | None = None
+    score: float | None = None
 
 
 def build_prompt(
@@ -106,7 +110,7 @@ def prompt_room(n_positions: int, params: SamplingParams) -> int:
 
     Raises UserError when `params.max_length` leaves no room for a prompt.
     """
-    room = n_positions - params.max_length
+    room = n_positions - params.max_length - (params.best_of > 1)  # ranked at its <eos>
     if room < SHORTEST_PROMPT:
         raise UserError(
             f"max_length is {params.max_length}, which leaves no room for a prompt in the "

@@ -42,6 +42,11 @@ class TokenSequence:
         self.order = keys.astype(">i8").tobytes()
         self.slot = -1
 
+    def append(self, token: int, segment: int) -> None:
+        """Let the next step compute one more token."""
+        self.input_ids.append(token)
+        self.token_type_ids.append(segment)
+
 
 class Copy(NamedTuple):
     """The first `length` tokens of a slot, which another one begins with."""

@@ -17,7 +17,7 @@ def next_logits(model, ids, weights):
     decoder = Decoder(model, 1, weights)
     decoder.reserve(len(ids))
     with torch.no_grad():
-        return decoder.next_logits(step_of([0], ids[None], ids.flip(0)[None]))
+        return decoder.logits(decoder.forward(step_of([0], ids[None], ids.flip(0)[None])))
 
 
 def step_of(slots, input_ids, token_type_ids):
@@ -87,7 +87,7 @@ def test_logits_are_the_same_bits_alone_and_among_others(n_embd):
 
     def logits(rows):
         with torch.no_grad():
-            return decoder.next_logits(step_of(rows, ids[rows], ids[rows]))
+            return decoder.logits(decoder.forward(step_of(rows, ids[rows], ids[rows])))
 
     together = logits([*range(30)])
     for row in range(30):

@@ -24,16 +24,16 @@ def say(engine, monkeypatch):
         text_ids = encode(engine.tokenizer, [what])[0] if isinstance(what, str) else what
         script = [*text_ids, engine.special_ids.eos]
 
-        def next_logits(self, step):
-            logits = original(self, step)
-            for row, draft in zip(logits, step.sequences, strict=True):
+        def scripted(self, hidden):
+            logits = original(self, hidden)
+            for row, draft in zip(logits, engine._scheduler.running, strict=True):
                 row[script[len(draft.token_ids)]] = 1e4
             return logits
 
-        original = Decoder.next_logits
+        original = Decoder.logits
         request = replace(REQUEST, params=replace(REQUEST.params, stop=stop, **params))
         with monkeypatch.context() as patch:
-            patch.setattr(Decoder, "next_logits", next_logits)
+            patch.setattr(Decoder, "logits", scripted)
             [[reply]] = engine.generate([request])
             return reply, list(engine.stream(request))
 

@@ -1,0 +1,112 @@
+"""Callers in threads and coroutines share an engine, and each gets what it would get alone."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from convai_fast.errors import UserError
+from convai_fast.generation.async_engine import AsyncEngine
+from convai_fast.generation.engine import GenerationEngine
+from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.request import Request
+
+PARAMS = SamplingParams(max_length=12, min_length=4, seed=1)
+
+
+@pytest.fixture
+def shared(model, tokenizer):
+    with AsyncEngine(GenerationEngine(model, tokenizer, max_batch_size=4)) as shared:
+        yield shared
+    shared.engine._scheduler.check_integrity()
+    assert not shared._callers
+
+
+@pytest.fixture
+def asked(engine, ask):
+    requests = [ask(number, replace(PARAMS, n=1 + number % 2)) for number in range(24)]
+    return requests, engine.generate(requests)
+
+
+def test_threads_get_the_replies_that_each_would_get_alone(shared, asked):
+    requests, expected = asked
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(shared.generate, requests)) == expected
+
+
+def test_coroutines_get_the_replies_that_each_would_get_alone(shared, asked):
+    requests, expected = asked
+
+    async def all_of_them():
+        return await asyncio.gather(*map(shared.generate_async, requests))
+
+    assert asyncio.run(all_of_them()) == expected
+
+
+def test_streams_in_threads_and_coroutines_join_to_the_reply(shared, ask, engine):
+    request = ask(3, PARAMS)
+    [[reply]] = engine.generate([request])
+
+    async def pieces():
+        return [event async for event in shared.stream_async(request)]
+
+    for events in (list(shared.stream(request)), asyncio.run(pieces())):
+        assert [token for event in events for token in event.token_ids] == reply.token_ids
+        assert "".join(event.text for event in events) == reply.text
+
+
+def test_a_request_that_cannot_be_answered_fails_alone(shared, asked):
+    requests, expected = asked
+    bad = Request(input_ids=[10**6])
+    with ThreadPoolExecutor(6) as pool:
+        good = [pool.submit(shared.generate, request) for request in requests]
+        with pytest.raises(UserError, match="input_ids of the request holds 1000000"):
+            shared.generate(bad)
+        with pytest.raises(UserError, match="input_ids of the request holds 1000000"):
+            list(shared.stream(bad))
+        assert [future.result() for future in good] == expected
+
+
+def test_callers_that_go_away_free_their_slots(shared, ask):
+    endless = ask(0, replace(PARAMS, max_length=60, min_length=60))
+    streams = [shared.stream(endless) for _ in range(4)]
+    for stream in streams:
+        next(stream)
+        stream.close()
+
+    async def give_up():
+        task = asyncio.create_task(shared.generate_async(endless))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(give_up())
+    assert len(shared.generate(ask(1, PARAMS))) == 1
+
+
+def test_closing_answers_what_is_under_way_and_takes_nothing_more(model, tokenizer, ask):
+    shared = AsyncEngine(GenerationEngine(model, tokenizer))
+    stream = shared.stream(ask(0, PARAMS))
+    first = next(stream)
+    closing = threading.Thread(target=shared.close)
+    closing.start()
+    rest = list(stream)
+    closing.join()
+    assert len([*first.token_ids, *(token for event in rest for token in event.token_ids)]) >= 4
+    with pytest.raises(UserError, match="the engine is closed"):
+        shared.generate(ask(1, PARAMS))
+
+
+def test_a_step_that_fails_fails_those_under_way_and_no_others(shared, ask, monkeypatch):
+    expected = shared.generate(ask(1, PARAMS))
+
+    def fail(*_):
+        raise MemoryError("no memory left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shared.engine._decoder, "forward", fail)
+        with pytest.raises(UserError, match="no memory left"):
+            shared.generate(ask(0, PARAMS))
+    assert shared.generate(ask(1, PARAMS)) == expected
