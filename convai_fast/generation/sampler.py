@@ -42,13 +42,6 @@ class Drawn(NamedTuple):
 def draw_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     """Draw a token from each row of `logits` [batch, vocab_size], which are changed."""
     constrain(logits, [draw.constraints for draw in draws])
-    largest = logits.amax(1)
-    is_bad = ~largest.isfinite()
-    failures: dict[int, str] = {}
-    if is_bad.any():
-        for row in is_bad.nonzero().flatten().tolist():
-            failures[row] = _ALL_BANNED if largest[row] == -torch.inf else _DAMAGED
-        logits[is_bad] = 0  # of which something can be drawn, for nobody
     params = [draw.params for draw in draws]
 
     def column(values: Iterable[float], dtype: torch.dtype) -> Tensor:
@@ -66,6 +59,10 @@ def draw_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     )
     known = [None] * len(draws) if logprobs is None else logprobs.tolist()
     return [
-        Drawn(token, logprob, failures.get(row, ""))
+        Drawn(token, logprob, "" if token >= 0 else _why_nothing(logits[row]))
         for row, (token, logprob) in enumerate(zip(token_ids.tolist(), known, strict=True))
     ]
+
+
+def _why_nothing(logits: Tensor) -> str:
+    return _ALL_BANNED if logits.max() == -torch.inf else _DAMAGED

@@ -212,12 +212,9 @@ def sample(
     if batch == 0:
         return seeds.new_zeros(0), logits.new_zeros(0)
     largest = logits.max(-1, keepdim=True).values
-    bad_rows = (~largest.isfinite()).flatten().nonzero()
-    if len(bad_rows):
-        raise ValueError(
-            f"sample: nothing can be drawn from row {bad_rows[0].item()} of the logits, "
-            f"whose largest value is {largest[bad_rows[0]].item()}"
-        )
+    can_be_drawn = largest.isfinite()
+    logits = torch.where(can_be_drawn, logits, 0.0)
+    largest = torch.where(can_be_drawn, largest, 0.0)
 
     greedy = temperature == 0
     # Relative to the largest, so that no temperature, however small, overflows.
@@ -229,10 +226,12 @@ def sample(
 
     indices = torch.arange(vocab_size, device=logits.device)
     first_largest = torch.where(logits == largest, indices, vocab_size).min(-1).values
-    token_ids = torch.where(greedy, first_largest, drawn)
+    chosen = torch.where(greedy, first_largest, drawn)[:, None]
+    token_ids = torch.where(can_be_drawn, chosen, -1).squeeze(-1)
     if not return_logprobs:
         return token_ids, logits.new_zeros(0)
-    return token_ids, logits.log_softmax(-1).gather(-1, token_ids[:, None]).squeeze(-1)
+    logprobs = logits.log_softmax(-1).gather(-1, chosen)
+    return token_ids, torch.where(can_be_drawn, logprobs, torch.nan).squeeze(-1)
 
 
 # --- packed_linear and cached_attention --------------------------------------------------------

@@ -53,12 +53,13 @@ def sample(
         seeds, steps: int64; a request's seed, and how many tokens it has drawn.
 
     Returns:
-        token_ids: int64 [batch].
+        token_ids: int64 [batch]; -1 for a row from which nothing can be drawn, since its largest
+            value is -inf, inf or NaN. No device has to be waited for to notice it.
         logprobs: float32 [batch], log-probability of the token under the unfiltered softmax of the
-            logits, or None unless `return_logprobs`.
+            logits, or None unless `return_logprobs`; NaN beside -1.
 
     Raises:
-        ValueError: a row from which nothing can be drawn (all -inf, NaN or inf), by its number.
+        ValueError: a temperature is negative or NaN.
 
     Source: top-k, Fan et al. 2018 (arXiv 1805.04833); top-p, Holtzman et al. 2019 (1904.09751);
     min-p, Nguyen et al. 2024 (2407.01082).

@@ -97,11 +97,14 @@ def test_logprobs_are_those_of_the_unfiltered_logits():
 
 
 @pytest.mark.parametrize("bad", [-torch.inf, torch.nan, torch.inf])
-def test_a_row_that_leaves_nothing_to_draw_is_named(bad):
+def test_a_row_that_leaves_nothing_to_draw_gives_no_token(bad):
     logits = torch.zeros(3, 9)
     logits[1] = bad
-    with pytest.raises(ValueError, match="row 1"):
-        ops.sample(logits)
+    for settings in ({}, {"temperature": 0}, {"top_k": 3, "top_p": 0.5, "min_p": 0.1}):
+        token_ids, logprobs = ops.sample(logits, return_logprobs=True, **settings)
+        assert (token_ids == -1).tolist() == logprobs.isnan().tolist() == [False, True, False]
+        expected, _ = ops.sample(logits[[0, 2]], **settings)
+        assert torch.equal(token_ids[[0, 2]], expected)  # the others as if it were not there
 
 
 def test_a_tiny_temperature_is_nearly_greedy_not_an_overflow():

@@ -1,7 +1,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <atomic>
+#include <limits>
 #include <optional>
 
 #include "ops/sample/check.h"
@@ -60,12 +60,6 @@ Pieces split_rows(int64_t batch, int64_t vocab_size) {
           }};
 }
 
-void lower(std::atomic<int64_t>* smallest, int64_t value) {
-  int64_t current = *smallest;
-  while (value < current && !smallest->compare_exchange_weak(current, value)) {
-  }
-}
-
 Result sample_cpu(const at::Tensor& logits, const at::Tensor& temperature, const at::Tensor& top_k,
                   const at::Tensor& top_p, const at::Tensor& min_p, const at::Tensor& seeds,
                   const at::Tensor& steps, bool return_logprobs) {
@@ -91,7 +85,6 @@ Result sample_cpu(const at::Tensor& logits, const at::Tensor& temperature, const
     TORCH_CHECK_VALUE(value >= 0, "sample: the temperature of row ", row,
                       " must be 0 or more, not ", value);
   }
-  std::atomic<int64_t> bad_row{batch};
   const int64_t rows_per_task =
       std::max<int64_t>(1, kLogitsPerTask / std::max<int64_t>(1, vocab_size));
   const Pieces pieces = split_rows(batch, vocab_size);
@@ -103,7 +96,8 @@ Result sample_cpu(const at::Tensor& logits, const at::Tensor& temperature, const
         return float_row(logits, row, begin, end, scratch.logits());
       });
       if (!drawable) {
-        lower(&bad_row, row);
+        token_ids[row] = -1;
+        if (return_logprobs) logprobs[row] = std::numeric_limits<float>::quiet_NaN();
         continue;
       }
       token_ids[row] = sample_kernel(
@@ -123,12 +117,6 @@ Result sample_cpu(const at::Tensor& logits, const at::Tensor& temperature, const
     sample_rows(0, batch);
   } else {
     at::parallel_for(0, batch, rows_per_task, sample_rows);
-  }
-  if (bad_row < batch) {
-    const float largest = logits[bad_row.load()].max().item<float>();
-    TORCH_CHECK_VALUE(false, "sample: nothing can be drawn from row ", bad_row.load(),
-                      " of the logits, whose largest value is ",
-                      std::isnan(largest) ? std::abs(largest) : largest);  // nan, and not -nan
   }
   return result;
 }

@@ -90,20 +90,19 @@ __device__ void sample_block(const Input<Logit>& in, const Output& out, BlockScr
                                 scratch, slice);
   const float largest = row.read();
   const float temperature = in.temperature[n];
+  if (!isfinite(largest)) {  // nothing can be drawn: whoever fetches the tokens sees it
+    if (leads) {
+      out.token_ids[n] = -1;
+      if (out.logprobs != nullptr) out.logprobs[n] = NAN;
+    }
+    Team::sync();
+    return;
+  }
   // An exception would need the host to wait. An assertion surfaces at its next synchronisation;
   // the line printed before names the row.
-  const bool drawable = isfinite(largest), warm = temperature >= 0;
-  if (leads) {
-    if (!drawable) {
-      printf(
-          "sample: nothing can be drawn from row %lld of the logits, whose largest value is %f\n",
-          static_cast<long long>(n), largest);
-    }
-    if (!warm) {
-      printf("sample: the temperature of row %lld is %f\n", static_cast<long long>(n), temperature);
-    }
-    assert(drawable && "sample: nothing can be drawn from a row of the logits");
-    assert(warm && "sample: a temperature is negative or NaN");
+  if (leads && !(temperature >= 0)) {
+    printf("sample: the temperature of row %lld is %f\n", static_cast<long long>(n), temperature);
+    assert(false && "sample: a temperature is negative or NaN");
   }
 
   // Greedy is: keep the largest only, and draw the first that is kept.
