@@ -258,10 +258,10 @@ def mutate_values(rng: random.Random, tensor: Tensor) -> Tensor:
     flat, at, kind = tensor.view(-1), rng.randrange(tensor.numel()), rng.randrange(3)
     if kind == 0 and not tensor.is_floating_point() and abs(int(flat[at])) < 100:
         flat[at] = int(flat[at]) + rng.choice([-1, 1, 16])
-    elif kind == 1:
-        tensor.fill_(rng.choice(odd_values(tensor)))
     else:
-        flat[at] = rng.choice(odd_values(tensor))
+        # 3e38 is infinite in float16.
+        value = torch.tensor(rng.choice(odd_values(tensor))).to(tensor.dtype)
+        flat[slice(None) if kind == 1 else at] = value
     return tensor
 
 

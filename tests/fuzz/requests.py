@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from convai_fast.bulk.request_line import read_id, read_object, to_request
 from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
 from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.request_line import read_id, read_object, to_request
 from convai_fast.model import DoubleHeadsModel, TransformerConfig
 from tests.fuzz.damage import mutate_bytes, mutate_json
 
