@@ -45,6 +45,13 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = convai_fast.nonsense
 
 
+def test_type_checkers_see_every_public_name():
+    source = Path(convai_fast.__file__).read_text(encoding="utf-8")
+    imported = re.findall(r"(\w+) as \1", source.split("if TYPE_CHECKING:")[1])
+    assert sorted(imported) == convai_fast.__all__
+    assert (Path(convai_fast.__file__).parent / "py.typed").is_file()
+
+
 def test_help_does_not_wait_for_torch():
     code = (
         "import sys; from convai_fast.cli.main import main; main(['--help']); "
@@ -54,12 +61,16 @@ def test_help_does_not_wait_for_torch():
     assert result.stdout.endswith("False\n"), result.stderr
 
 
+PACKAGE_FOLDERS = ["dialogue", "data", "model", "training", "generation", "bulk", "evaluation"]
+PACKAGE_FOLDERS += ["serving", "ops"]
+
+
 def test_the_tree_in_the_readme_is_the_tree():
     tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1]
     named = set(re.findall(r"^    (\w+\.py)", tree, re.MULTILINE))
     modules = {
         path.name
-        for folder in ("dialogue", "data", "model", "training", "generation", "evaluation", "ops")
+        for folder in PACKAGE_FOLDERS
         for path in (ROOT / "convai_fast" / folder).glob("*.py")
         if path.name != "__init__.py"
     }
