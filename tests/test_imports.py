@@ -17,8 +17,9 @@ LAYERS = [
     ["ops"],
     ["data", "model"],
     ["loading"],
-    ["generation", "training"],
-    ["evaluation"],
+    ["conversion", "generation", "training"],
+    ["bulk", "evaluation"],
+    ["serving"],
     ["cli"],
 ]
 PARTS = {"_native": "ops"}  # it loads the compiled operators

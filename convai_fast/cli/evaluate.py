@@ -14,6 +14,7 @@ import torch
 import tyro
 
 from convai_fast._native import keep_freed_memory, native_info
+from convai_fast.bulk.reply_file import check_absent
 from convai_fast.cli.info import package_version
 from convai_fast.cli.remembered import RememberedOptions, check_not_trained_on
 from convai_fast.data.dataset import check_at_least
@@ -22,7 +23,6 @@ from convai_fast.errors import UserError
 from convai_fast.evaluation.evaluate import METRICS, Evaluation, check_metrics, evaluate
 from convai_fast.files import scratch_folder, write_whole
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.reply_file import check_absent
 from convai_fast.hardware import Precision, resolve_device, resolve_precision
 from convai_fast.loading import load, model_fingerprint
 

@@ -25,8 +25,8 @@ from convai_fast.evaluation.word_perplexity import (
     score_words,
     with_separate_words,
 )
-from convai_fast.generation.dataset_requests import request_of_turn, turn_id
 from convai_fast.generation.engine import GenerationEngine
+from convai_fast.generation.identified import request_of_turn, turn_id
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import prompt_room
 from convai_fast.model.double_heads import DoubleHeadsModel

@@ -1,13 +1,10 @@
 """The command `generate` on a small model, and a model to talk to."""
 
 import pytest
-import torch
 from bulk import read_lines, save_model, write_lines
-from tokenizers_of_letters import gpt_tokenizer
 
 from convai_fast.cli.main import main
-from convai_fast.dialogue.tokenizer import load_tokenizer
-from convai_fast.model import DoubleHeadsModel, TransformerConfig
+from tests.tokenizers_of_letters import save_model_of_letters
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +33,4 @@ def replies(tmp_path):
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    gpt_tokenizer().save_pretrained(folder)
-    tokenizer = load_tokenizer(folder)
-    torch.manual_seed(0)
-    config = TransformerConfig.from_transformers(
-        dict(model_type="openai-gpt", vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4)
-    )
-    DoubleHeadsModel(config).save_pretrained(folder, tokenizer)
-    return folder
+    return save_model_of_letters(tmp_path_factory.mktemp("model"))

@@ -12,7 +12,7 @@ import zstandard
 from bulk import LENGTH, files, read_lines, save_model, write_lines
 from safetensors.torch import load_file, save_file
 
-from convai_fast.cli.generate import DatasetRequests
+from convai_fast.bulk.dataset import DatasetRequests
 from convai_fast.cli.main import main
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.readers import load_dialogues

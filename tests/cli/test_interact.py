@@ -9,10 +9,10 @@ import sys
 import time
 
 import pytest
-from tokenizers_of_letters import byte_tokenizer
 
 from convai_fast.cli.main import main
 from convai_fast.model import DoubleHeadsModel, TransformerConfig
+from tests.tokenizers_of_letters import byte_tokenizer
 
 COMMAND = [sys.executable, "-m", "convai_fast.cli.main", "interact"]
 ENVIRONMENT = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -9,7 +10,8 @@ from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
 from convai_fast.evaluation.packing import packed
-from convai_fast.generation.cache import KVCache
+from convai_fast.generation.cache import CacheStep, KVCache
+from convai_fast.generation.scheduler import Step
 from convai_fast.model import DoubleHeadsModel, Transformer, TransformerConfig, rotary
 from convai_fast.model.attention import Branches
 from convai_fast.model.transformer import MLP, Attention, Block, GatedMLP
@@ -238,8 +240,10 @@ def test_the_shared_prefix_layout_gives_what_whole_rows_give(models):
 def test_a_cache_gives_what_whole_rows_give(models):
     ours, _ = models
     cache, parts = KVCache(ours.config, num_slots=2, capacity=64), []
-    for part in (IDS[:, :7], IDS[:, 7:]):
-        step = cache.extend([0, 1], [row.numpy() for row in part])
+    for begin, part in ((0, IDS[:, :7]), (7, IDS[:, 7:])):
+        past, counts = np.full(2, begin), np.full(2, part.shape[1])
+        ids = part.flatten().numpy()
+        step = CacheStep(cache, Step([], [], np.arange(2), past, counts, ids, ids))
         with torch.inference_mode():
             parts.append(ours(part.reshape(1, -1), kv_cache=step).view(2, -1, 32))
     assert_close(torch.cat(parts, dim=1), ours(IDS))

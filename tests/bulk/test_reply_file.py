@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convai_fast.bulk.jsonl import BadLine, id_key
+from convai_fast.bulk.reply_file import ReplyFile
 from convai_fast.errors import UserError
-from convai_fast.generation.jsonl import BadLine, id_key
-from convai_fast.generation.reply_file import ReplyFile
 
 SETTINGS = {"input": "0123", "temperature": 0.7, "stop": (".",)}
 IDS = ["a", 1, "1", 2.5, "naïve 🙂", "line\nbreak", "{", 0]

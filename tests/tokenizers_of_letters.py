@@ -1,7 +1,11 @@
 """Tokenizers small enough to see through."""
 
+import torch
 from tokenizers import pre_tokenizers
 from transformers import GPT2Tokenizer, OpenAIGPTTokenizer
+
+from convai_fast.dialogue.tokenizer import load_tokenizer
+from convai_fast.model import DoubleHeadsModel, TransformerConfig
 
 
 def gpt_tokenizer():
@@ -17,3 +21,15 @@ def byte_tokenizer():
     """A token a byte, in GPT-2's alphabet."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     return GPT2Tokenizer(vocab={piece: i for i, piece in enumerate(alphabet)}, merges=[])
+
+
+def save_model_of_letters(folder):
+    """Write a small OpenAI GPT with `gpt_tokenizer` into a folder, and return that."""
+    gpt_tokenizer().save_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    torch.manual_seed(0)
+    config = TransformerConfig.from_transformers(
+        dict(model_type="openai-gpt", vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4)
+    )
+    DoubleHeadsModel(config).save_pretrained(folder, tokenizer)
+    return folder

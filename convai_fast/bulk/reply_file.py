@@ -17,9 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from convai_fast.bulk.jsonl import BadLine
 from convai_fast.errors import UserError
 from convai_fast.files import try_lock, write_whole
-from convai_fast.generation.jsonl import BadLine, id_key
+from convai_fast.generation.identified import id_key
 
 _FORMAT = "convai_fast replies 1"
 

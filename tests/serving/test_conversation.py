@@ -1,14 +1,18 @@
 """A conversation: what the model sees of it, and what its commands do."""
 
+import random
+from dataclasses import replace
+
 import pytest
 
-from convai_fast.cli.interact import Conversation
 from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.request import Request
 from convai_fast.model import DoubleHeadsModel
+from convai_fast.serving.conversation import Conversation
 
 PERSONA = ["i like tea .", "i have a cat ."]
 
@@ -60,6 +64,21 @@ def test_a_reply_is_the_engines_and_ends_the_line(conversation, engine, tokenize
     assert history == encode(tokenizer, ["hi , do you like tea ?"])
     assert printed == tokenizer.decode(conversation.history[-1], skip_special_tokens=True) + "\n"
     assert 4 <= len(conversation.history[-1]) <= 8
+
+
+def test_the_best_of_several_replies_is_said_and_remembered(engine, tokenizer):
+    params = SamplingParams(max_length=8, min_length=4, temperature=2, best_of=5)
+    conversation = Conversation(engine, tokenizer, params, persona=PERSONA)
+    said = say(conversation, "do you like tea ?")
+    request = Request(
+        persona=conversation.persona_ids,
+        history=conversation.history[:1],
+        params=replace(params, seed=random.Random(f"{params.seed} 0").getrandbits(63)),
+    )
+    [[best]] = engine.generate([request])
+    assert said == f"{best.text.strip()}\n"
+    assert conversation.history[1] == best.token_ids
+    assert best.score is not None
 
 
 def test_the_model_sees_the_last_turns_within_max_history(conversation, monkeypatch):

@@ -1,9 +1,9 @@
 """The text of a reply as it is shown, token by token."""
 
 import pytest
-from tokenizers_of_letters import byte_tokenizer, gpt_tokenizer
 
-from convai_fast.cli.interact import stream_text
+from convai_fast.serving.shown_text import stream_text
+from tests.tokenizers_of_letters import byte_tokenizer, gpt_tokenizer
 
 
 @pytest.mark.parametrize(

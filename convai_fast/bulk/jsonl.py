@@ -18,30 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convai_fast.bulk.request_line import read_id, read_object, to_request
+from convai_fast.data.readers.fields import is_blank
 from convai_fast.data.readers.text_file import TextFile
 from convai_fast.errors import UserError
 from convai_fast.files import is_parquet, open_bytes, parquet_rows
+from convai_fast.generation.identified import Id, IdentifiedRequest, id_key, seed_of
 from convai_fast.generation.messages import quoted
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.request import Reply, Request
-from convai_fast.generation.request_line import Id, read_id, read_object, to_request
-
-
-@dataclass(frozen=True, slots=True)
-class IdentifiedRequest:
-    """A request whose replies will be found again by its id.
-
-    Attributes:
-        line: its number in the file it comes from, if it comes from one.
-        expected: the true reply, where it is known.
-        unused: names of what stands in the line and changes no reply.
-    """
-
-    id: Id
-    request: Request
-    line: int | None = None
-    expected: str | None = None
-    unused: Sequence[str] = ()
+from convai_fast.generation.request import Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,21 +141,10 @@ class RequestFile:
         )
 
 
-def id_key(id: Id) -> str:
-    """What tells ids apart: 1, 1.0 and "1" are three."""
-    return json.dumps(id)
-
-
-def seed_of(seed: int, id: Id) -> int:
-    """The seed of the request `id` in a run with `seed`, whatever else the run holds."""
-    digest = hashlib.sha256(f"{seed} {id_key(id)}".encode()).digest()
-    return int.from_bytes(digest[:8]) >> 1  # a seed has 63 bits
-
-
 def reply_record(
     item: IdentifiedRequest, replies: Sequence[Reply], *, with_token_ids: bool = False
 ) -> dict[str, Any]:
-    """What is written for the replies to `item`; log-probabilities where a reply has them."""
+    """What is written for the replies to `item`; log-probabilities and scores where they are."""
     records = []
     for reply in replies:
         record: dict[str, Any] = {"text": reply.text, "finish_reason": reply.finish_reason}
@@ -178,6 +152,23 @@ def reply_record(
             record["token_ids"] = reply.token_ids
         if reply.logprobs is not None:
             record["logprobs"] = [round(logprob, 6) for logprob in reply.logprobs]
+        if reply.score is not None:
+            record["score"] = round(reply.score, 6)
         records.append(record)
     expected = {} if item.expected is None else {"expected": item.expected}
     return {"id": item.id, "replies": records, **expected}
+
+
+def candidates_record(item: IdentifiedRequest, replies: Sequence[Reply]) -> dict[str, Any]:
+    """A turn as `train` reads it: the replies as candidates, and last the true reply.
+
+    So a model learns to tell its own drafts from what was said, which is what ranking them takes.
+    Drafts that say nothing, or what another one or the true reply says, are left out, and those
+    with a NUL, which no reader takes.
+    """
+    request, true = item.request, item.expected
+    drafts = dict.fromkeys(reply.text.strip() for reply in replies)
+    drafts.pop(str(true).strip(), None)
+    candidates = [draft for draft in drafts if not is_blank(draft) and "\0" not in draft]
+    turn = {"history": list(request.history), "candidates": [*candidates, true]}
+    return {"id": item.id, "personality": list(request.persona), "utterances": [turn]}

@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from convai_fast.errors import UserError
-from convai_fast.generation.jsonl import (
+from convai_fast.bulk.jsonl import (
     BadLine,
     IdentifiedRequest,
     RequestFile,
@@ -11,6 +10,7 @@ from convai_fast.generation.jsonl import (
     reply_record,
     seed_of,
 )
+from convai_fast.errors import UserError
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Reply, Request
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from convai_fast.bulk.request_line import to_request
 from convai_fast.errors import UserError
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.request_line import to_request
 
 PARAMS = SamplingParams()
 

@@ -17,11 +17,10 @@ from typing import Any, NoReturn, get_type_hints
 
 from convai_fast.data.readers.fields import is_blank
 from convai_fast.errors import UserError, shown
+from convai_fast.generation.identified import Id
 from convai_fast.generation.messages import quoted, read_messages, sentences
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
-
-Id = str | int | float
 
 _OTHER_NAMES = {
     "personality": "persona",
@@ -56,7 +55,6 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "top_logprobs": (0,),
-    "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
     "num_beams": (1,),

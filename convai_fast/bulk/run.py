@@ -1,0 +1,143 @@
+"""Replies in bulk: a source of requests, an engine, a file of replies."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from typing import Any
+
+from convai_fast.bulk.dataset import DatasetRequests
+from convai_fast.bulk.jsonl import BadLine, RequestFile, reply_record
+from convai_fast.bulk.reply_file import ReplyFile
+from convai_fast.errors import UserError
+from convai_fast.generation.engine import GenerationEngine
+from convai_fast.generation.identified import IdentifiedRequest, id_key
+from convai_fast.generation.request import Reply, Request, find_blank_turn
+from convai_fast.terminal import progress_bar, say
+
+
+class BulkRun:
+    """One run: what it keeps track of between a request and its replies.
+
+    Args:
+        source: its requests in an order that stays.
+        replies: those that it holds already are not asked for again.
+        record: makes of a request and its replies what is written for them.
+        report: is told, line by line, what came of it.
+    """
+
+    def __init__(
+        self,
+        engine: GenerationEngine,
+        source: RequestFile | DatasetRequests,
+        replies: ReplyFile,
+        *,
+        record: Callable[[IdentifiedRequest, Sequence[Reply]], dict[str, Any]] = reply_record,
+        report: Callable[[str], None] = say,
+    ) -> None:
+        self.engine, self.source, self.replies, self.record = engine, source, replies, record
+        self.report = report
+        self.num_earlier = len(replies.positions)
+        self.keys: dict[str, None] = {}  # what the file of replies will hold, in its order
+        self.in_flight: dict[int, IdentifiedRequest] = {}
+        self.first_bad: BadLine | None = None
+        self.unused: Counter[str] = Counter()  # lines with a field that changes no reply
+        self.num_replies = self.num_tokens = 0
+
+    def run(self) -> None:
+        """Answer what is not answered yet, then put the file of replies in its place.
+
+        Raises:
+            UserError: not one request can be answered, or a file cannot be read or written.
+        """
+        self.started = time.perf_counter()
+        self.progress = progress_bar(
+            total=self.source.num_requests, initial=self.num_earlier, unit="request"
+        )
+        try:
+            with self.progress:
+                self._answer()
+        except (KeyboardInterrupt, SystemExit):
+            print(
+                f"stopped: {len(self.replies.positions):,} of {self.source.num_requests:,} "
+                f"requests are answered; the same command continues from {self.replies.partial}",
+                file=sys.stderr,
+            )
+            raise
+        self.replies.finish(list(self.keys))
+        self._report()
+
+    def _answer(self) -> None:
+        for position, replies in self.engine.serve(self._requests(), self._fail):
+            item = self.in_flight.pop(position)
+            self.replies.add(self.record(item, replies))
+            self.num_replies += len(replies)
+            self.num_tokens += sum(len(reply.token_ids) for reply in replies)
+            self.progress.set_postfix_str(f"{self._speed():,.0f} tokens/s", refresh=False)
+            self.progress.update()
+
+    def _requests(self) -> Iterator[Request]:
+        """The requests without replies so far, as the engine asks for them."""
+        positions = count()
+        for item in self.source:
+            if isinstance(item, BadLine):
+                self._reject(item)
+                continue
+            self.unused.update(item.unused)
+            key = id_key(item.id)
+            is_answered = key in self.replies.positions
+            if not is_answered and (reason := self._refusal(item)):
+                self._reject(BadLine(item.line, item.id, reason))
+                continue
+            self.keys[key] = None
+            if not is_answered:
+                self.in_flight[next(positions)] = item
+                yield item.request
+
+    def _refusal(self, item: IdentifiedRequest) -> str | None:
+        if item.line is None:  # what the turns of a dataset hold is its reader's business
+            return None
+        try:
+            blank = find_blank_turn(item.request.history, self.engine.tokenizer)
+        except UserError as error:
+            return str(error)
+        return None if blank is None else f"history[{blank}] is blank: leave it out"
+
+    def _fail(self, position: int, reason: str) -> None:
+        item = self.in_flight.pop(position)
+        del self.keys[id_key(item.id)]
+        self._reject(BadLine(item.line, item.id, reason))
+
+    def _reject(self, bad: BadLine) -> None:
+        self.replies.add_error(bad)
+        self.progress.update()
+        self.first_bad = self.first_bad or bad
+
+    def _speed(self) -> float:
+        return self.num_tokens / (time.perf_counter() - self.started)
+
+    def _report(self) -> None:
+        bad = self.replies.num_errors
+        if not self.keys:
+            first = self.first_bad
+            where = first.id if first.line is None else f"line {first.line}"
+            raise UserError(
+                f"not one request can be answered ({where}: {first.reason}): {self.replies.errors} "
+                "lists them all; dialogues are answered with --data"
+            )
+        if bad:
+            self.report(
+                f"{bad:,} bad {'line' if bad == 1 else 'lines'}: {self.replies.errors} says why"
+            )
+        if self.unused:
+            fields = ", ".join(f"{name} ({count:,})" for name, count in self.unused.items())
+            self.report(f"fields that change no reply, and in how many lines: {fields}")
+        earlier = (
+            f" (and those to {self.num_earlier:,} requests before)" if self.num_earlier else ""
+        )
+        self.report(
+            f"{self.num_replies:,} replies{earlier}, {self.num_tokens:,} tokens in "
+            f"{time.perf_counter() - self.started:.1f} s, {self._speed():,.0f} tokens/s: "
+            f"{self.replies.output}"
+        )

@@ -1,0 +1,287 @@
+"""An old checkpoint, or a LoRA adapter, as an ordinary model of today."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from convai_fast.archive import unpacked
+from convai_fast.data.trained_with import TrainedWith
+from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.format import SPECIAL_TOKENS
+from convai_fast.dialogue.sequence import build_input_from_segments
+from convai_fast.dialogue.tokenizer import read_tokenizer, special_ids
+from convai_fast.errors import UserError, reason_of
+from convai_fast.files import fill, is_free, locked_folder, move_whole, scratch_folder
+from convai_fast.loading import check_fit
+from convai_fast.model import adapter, checkpoint, families, legacy
+from convai_fast.model.config import TransformerConfig
+from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.model.tensors import EMBEDDING, Accounted, account_for
+
+# Largest difference of logits that rounding explains, relative to the largest logit.
+_TOLERANCE = 1e-4
+
+
+@dataclass
+class _Source:
+    """A checkpoint as it was found."""
+
+    settings: dict[str, Any]  # the content of config.json
+    layout: str
+    config: TransformerConfig
+    accounted: Accounted
+    tokenizer: PreTrainedTokenizerFast
+    has_special_tokens: bool
+    has_multiple_choice_head: bool
+    adapter: "_Adapter | None"
+
+
+@dataclass
+class _Adapter:
+    """A LoRA adapter as it was found; what is said of its source is said of the base model."""
+
+    settings: dict[str, Any]  # the content of adapter_config.json
+    tensors: dict[str, Tensor]
+
+
+def convert(old: str, new: str) -> list[tuple[str, str]]:
+    """Write the model `old` into the folder `new`, which appears complete or not at all.
+
+    Returns lines of what was found and what became of it, each with what it is about.
+
+    Raises:
+        UserError: it cannot be read or written, or computes something else than it did.
+    """
+    place = Path(new).expanduser().absolute()
+    try:
+        is_there = place.exists()
+        _check_is_free(place, new)
+    except OSError as error:
+        raise UserError(f"{new} cannot be read: {error.strerror}.") from error
+    with unpacked(old) as unpacked_old:
+        folder = checkpoint.find_folder(unpacked_old.path)
+        torch.manual_seed(0)  # a multiple-choice head that has to be added
+        model = DoubleHeadsModel.from_pretrained(folder)
+        source = _read(folder)
+    trained = TrainedWith.read(old)
+    ancestor = next(parent for parent in place.parents if parent.is_dir())
+    try:
+        with scratch_folder(place if is_there else ancestor, ".converting-") as scratch:
+            staging = scratch / "model"
+            model.save_pretrained(staging, source.tokenizer)
+            if trained is not None:
+                trained.write(staging)
+            difference = _check(staging, source)
+            if is_there:
+                with locked_folder(place):
+                    _check_is_free(place, new)  # others may have filled it meanwhile
+                    fill(staging, place)
+            else:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                move_whole(staging, place)
+    except OSError as error:
+        raise UserError(f"{new} cannot be written: {error.strerror}.") from error
+    return [
+        *_report(source, unpacked_old.ignored),
+        ("checked", f"logits differ from those of the source by {difference:.1e} at most"),
+        ("written", new),
+    ]
+
+
+def _check_is_free(place: Path, new: str) -> None:
+    if not is_free(place):
+        raise UserError(f"{new} is there already: name a folder that is not, or is empty.")
+
+
+def _read(folder: Path) -> _Source:
+    """Read everything but the weights' values, and compare what belongs together."""
+    is_adapter = adapter.is_adapter(folder)
+    with adapter.base_of(folder) if is_adapter else nullcontext(folder) as base:
+        tensors, file = checkpoint.read_tensors(base)
+        settings = checkpoint.read_config_file(base)
+        config = checkpoint.read_config(base, tensors)
+        accounted = account_for(tensors, config, file)
+    found = None
+    if is_adapter:
+        config = checkpoint.read_config(folder)  # which has a row for every special token
+        found = _Adapter(adapter.read_settings(folder), load_file(folder / adapter.WEIGHTS_FILE))
+    tokenizer = read_tokenizer(folder)
+    check_fit(tokenizer, config.vocab_size, folder, needs_special_tokens=False)
+    has_special_tokens = set(SPECIAL_TOKENS) <= tokenizer.get_vocab().keys()
+    return _Source(
+        settings=settings,
+        layout=legacy.describe_layout(settings, tensors),
+        config=config,
+        accounted=accounted,
+        tokenizer=tokenizer,
+        has_special_tokens=has_special_tokens,
+        has_multiple_choice_head=is_adapter
+        or "multiple_choice_head.summary.weight" in accounted.parameters,
+        adapter=found,
+    )
+
+
+@torch.inference_mode()
+def _check(folder: Path, source: _Source) -> float:
+    """The largest difference of logits between the model in `folder` and the source's tensors.
+
+    These are computed with by transformers' own class, in which they keep their names and layout.
+
+    Raises UserError when it is more than rounding, or the tokenizers differ.
+    """
+    tokenizer = read_tokenizer(folder)
+    text = "Hello there , i'm fine . How are you ? <eos>"
+    if tokenizer.get_vocab() != source.tokenizer.get_vocab() or (
+        encode(tokenizer, [text]) != encode(source.tokenizer, [text])
+    ):
+        raise UserError(
+            "the converted tokenizer has other ids than the source's, so nothing was written: its "
+            "files are damaged, or of a kind that is not supported."
+        )
+    inputs = _batch(tokenizer if source.has_special_tokens else None, source.config)
+    ours = DoubleHeadsModel.from_pretrained(folder)(**inputs)
+    theirs = _peer(source)(**inputs)
+    pairs = [(ours.logits, theirs.logits)]
+    if source.has_multiple_choice_head:
+        pairs.append((ours.mc_logits, theirs.mc_logits))
+    differences = [(ours - theirs).abs().max().item() for ours, theirs in pairs]
+    for difference, (_, logits) in zip(differences, pairs, strict=True):
+        # Written so that a difference that is no number counts.
+        if not difference <= _TOLERANCE * logits.abs().max().item():
+            raise UserError(
+                f"the converted model's logits differ by {difference:.1e} from those of the source "
+                "in transformers, so nothing was written: weights that are no numbers, or a model "
+                "that is not supported."
+            )
+    return max(differences)
+
+
+def _batch(
+    tokenizer: PreTrainedTokenizerFast | None, config: TransformerConfig
+) -> dict[str, Tensor]:
+    """Two candidates of an example, of tokens from the whole vocabulary; plain ids without one."""
+    tokens = torch.linspace(0, config.vocab_size - 1, 24).long().tolist()
+    length = min(config.n_positions, 24)
+    if tokenizer is None:
+        input_ids = torch.tensor([tokens[:length], tokens[::-1][:length]])
+        return {"input_ids": input_ids[None], "mc_token_ids": torch.tensor([[length - 1, 0]])}
+    persona, history = [tokens[:5]], [tokens[5:10], tokens[10:13]]
+    candidates = [
+        build_input_from_segments(persona, history, reply, tokenizer)
+        for reply in (tokens[13:20], tokens[20:])
+    ]
+    length = min(config.n_positions, max(len(c["input_ids"]) for c in candidates))
+    pad = special_ids(tokenizer).pad
+
+    def padded(name: str) -> Tensor:
+        rows = [(c[name] + [pad] * length)[:length] for c in candidates]
+        return torch.tensor([rows])
+
+    return {
+        "input_ids": padded("input_ids"),
+        "token_type_ids": padded("token_type_ids"),
+        "mc_token_ids": torch.tensor([[min(c["mc_token_ids"], length - 1) for c in candidates]]),
+    }
+
+
+def _peer(source: _Source) -> torch.nn.Module:
+    """transformers' double-heads model with the source's settings and tensors."""
+    family = families.of(source.config)
+    settings = source.config.to_transformers()
+    settings |= {k: v for k, v in source.settings.items() if k in settings and v is not None}
+    settings |= {"vocab_size": source.config.vocab_size}
+    parameters = dict(source.accounted.parameters)
+    try:
+        peer = family.peer(settings).eval()
+    except Exception as error:  # transformers checks settings in more than one way
+        raise UserError(
+            f"config.json has settings that transformers refuses ({reason_of(error)}): correct "
+            "them."
+        ) from error
+    if source.adapter:  # which gives the embedding's new rows their values
+        name = family.tensor_names(source.config)[EMBEDDING]
+        new_rows = source.config.vocab_size - len(parameters[name])
+        parameters[name] = F.pad(parameters[name], (0, 0, 0, new_rows))
+    state = peer.load_state_dict(parameters, strict=False)
+    absent = {
+        "lm_head.weight",
+        "multiple_choice_head.summary.weight",
+        "multiple_choice_head.summary.bias",
+    }
+    if state.unexpected_keys or not set(state.missing_keys) <= absent:
+        raise UserError("transformers' model has other tensors than the source.")
+    peer.tie_weights()
+    if source.adapter:
+        _adapt(peer, source.adapter)
+    return peer
+
+
+def _adapt(peer: torch.nn.Module, adapter: _Adapter) -> None:
+    """Have transformers' model compute with an adapter beside its layers, not merged into them."""
+    tensors = {k.removeprefix("base_model.model."): v for k, v in adapter.tensors.items()}
+    scale = adapter.settings["lora_alpha"] / adapter.settings["r"]
+
+    def beside(lora_a: Tensor, lora_b: Tensor) -> Callable[..., Tensor]:
+        return lambda module, inputs, output: output + scale * (inputs[0] @ lora_a.T @ lora_b.T)
+
+    for name, module in peer.named_modules():
+        if f"{name}.lora_A.weight" in tensors:
+            lora = (tensors[f"{name}.lora_{letter}.weight"] for letter in "AB")
+            module.register_forward_hook(beside(*lora))
+    (rows,) = adapter.settings["trainable_token_indices"].values()
+    (trained,) = (v for k, v in tensors.items() if k.endswith("trainable_tokens_delta"))
+    peer.get_input_embeddings().weight[rows] = trained
+    peer.load_state_dict(tensors, strict=False)  # the multiple-choice head
+
+
+def _report(source: _Source, ignored: list[str]) -> list[tuple[str, str]]:
+    """Lines of what was found and what became of it."""
+    config, accounted = source.config, source.accounted
+    layout = f"layout of {source.layout}"
+    rows = [
+        (
+            "read",
+            f"{layout}: {config.family}, {config.n_layer} layers of width {config.n_embd}, "
+            f"{config.n_positions} positions",
+        ),
+        (
+            "mapped",
+            f"{len(accounted.parameters)} tensors, {len(accounted.renamed) or 'none'} renamed",
+        ),
+    ]
+    rows += [("", line) for line in _grouped(f"{k} -> {v}" for k, v in accounted.renamed.items())]
+    if source.adapter:
+        found = source.adapter.settings
+        text = f"adapter of rank {found['r']} into {found['base_model_name_or_path']}"
+        rows.append(("merged", text))
+    dropped = list(_grouped(f"{key}: {why}" for key, why in accounted.dropped.items()))
+    rows += [("dropped", line) for line in dropped or ["nothing"]]
+    if source.has_multiple_choice_head:
+        rows.append(("added", "nothing"))
+    else:
+        rows.append(("added", "a multiple-choice head with random weights, which `train` trains"))
+    rows += [("ignored", name if name.isprintable() else repr(name)) for name in ignored]
+    rows.append(("tokens", f"{len(source.tokenizer):,}, as many as the embedding has rows"))
+    vocabulary = source.tokenizer.get_vocab()
+    found = [f"{token} {vocabulary[token]}" for token in SPECIAL_TOKENS if token in vocabulary]
+    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+    rows.append(("special tokens", ", ".join(found) or "none"))
+    if missing:
+        rows.append(("", f"{', '.join(missing)} will be added by `train`"))
+    return rows
+
+
+def _grouped(lines: Iterable[str]) -> Iterable[str]:
+    """`lines` with layers counted instead of listed."""
+    counts = Counter(re.sub(r"\bh\.\d+\.", "h.N.", line) for line in lines)
+    return (f"{line}{f' ({n} layers)' if n > 1 else ''}" for line, n in counts.items())

@@ -1,0 +1,178 @@
+"""A conversation with one model: what it remembers, and what each line of the user does."""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerFast
+
+from convai_fast.dialogue.encoding import encode
+from convai_fast.errors import UserError
+from convai_fast.evaluation.ranking import rank_candidates
+from convai_fast.generation.detokenizer import Detokenizer
+from convai_fast.generation.engine import GenerationEngine
+from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.request import Request, prompt_room
+from convai_fast.serving.shown_text import stream_text
+
+_HELP = """\
+Write a line to talk, or a command:
+  /persona            show the persona
+  /persona a | b | c  give it these sentences and start a new conversation
+  /persona random     the same, with a random persona of --dataset_path
+  /rank a | b | c     rank these as replies to your last line (or as openings), best first
+  /reset              forget the conversation
+  /seed N             draw as from the start with seed N: the same lines get the same replies
+  /help               show this
+  /quit               end (as do /exit and Ctrl-D)
+Ctrl-C clears the line, or stops a reply, and the model forgets that turn.
+"""
+
+
+class Conversation:
+    """One conversation.
+
+    `personas` are those that `/persona random` draws from. A turn's seed follows from `params.seed`
+    and the number of replies before it, so that a conversation can be repeated while its turns
+    differ; starting a new conversation does not start the seeds again, `/seed` does.
+
+    Raises UserError when `params.max_length` leaves the model no room for a prompt.
+    """
+
+    def __init__(
+        self,
+        engine: GenerationEngine,
+        tokenizer: PreTrainedTokenizerFast,
+        params: SamplingParams,
+        *,
+        persona: Sequence[str] = (),
+        personas: Sequence[Sequence[str]] = (),
+        max_history: int = 2,
+    ) -> None:
+        prompt_room(engine.model.config.n_positions, params)
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.params = params
+        self.personas = personas
+        self.window = 2 * max_history + 1
+        self.ended = False
+        self._reseed(params.seed)
+        self._set_persona(persona)
+
+    def handle(self, line: str) -> Iterator[str]:
+        """Do what `line` asks, yielding the text to print as it comes, up to its last newline.
+
+        A turn is remembered once the iterator is exhausted: abandon it, and the turn is forgotten.
+        """
+        line = line.strip()
+        if line.startswith("/"):
+            yield from self._command(line)
+        else:
+            yield from self._answer(line)
+
+    def describe_persona(self) -> str:
+        """The persona as lines to print."""
+        if not self.persona:
+            return "The model has no persona.\n"
+        return "The model's persona:\n" + "".join(f"  {sentence}\n" for sentence in self.persona)
+
+    def _answer(self, line: str) -> Iterator[str]:
+        (user_turn,) = encode(self.tokenizer, [line])
+        if not user_turn:
+            yield "Nothing to reply to: write a line, or /help.\n"
+            return
+        history = [*self.history, user_turn]
+        turn_seed = random.Random(f"{self.params.seed} {self.turn}").getrandbits(63)
+        reply = []
+        # Beside <bos>, <speaker2> and the reply's <speaker1>.
+        room = prompt_room(self.engine.model.config.n_positions, self.params) - 3
+        if len(user_turn) > room:
+            yield "(the beginning of your line was left out to fit)\n"
+        elif len(user_turn) + sum(map(len, self.persona_ids)) > room:
+            yield "(some of the persona was left out to fit)\n"
+        request = Request(
+            persona=self.persona_ids,
+            history=history[-self.window :],
+            params=replace(self.params, seed=turn_seed),
+        )
+        yield from stream_text(self.tokenizer, self._tokens(request), reply)
+        yield "\n"
+        self.history = [*history, reply]
+        self.turn += 1
+
+    def _tokens(self, request: Request) -> Iterable[int]:
+        """The tokens of the reply as they come, or all at once where the best of several is."""
+        if request.params.best_of == 1:
+            return self.engine.stream(request)
+        [[best, *_]] = self.engine.generate([request])
+        detokenizer = Detokenizer(self.tokenizer)
+        return best.token_ids[: detokenizer.num_within(best.token_ids, len(best.text))]
+
+    def _command(self, line: str) -> Iterator[str]:
+        name, _, argument = line.partition(" ")
+        argument = argument.strip()
+        match name:
+            case "/help":
+                yield _HELP
+            case "/quit" | "/exit":
+                self.ended = True
+            case "/reset":
+                self.history = []
+                yield "The conversation is forgotten.\n"
+            case "/seed":
+                yield self._seed_command(argument)
+            case "/persona":
+                yield self._persona_command(argument)
+            case "/rank":
+                yield from self._rank(_split(argument))
+            case _:
+                yield f"{name} is not a command; /help lists them.\n"
+
+    def _seed_command(self, argument: str) -> str:
+        try:
+            self._reseed(int(argument))
+        except ValueError:
+            return "/seed takes a whole number, as in /seed 42.\n"
+        except UserError as error:
+            return f"{error}.\n"
+        return f"Drawing from the start with seed {self.params.seed}.\n"
+
+    def _persona_command(self, argument: str) -> str:
+        if argument == "random":
+            if not self.personas:
+                return "There are no personas to draw from: start with --dataset_path.\n"
+            self._set_persona(self._random.choice(self.personas))
+        elif argument:
+            self._set_persona(_split(argument))
+        return self.describe_persona()
+
+    def _rank(self, candidates: list[str]) -> Iterator[str]:
+        if not candidates:
+            yield "/rank takes candidates, as in /rank i like tea . | i like coffee .\n"
+            return
+        # What was said last is the model's own reply; a candidate competes with it.
+        history = self.history[:-1]
+        log_probabilities = rank_candidates(
+            self.engine.model,
+            self.engine.special_ids,
+            self.persona_ids,
+            history[-self.window :],
+            encode(self.tokenizer, candidates),
+        )
+        ranked = zip(log_probabilities.exp().tolist(), candidates, strict=True)
+        for probability, candidate in sorted(ranked, key=lambda pair: -pair[0]):
+            yield f"  {probability:.3f}  {candidate}\n"
+
+    def _set_persona(self, sentences: Sequence[str]) -> None:
+        self.persona = list(sentences)
+        self.persona_ids = encode(self.tokenizer, self.persona)
+        self.history: list[list[int]] = []
+
+    def _reseed(self, seed: int) -> None:
+        self.params = replace(self.params, seed=seed)
+        self.turn = 0
+        self._random = random.Random(f"{seed} personas")
+
+
+def _split(argument: str) -> list[str]:
+    return [part.strip() for part in argument.split("|") if part.strip()]
