@@ -21,7 +21,7 @@ from convai_fast.dialogue.encoding import tokenizer_fingerprint
 from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.request import prompt_room
+from convai_fast.generation.request import check_ranking, prompt_room
 from convai_fast.hardware import resolve_device
 from convai_fast.loading import load, model_fingerprint
 
@@ -58,7 +58,8 @@ class GenerateOptions(RememberedOptions):
     token_ids: bool = False
     """Write the token ids of a reply."""
     as_candidates: bool = False
-    """Write turns as train reads them: the replies as candidates, the true one last (--data)."""
+    """Write turns as train reads them: the replies as candidates, the true one last (--data). Their
+    history is that which --max_history lets the model see."""
     batch_size: int = 64
     """Replies that are written at a time, at most; on a CPU they do not depend on it."""
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
@@ -113,6 +114,7 @@ def run(options: GenerateOptions) -> None:
     device = resolve_device(options.device)
     model, tokenizer = load(options.model)
     prompt_room(model.config.n_positions, params)  # too long a reply is no line's fault
+    check_ranking(params, model.head_is_new)
     settings = {
         **source.settings,
         "model": model_fingerprint(model),

@@ -120,12 +120,12 @@ class AsyncEngine:
         id = object()
 
         def add() -> None:
+            self._callers[id] = put
             try:
                 self.engine.add(id, request, stream=stream)
-            except UserError as error:
-                put(Failed(id, str(error)))
-            else:
-                self._callers[id] = put
+            except Exception as error:  # also what is no request at all
+                del self._callers[id]
+                put(Failed(id, str(error) if isinstance(error, UserError) else reason_of(error)))
 
         self._call(add)
         return id
@@ -146,18 +146,27 @@ class AsyncEngine:
             self._changed.notify()
 
     def _run(self) -> None:
-        while True:
+        try:
+            while self._take_turn():
+                pass
+        finally:  # nobody waits for ever, whatever has happened
             with self._changed:
-                while not (self._calls or self.engine.num_unfinished or self._is_closed):
-                    self._changed.wait()
-                calls, self._calls = self._calls, deque()
-                is_last = self._is_closed
-            for call in calls:
-                call()
-            if self.engine.num_unfinished:
-                self._step()
-            elif is_last:
-                return
+                self._is_closed = True
+            for id, put in self._callers.items():
+                put(Failed(id, _CLOSED))
+
+    def _take_turn(self) -> bool:
+        """Do what was asked for meanwhile, and a step; False when the engine is closed and done."""
+        with self._changed:
+            while not (self._calls or self.engine.num_unfinished or self._is_closed):
+                self._changed.wait()
+            calls, self._calls = self._calls, deque()
+            is_last = self._is_closed
+        for call in calls:
+            call()
+        if self.engine.num_unfinished:
+            self._step()
+        return bool(self.engine.num_unfinished) or not is_last
 
     def _step(self) -> None:
         try:

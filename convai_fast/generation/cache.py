@@ -34,7 +34,7 @@ class KVCache:
     ) -> None:
         self.num_slots = num_slots
         self._heads = (config.n_layer, num_slots, config.n_head)
-        self._head_dim = config.head_dim
+        self._head_dim, self._most = config.head_dim, config.n_positions
         self._options = {"dtype": dtype, "device": device}
         self.keys, self.values = self._allocate(capacity)
 
@@ -66,7 +66,7 @@ class KVCache:
         """
         if capacity <= self.capacity:
             return
-        keys, values = self._allocate(max(capacity, 2 * self.capacity))
+        keys, values = self._allocate(max(capacity, min(2 * self.capacity, self._most)))
         keys[..., : self.keys.shape[-3], :, :] = self.keys
         values[..., : self.capacity, :] = self.values
         self.keys, self.values = keys, values

@@ -25,14 +25,18 @@ class Constraints:
         self._tokens: list[int] = []
         self._seen: dict[int, None] = {}  # in order, and each once
         self._followers: dict[tuple[int, ...], list[int]] = {}  # of every n - 1 tokens so far
-        self._num_drawn = -len(prompt)
+        self._num_seen = 0
+        self._prompt_length = len(prompt)
         self._is_recorded = params.repetition_penalty != 1 or params.no_repeat_ngram_size > 0
-        for token in prompt:
-            self.add(token)
+        self.follow(prompt)
 
-    def add(self, token: int) -> None:
-        """Take note of a token of the prompt or, after all of them, of one that was drawn."""
-        self._num_drawn += 1
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Take note of the prompt and what was drawn after it, as far as it is new."""
+        for token in tokens[self._num_seen :]:
+            self._add(token)
+
+    def _add(self, token: int) -> None:
+        self._num_seen += 1
         if not self._is_recorded:
             return
         self._seen[token] = None
@@ -52,7 +56,8 @@ class Constraints:
 
     def banned(self) -> list[int]:
         """What must not be drawn next."""
-        banned = self._special_ids if self._num_drawn < self._params.min_length else []
+        num_drawn = self._num_seen - self._prompt_length
+        banned = self._special_ids if num_drawn < self._params.min_length else []
         n = self._params.no_repeat_ngram_size
         if n > 0:
             context = tuple(self._tokens[len(self._tokens) - n + 1 :])

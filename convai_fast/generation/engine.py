@@ -4,11 +4,13 @@ What a reply becomes depends on its request alone: bit for bit with the compiled
 otherwise as far as a matrix product's rounding does not depend on its number of rows.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.dialogue.prompt import Prompt
@@ -18,12 +20,20 @@ from convai_fast.generation.constraints import Constraints
 from convai_fast.generation.decoder import Decoder
 from convai_fast.generation.detokenizer import Detokenizer, TextPieces
 from convai_fast.generation.events import Done, Event, Failed, Tokens
-from convai_fast.generation.request import FinishReason, Reply, Request, build_prompt, prompt_room
+from convai_fast.generation.request import (
+    FinishReason,
+    Reply,
+    Request,
+    build_prompt,
+    check_ranking,
+    prompt_room,
+)
 from convai_fast.generation.sampler import Draw, Drawn, draw_tokens
 from convai_fast.generation.scheduler import Scheduler, Step, TokenSequence
 from convai_fast.loading import check_fit
 from convai_fast.model.double_heads import DoubleHeadsModel
 
+_NO_SCORE = "no draft can be ranked, since its score is no number: the model's weights are damaged"
 _AHEAD = 1024  # requests that `serve` takes before there is a slot for them
 
 
@@ -35,7 +45,7 @@ class _Draft(TokenSequence):
         self.job, self.index = job, index
         self.prompt_length = len(prompt.input_ids)
         # Replies to one request are drawn from one seed, by counters that never meet.
-        self.step = index << 32
+        self.first_step = index << 32
         self.constraints: Constraints | None = None  # from its first token on
         self.logprobs: list[float] = []
         self.reply: Reply | None = None  # once it is written and waits for its score
@@ -45,6 +55,11 @@ class _Draft(TokenSequence):
     def token_ids(self) -> list[int]:
         """What was drawn so far."""
         return self.input_ids[self.prompt_length :]
+
+    @property
+    def step(self) -> int:
+        """The counter of its next random numbers."""
+        return self.first_step + len(self.input_ids) - self.prompt_length
 
 
 class _Job:
@@ -100,6 +115,8 @@ class GenerationEngine:
         self._jobs: dict[Hashable, _Job] = {}
         self._mailboxes: dict[Hashable, deque[Event]] = {}  # of requests that a loop has added
         self._events: list[Event] = []  # of the others, until `step` tells them
+        self._is_stepping = False
+        self._abandoned: list[Hashable] = []  # meanwhile, by a loop that Python cleared away
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -113,19 +130,20 @@ class GenerationEngine:
             UserError: it cannot be answered.
             ValueError: a request with this id is under way.
         """
-        if id in self._jobs:
+        self._add(id, request, self._prompt(request, stream), stream)
+
+    def _add(self, id: Hashable, request: Request, prompt: Prompt, stream: bool) -> None:
+        if id in self._jobs or any(event.id == id for event in self._events):
             raise ValueError(f"a request with the id {id!r} is under way")
         params = request.params
-        if params.best_of > 1 and stream:
-            raise UserError("best_of chooses among whole replies: they cannot be streamed")
-        input_ids, token_type_ids = self._prompt(request)
-        capacity = len(input_ids) + params.max_length + 1  # the most that is ever computed
+        # What is drawn last is computed only where it is ranked, and then an <eos> after it.
+        capacity = len(prompt.input_ids) + params.max_length + (1 if params.best_of > 1 else -1)
         self._decoder.reserve(capacity)
         self._scheduler.reserve(capacity)
-        keys = self._scheduler.keys_of(input_ids, token_type_ids)
-        prompt = TokenSequence(id, input_ids, token_type_ids, keys)
+        keys = self._scheduler.keys_of(*prompt)
         job = _Job(id, request)
-        job.drafts = [_Draft(job, index, prompt) for index in range(params.num_drafts)]
+        tokens = TokenSequence(id, *prompt, keys)
+        job.drafts = [_Draft(job, index, tokens) for index in range(params.num_drafts)]
         if stream:
             for draft in job.drafts:
                 draft.pieces = TextPieces(self._detokenizer)
@@ -136,14 +154,12 @@ class GenerationEngine:
         """Raise UserError if `request` cannot be answered."""
         self._prompt(request)
 
-    def _prompt(self, request: Request) -> Prompt:
-        if request.params.best_of > 1 and self.model.head_is_new:
-            raise UserError(
-                "best_of ranks replies with the multiple-choice head, which this model has not "
-                "learnt: leave it out, or fine-tune the model first"
-            )
-        config = self.model.config
-        room = prompt_room(config.n_positions, request.params)
+    def _prompt(self, request: Request, stream: bool = False) -> Prompt:
+        params, config = request.params, self.model.config
+        check_ranking(params, self.model.head_is_new)
+        if params.best_of > 1 and stream:
+            raise UserError("best_of chooses among whole replies: they cannot be streamed")
+        room = prompt_room(config.n_positions, params)
         return build_prompt(request, self.tokenizer, self.special_ids, config.vocab_size, room)
 
     def cancel(self, id: Hashable) -> None:
@@ -158,8 +174,8 @@ class GenerationEngine:
 
     @property
     def num_unfinished(self) -> int:
-        """How many requests are under way."""
-        return len(self._jobs)
+        """How many requests are under way, or done without `step` having told of it."""
+        return len(self._jobs) + sum(not isinstance(event, Tokens) for event in self._events)
 
     # --- loops over `add` and `step` ------------------------------------------------------------
 
@@ -204,19 +220,22 @@ class GenerationEngine:
             if request is None:
                 return False
             id = object()
+            numbers[id], self._mailboxes[id] = i, mailbox
             try:
-                self._add_for(mailbox, id, request)
-                numbers[id] = i
+                self.add(id, request)
             except UserError as error:
+                del numbers[id], self._mailboxes[id]
                 fail(i, str(error))
             return True
 
+        is_exhausted = False
         try:
             while True:
-                if not self._scheduler.num_waiting:
-                    while self._scheduler.num_waiting < _AHEAD and take():
-                        pass
-                if not numbers:
+                if not (numbers and self._scheduler.num_waiting):
+                    is_exhausted = is_exhausted or not take()
+                    while not is_exhausted and self._scheduler.num_waiting < _AHEAD:
+                        is_exhausted = not take()
+                if not numbers and is_exhausted:
                     return
                 self._advance()
                 while mailbox:
@@ -240,14 +259,15 @@ class GenerationEngine:
             UserError: at once, when the request cannot be answered; with a token, when nothing can
                 be drawn.
         """
-        self._prompt(request)
-        return self._stream(replace(request, params=replace(request.params, n=1)))
+        prompt = self._prompt(request, stream=True)
+        return self._stream(replace(request, params=replace(request.params, n=1)), prompt)
 
-    def _stream(self, request: Request) -> Iterator[int]:
+    def _stream(self, request: Request, prompt: Prompt) -> Iterator[int]:
         mailbox: deque[Event] = deque()
         id = object()
-        self._add_for(mailbox, id, request, stream=True)
         try:
+            self._mailboxes[id] = mailbox
+            self._add(id, request, prompt, stream=True)
             while True:
                 while not mailbox:
                     self._advance()
@@ -260,13 +280,10 @@ class GenerationEngine:
         finally:
             self._abandon(id)
 
-    def _add_for(
-        self, mailbox: deque[Event], id: Hashable, request: Request, *, stream: bool = False
-    ) -> None:
-        self.add(id, request, stream=stream)
-        self._mailboxes[id] = mailbox
-
     def _abandon(self, id: Hashable) -> None:
+        if self._is_stepping:
+            self._abandoned.append(id)
+            return
         self.cancel(id)
         self._mailboxes.pop(id, None)
 
@@ -282,33 +299,49 @@ class GenerationEngine:
         return events
 
     def _advance(self) -> None:
-        step = self._scheduler.schedule()
-        if step is None:
-            return
+        self._is_stepping = True
+        try:
+            self._take_step()
+        finally:
+            self._is_stepping = False
+            while self._abandoned:
+                self._abandon(self._abandoned.pop())
+
+    def _take_step(self) -> None:
+        try:
+            step = self._scheduler.schedule()
+            if step is None:
+                return
+            hidden = self._forward(step)
+        except BaseException:  # Ctrl-C, say: only some of the layers may hold the new tokens
+            self._scheduler.forget()
+            raise
         drafts: list[_Draft] = step.sequences  # type: ignore[assignment]
-        drawn, scores = self._compute(step, drafts)
+        drawn, scores = self._draw(hidden, drafts)
         for draft, token in drawn:
             if draft.id not in self._jobs:
                 continue  # it failed with another of its replies
             if token.failure:
-                self.cancel(draft.id)
-                self._tell(Failed(draft.id, token.failure))
+                self._fail(draft, token.failure)
             else:
                 self._add_token(draft, token)
         for draft, score in scores:
-            if draft.id in self._jobs:
+            if draft.id not in self._jobs:
+                continue
+            if math.isnan(score):
+                self._fail(draft, _NO_SCORE)
+            else:
                 self._complete(draft, replace(draft.reply, score=score))
 
     @torch.inference_mode()  # as the tensors of the cache are made and written to
-    def _compute(
-        self, step: Step, drafts: list[_Draft]
+    def _forward(self, step: Step) -> Tensor:
+        return self._decoder.forward(step)
+
+    @torch.inference_mode()
+    def _draw(
+        self, hidden: Tensor, drafts: list[_Draft]
     ) -> tuple[Iterable[tuple[_Draft, Drawn]], Iterable[tuple[_Draft, float]]]:
         """The next token of each draft, or its score where it is written and waits for that."""
-        try:
-            hidden = self._decoder.forward(step)
-        except BaseException:  # Ctrl-C, say: only some of the layers may hold the new tokens
-            self._scheduler.forget(step)
-            raise
         scores: list[float] = []
         written = [draft for draft in drafts if draft.reply]
         if written:
@@ -319,22 +352,21 @@ class GenerationEngine:
         draws = []
         for draft in drafts:
             if draft.constraints is None:
-                prompt = draft.input_ids
+                prompt = draft.input_ids[: draft.prompt_length]
                 draft.constraints = Constraints(draft.job.params, prompt, self.special_ids)
+            draft.constraints.follow(draft.input_ids)
             draws.append(Draw(draft.job.params, draft.constraints, draft.step))
         drawn = draw_tokens(self._decoder.logits(hidden), draws) if draws else []
         return zip(drafts, drawn, strict=True), zip(written, scores, strict=True)
 
     def _add_token(self, draft: _Draft, drawn: Drawn) -> None:
         params = draft.job.params
-        draft.step += 1
         if drawn.token in self.special_ids:
             self._finish(draft, "eos")
             return
-        draft.append(drawn.token, self.special_ids.speaker1)
-        draft.constraints.add(drawn.token)
         if params.logprobs:
-            draft.logprobs.append(drawn.logprob)
+            draft.logprobs[len(draft.token_ids) :] = [drawn.logprob]
+        draft.append(drawn.token, self.special_ids.speaker1)
         stop_at = self._detokenizer.find_stop(draft.token_ids, params) if params.stop else -1
         if stop_at >= 0:
             self._finish(draft, "stop", stop_at)
@@ -359,6 +391,10 @@ class GenerationEngine:
             draft.append(self.special_ids.eos, self.special_ids.speaker1)
         else:
             self._complete(draft, reply)
+
+    def _fail(self, draft: _Draft, reason: str) -> None:
+        self.cancel(draft.id)
+        self._tell(Failed(draft.id, reason))
 
     def _complete(self, draft: _Draft, reply: Reply) -> None:
         job = draft.job

@@ -112,11 +112,21 @@ def prompt_room(n_positions: int, params: SamplingParams) -> int:
     """
     room = n_positions - params.max_length - (params.best_of > 1)  # ranked at its <eos>
     if room < SHORTEST_PROMPT:
+        most = room + params.max_length - SHORTEST_PROMPT
         raise UserError(
             f"max_length is {params.max_length}, which leaves no room for a prompt in the "
-            f"model's {n_positions} positions: give at most {n_positions - SHORTEST_PROMPT}"
+            f"model's {n_positions} positions: give at most {most}"
         )
     return room
+
+
+def check_ranking(params: SamplingParams, head_is_new: bool) -> None:
+    """Raise UserError where drafts are to be ranked with a head that has learnt nothing."""
+    if params.best_of > 1 and head_is_new:
+        raise UserError(
+            "best_of ranks replies with the multiple-choice head, which this model has not learnt: "
+            "leave it out, or fine-tune the model first"
+        )
 
 
 def find_blank_turn(history: Texts, tokenizer: PreTrainedTokenizerFast) -> int | None:

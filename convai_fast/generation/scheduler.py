@@ -159,7 +159,9 @@ class Scheduler:
         if not self.running:
             return None
         slots = np.array([sequence.slot for sequence in self.running])
-        past = self.lengths[slots]
+        # A token is always computed, also where a step was interrupted after its forward pass.
+        whole = np.array([len(sequence.input_ids) for sequence in self.running])
+        past = np.minimum(self.lengths[slots], whole - 1)
         input_ids: list[int] = []
         token_type_ids: list[int] = []
         counts = np.zeros(len(slots), np.int64)
@@ -171,15 +173,15 @@ class Scheduler:
         ids, segments = np.array(input_ids), np.array(token_type_ids)
         step = Step(list(self.running), copies, slots, past, counts, ids, segments)
         self._keys[np.repeat(slots, counts), step.position_ids] = self.keys_of(ids, segments)
-        self.lengths[slots] += counts
+        self.lengths[slots] = past + counts
         return step
 
-    def forget(self, step: Step) -> None:
-        """Count nothing of a step's slots as computed, since it was interrupted.
+    def forget(self) -> None:
+        """Count nothing of the sequences that run as computed, since a step was interrupted.
 
-        The tokens of the sequences that have them are computed anew in the next step.
+        Their tokens are computed anew in the next one.
         """
-        self.lengths[step.slots] = 0
+        self.lengths[[sequence.slot for sequence in self.running]] = 0
 
     def _admit(self) -> list[Copy]:
         """Give waiting sequences a slot while there are free ones.
@@ -211,8 +213,8 @@ class Scheduler:
             if source != slot and count > 0:
                 copies.append(Copy(source, slot, count))
             self.free_slots.remove(slot)
-            self.running.append(sequence)
             sequence.slot = slot
+            self.running.append(sequence)
             self.lengths[slot] = count
             self._keys[slot] = -1
             self._keys[slot, :length] = sequence.keys

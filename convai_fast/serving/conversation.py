@@ -12,7 +12,7 @@ from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.generation.detokenizer import Detokenizer
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.request import Request, prompt_room
+from convai_fast.generation.request import Request, check_ranking, prompt_room
 from convai_fast.serving.shown_text import stream_text
 
 _HELP = """\
@@ -50,6 +50,7 @@ class Conversation:
         max_history: int = 2,
     ) -> None:
         prompt_room(engine.model.config.n_positions, params)
+        check_ranking(params, engine.model.head_is_new)
         self.engine = engine
         self.tokenizer = tokenizer
         self.params = params

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -69,8 +70,17 @@ def test_a_request_that_cannot_be_answered_fails_alone(shared, asked):
         assert [future.result() for future in good] == expected
 
 
+@pytest.mark.parametrize("nonsense", [None, Request(history=None), Request(input_ids=5)])
+def test_what_is_no_request_at_all_fails_alone(shared, ask, nonsense):
+    stream = shared.stream(ask(0, PARAMS))
+    first = next(stream)
+    with pytest.raises(UserError):
+        shared.generate(nonsense)
+    assert len(first.token_ids) + sum(len(event.token_ids) for event in stream) >= 4
+
+
 def test_callers_that_go_away_free_their_slots(shared, ask):
-    endless = ask(0, replace(PARAMS, max_length=60, min_length=60))
+    endless = ask(0, replace(PARAMS, max_length=80, min_length=80), turns=1, sentences=0)
     streams = [shared.stream(endless) for _ in range(4)]
     for stream in streams:
         next(stream)
@@ -83,17 +93,25 @@ def test_callers_that_go_away_free_their_slots(shared, ask):
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(give_up())
+    num_steps, step = [], shared.engine.step
+    shared.engine.step = lambda: num_steps.append(1) or step()
     assert len(shared.generate(ask(1, PARAMS))) == 1
+    assert len(num_steps) <= PARAMS.max_length + 1  # the four are gone, and nobody waited for them
 
 
 def test_closing_answers_what_is_under_way_and_takes_nothing_more(model, tokenizer, ask):
-    shared = AsyncEngine(GenerationEngine(model, tokenizer))
+    shared = AsyncEngine(GenerationEngine(model, tokenizer, max_batch_size=1))
     stream = shared.stream(ask(0, PARAMS))
     first = next(stream)
+    pool = ThreadPoolExecutor(3)
+    waiting = [pool.submit(shared.generate, ask(number, PARAMS)) for number in range(3)]
+    while len(shared._callers) < 4:
+        time.sleep(0.001)
     closing = threading.Thread(target=shared.close)
     closing.start()
     rest = list(stream)
     closing.join()
+    assert all(len(future.result()) == 1 for future in waiting)
     assert len([*first.token_ids, *(token for event in rest for token in event.token_ids)]) >= 4
     with pytest.raises(UserError, match="the engine is closed"):
         shared.generate(ask(1, PARAMS))

@@ -97,8 +97,16 @@ def test_who_begins_like_one_that_is_about_to_be_computed_waits_a_step(scheduler
 def test_what_was_interrupted_is_computed_anew(scheduler):
     sequence = ask_and_run(scheduler, "a", [5, 6, 7])
     draw(sequence, 8)
-    scheduler.forget(scheduler.schedule())
+    scheduler.schedule()
+    scheduler.forget()
     assert plan(scheduler.schedule()) == {"a": (0, [5, 6, 7, 8])}
+    scheduler.check_integrity()
+
+
+def test_a_sequence_that_got_no_token_computes_its_last_one_again(scheduler):
+    ask_and_run(scheduler, "a", [5, 6, 7])
+    assert plan(scheduler.schedule()) == {"a": (2, [7])}
+    assert plan(scheduler.schedule()) == {"a": (2, [7])}
     scheduler.check_integrity()
 
 
@@ -154,7 +162,7 @@ def test_whatever_comes_and_goes_every_token_is_computed_from_those_before_it():
         if step is None:
             continue
         if rng.random() < 0.1:
-            scheduler.forget(step)
+            scheduler.forget()
             for slot in step.slots:
                 held[slot] = []
             continue
@@ -173,7 +181,10 @@ def test_whatever_comes_and_goes_every_token_is_computed_from_those_before_it():
                 scheduler.remove(sequence)
             elif rng.random() < 0.05:
                 scheduler.cancel(sequence.id)
-            else:
+            elif rng.random() < 0.05 and len(sequence.input_ids) > 3:
+                scheduler.truncate(sequence, len(sequence.input_ids) - 2)
+                draw(sequence, rng.randrange(VOCAB_SIZE))
+            elif rng.random() < 0.9:
                 draw(sequence, rng.randrange(VOCAB_SIZE))
         scheduler.check_integrity()
     assert num_copies > 20

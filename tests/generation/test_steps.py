@@ -1,5 +1,6 @@
 """Requests are added, steps taken, and events tell what came of it."""
 
+import pkgutil
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from convai_fast.dialogue.encoding import encode
 from convai_fast.errors import UserError
 from convai_fast.evaluation.ranking import rank_candidates
+from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.events import Done, Failed, Tokens
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
@@ -41,6 +43,18 @@ def test_one_that_is_added_amid_others_changes_nothing_for_them(engine, ask):
     engine.add("b", ask(1, PARAMS))
     replies = {event.id: event.replies for event in run(engine)}
     assert [replies["a"], replies["b"]] == expected
+
+
+def test_a_loop_answers_its_requests_also_where_many_others_wait(model, tokenizer, ask):
+    engine = GenerationEngine(model, tokenizer, max_batch_size=2)
+    requests = [ask(number, PARAMS) for number in range(5)]
+    expected = engine.generate(requests)
+    for number in range(40):
+        engine.add(number, ask(number % 5, PARAMS))
+    assert engine.generate(requests) == expected
+    assert engine.generate([]) == []
+    replies = {event.id: event.replies for event in run(engine)}
+    assert [replies[number] for number in range(5)] == expected and len(replies) == 40
 
 
 def test_streamed_tokens_are_told_as_they_are_drawn_and_join_to_the_replies(engine, ask):
@@ -82,7 +96,7 @@ def test_a_request_that_fails_is_told_and_touches_no_other(engine, ask):
     everything = Request(input_ids=[*range(engine.model.config.vocab_size)][:40], params=banned)
     expected = engine.generate([ask(0, PARAMS)])
     engine.add("good", ask(0, PARAMS))
-    model, weight = engine.model, engine._decoder._lm_head
+    weight = engine._decoder._lm_head
     engine.add("none", replace(everything, params=replace(banned, n=2)))
     calls = iter(range(100))
 
@@ -98,10 +112,77 @@ def test_a_request_that_fails_is_told_and_touches_no_other(engine, ask):
         events = run(engine)
     finally:
         engine._decoder._lm_head = weight
-    assert model is engine.model
     [failed] = [event for event in events if isinstance(event, Failed)]
     assert failed.id == "none" and "no token can be drawn" in failed.reason
     assert [event.replies for event in events if event.id == "good"] == expected
+
+
+@pytest.mark.parametrize("place", ["forward", "logits", "draw", "text"])
+def test_an_interruption_anywhere_in_a_step_changes_no_reply(engine, ask, monkeypatch, place):
+    params = replace(PARAMS, stop=("zzz",), logprobs=True, no_repeat_ngram_size=3)
+    requests = [ask(number, params) for number in range(4)]
+    expected = engine.generate(requests)
+    places = {
+        "forward": ("convai_fast.generation.engine.Decoder.forward", 3),
+        "logits": ("convai_fast.generation.engine.Decoder.logits", 3),
+        "draw": ("convai_fast.generation.engine.draw_tokens", 3),
+        "text": ("convai_fast.generation.engine.Detokenizer.find_stop", 6),
+    }
+    name, at = places[place]
+    original, calls = pkgutil.resolve_name(name), []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    engine.clear_prefixes()
+    for number, request in enumerate(requests):
+        engine.add(number, request)
+    monkeypatch.setattr(name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(engine)
+    replies = {event.id: event.replies for event in run(engine)}
+    assert [replies[number] for number in range(4)] == expected
+
+
+def test_an_interruption_while_steps_are_planned_leaves_no_prefix_that_is_not_there(
+    engine, ask, monkeypatch
+):
+    requests = [ask(0, PARAMS), replace(ask(0, PARAMS), history=[*ask(0, PARAMS).history, "tea ?"])]
+    expected = engine.generate(requests)
+    engine.clear_prefixes()
+    engine.add("a", requests[0])
+    engine.step()
+    engine.add("b", requests[1])
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._scheduler, "keys_of", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    replies = {event.id: event.replies for event in run(engine)}
+    assert [replies["a"], replies["b"]] == expected
+
+
+def test_a_loop_that_is_cleared_away_amid_a_step_is_forgotten_after_it(engine, ask, monkeypatch):
+    expected = engine.generate([ask(1, PARAMS)])
+    stream = engine.stream(ask(0, PARAMS))
+    next(stream)
+    engine.add("other", ask(1, PARAMS))
+    forward = engine._decoder.forward
+
+    def collected(step):
+        stream.close()
+        return forward(step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._decoder, "forward", collected)
+        engine.step()
+    assert [event.replies for event in run(engine)] == expected
 
 
 # --- best of n ----------------------------------------------------------------------------------
@@ -140,7 +221,7 @@ def test_drafts_are_ranked_alike_whatever_else_is_under_way(engine, ask):
 
 def test_ranking_needs_room_for_the_eos_after_the_longest_reply(engine):
     params = SamplingParams(max_length=92, best_of=2)
-    with pytest.raises(UserError, match="leaves no room for a prompt"):
+    with pytest.raises(UserError, match=r"leaves no room for a prompt .* give at most 91"):
         engine.add("a", Request(params=params))
     params = replace(params, max_length=91, min_length=91)
     [[reply]] = engine.generate([Request(params=params)])
@@ -153,9 +234,24 @@ def test_a_head_that_has_learnt_nothing_ranks_nothing(engine, ask, monkeypatch):
         engine.add("a", ask(0, replace(PARAMS, best_of=2)))
 
 
+def test_scores_that_are_no_numbers_fail_their_request(engine, ask, monkeypatch):
+    with torch.no_grad():
+        bias = engine.model.multiple_choice_head.bias.clone()
+        engine.model.multiple_choice_head.bias.fill_(torch.nan)
+    try:
+        engine.add("a", ask(0, replace(PARAMS, best_of=3)))
+        [event] = run(engine)
+    finally:
+        with torch.no_grad():
+            engine.model.multiple_choice_head.bias.copy_(bias)
+    assert isinstance(event, Failed) and "its score is no number" in event.reason
+
+
 def test_what_is_chosen_among_whole_replies_cannot_be_streamed(engine, ask):
     with pytest.raises(UserError, match="cannot be streamed"):
         engine.add("a", ask(0, replace(PARAMS, best_of=2)), stream=True)
+    with pytest.raises(UserError, match="cannot be streamed"):
+        engine.stream(ask(0, replace(PARAMS, best_of=2)))
 
 
 @pytest.mark.parametrize("settings", [{"best_of": 0}, {"n": 3, "best_of": 2}, {"best_of": 10**5}])
