@@ -19,6 +19,7 @@ from convai_fast.errors import UserError
 from convai_fast.generation.constraints import Constraints
 from convai_fast.generation.decoder import Decoder
 from convai_fast.generation.detokenizer import Detokenizer, TextPieces
+from convai_fast.generation.draft import Draft, Job
 from convai_fast.generation.events import Done, Event, Failed, Tokens
 from convai_fast.generation.request import (
     FinishReason,
@@ -35,40 +36,6 @@ from convai_fast.model.double_heads import DoubleHeadsModel
 
 _NO_SCORE = "no draft can be ranked, since its score is no number: the model's weights are damaged"
 _AHEAD = 1024  # requests that `serve` takes before there is a slot for them
-
-
-class _Draft(TokenSequence):
-    """One reply in the making."""
-
-    def __init__(self, job: "_Job", index: int, prompt: TokenSequence) -> None:
-        super().__init__(prompt.id, prompt.input_ids, prompt.token_type_ids, prompt.keys)
-        self.job, self.index = job, index
-        self.prompt_length = len(prompt.input_ids)
-        # Replies to one request are drawn from one seed, by counters that never meet.
-        self.first_step = index << 32
-        self.constraints: Constraints | None = None  # from its first token on
-        self.logprobs: list[float] = []
-        self.reply: Reply | None = None  # once it is written and waits for its score
-        self.pieces: TextPieces | None = None  # of one that is streamed
-
-    @property
-    def token_ids(self) -> list[int]:
-        """What was drawn so far."""
-        return self.input_ids[self.prompt_length :]
-
-    @property
-    def step(self) -> int:
-        """The counter of its next random numbers."""
-        return self.first_step + len(self.input_ids) - self.prompt_length
-
-
-class _Job:
-    """A request that is under way, and its replies."""
-
-    def __init__(self, id: Hashable, request: Request) -> None:
-        self.id, self.params = id, request.params
-        self.drafts: list[_Draft] = []
-        self.replies: dict[int, Reply] = {}  # those that are done, by their index
 
 
 class GenerationEngine:
@@ -112,7 +79,7 @@ class GenerationEngine:
         self._detokenizer = Detokenizer(tokenizer)
         self._decoder = Decoder(model, max_batch_size, weights)
         self._scheduler = Scheduler(max_batch_size, model.config.vocab_size)
-        self._jobs: dict[Hashable, _Job] = {}
+        self._jobs: dict[Hashable, Job] = {}
         self._mailboxes: dict[Hashable, deque[Event]] = {}  # of requests that a loop has added
         self._events: list[Event] = []  # of the others, until `step` tells them
         self._is_stepping = False
@@ -141,9 +108,9 @@ class GenerationEngine:
         self._decoder.reserve(capacity)
         self._scheduler.reserve(capacity)
         keys = self._scheduler.keys_of(*prompt)
-        job = _Job(id, request)
+        job = Job(id, request)
         tokens = TokenSequence(id, *prompt, keys)
-        job.drafts = [_Draft(job, index, tokens) for index in range(params.num_drafts)]
+        job.drafts = [Draft(job, index, tokens) for index in range(params.num_drafts)]
         if stream:
             for draft in job.drafts:
                 draft.pieces = TextPieces(self._detokenizer)
@@ -316,7 +283,7 @@ class GenerationEngine:
         except BaseException:  # Ctrl-C, say: only some of the layers may hold the new tokens
             self._scheduler.forget()
             raise
-        drafts: list[_Draft] = step.sequences  # type: ignore[assignment]
+        drafts: list[Draft] = step.sequences  # type: ignore[assignment]
         drawn, scores = self._draw(hidden, drafts)
         for draft, token in drawn:
             if draft.id not in self._jobs:
@@ -339,8 +306,8 @@ class GenerationEngine:
 
     @torch.inference_mode()
     def _draw(
-        self, hidden: Tensor, drafts: list[_Draft]
-    ) -> tuple[Iterable[tuple[_Draft, Drawn]], Iterable[tuple[_Draft, float]]]:
+        self, hidden: Tensor, drafts: list[Draft]
+    ) -> tuple[Iterable[tuple[Draft, Drawn]], Iterable[tuple[Draft, float]]]:
         """The next token of each draft, or its score where it is written and waits for that."""
         scores: list[float] = []
         written = [draft for draft in drafts if draft.reply]
@@ -359,7 +326,7 @@ class GenerationEngine:
         drawn = draw_tokens(self._decoder.logits(hidden), draws) if draws else []
         return zip(drafts, drawn, strict=True), zip(written, scores, strict=True)
 
-    def _add_token(self, draft: _Draft, drawn: Drawn) -> None:
+    def _add_token(self, draft: Draft, drawn: Drawn) -> None:
         params = draft.job.params
         if drawn.token in self.special_ids:
             self._finish(draft, "eos")
@@ -375,7 +342,7 @@ class GenerationEngine:
         elif draft.pieces:
             self._tell_tokens(draft, self._detokenizer.num_certain(draft.token_ids, params.stop))
 
-    def _finish(self, draft: _Draft, reason: FinishReason, stop_at: int | None = None) -> None:
+    def _finish(self, draft: Draft, reason: FinishReason, stop_at: int | None = None) -> None:
         token_ids, params = draft.token_ids, draft.job.params
         text = self._detokenizer.text(token_ids)[:stop_at]
         reply = Reply(token_ids, text, reason, draft.logprobs if params.logprobs else None)
@@ -392,11 +359,11 @@ class GenerationEngine:
         else:
             self._complete(draft, reply)
 
-    def _fail(self, draft: _Draft, reason: str) -> None:
+    def _fail(self, draft: Draft, reason: str) -> None:
         self.cancel(draft.id)
         self._tell(Failed(draft.id, reason))
 
-    def _complete(self, draft: _Draft, reply: Reply) -> None:
+    def _complete(self, draft: Draft, reply: Reply) -> None:
         job = draft.job
         self._scheduler.remove(draft)
         job.replies[draft.index] = reply
@@ -410,7 +377,7 @@ class GenerationEngine:
 
     # --- what is told ---------------------------------------------------------------------------
 
-    def _tell_tokens(self, draft: _Draft, count: int, whole_text: str | None = None) -> None:
+    def _tell_tokens(self, draft: Draft, count: int, whole_text: str | None = None) -> None:
         """Tell the first `count` tokens, of which some have been told; at the end all of the text.
 
         The count never falls: what was certain stays so.
