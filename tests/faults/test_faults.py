@@ -1,5 +1,6 @@
 """A small run of what `make faults` does with every call."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,14 @@ import pytest
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and cc")
 def test_commands_survive_calls_that_fail_and_power_cuts():
     script = Path(__file__).with_name("faults.py")
-    arguments = ["--every", "17", "--kinds", "EIO", "power cut"]
+    arguments = ["--every", "41", "--kinds", "EIO", "power cut"]
     commands = ["prepare", "generate", "convert", "evaluate"]
+    in_memory = {"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {}
     process = subprocess.run(
-        [sys.executable, script, *commands, *arguments], capture_output=True, text=True
+        [sys.executable, script, *commands, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **in_memory},
     )
     assert process.returncode == 0, process.stdout + process.stderr
     for command in commands:

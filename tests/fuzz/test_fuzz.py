@@ -13,10 +13,10 @@ CALLED = [f"{name} {how}" for name in MAKERS for how in ("computed", "refused")]
 @pytest.mark.parametrize(
     ("name", "count", "expected"),
     [
-        ("operators", 6_000, CALLED),
+        ("operators", 4_000, CALLED),
         ("readers", 1_200, READ),
         ("requests", 2_000, ["asked", "refused"]),
-        ("converter", 120, ["converted", "refused"]),
+        ("converter", 90, ["converted", "refused"]),
     ],
 )
 def test_what_is_broken_is_understood_or_refused(name, count, expected):
