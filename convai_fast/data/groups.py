@@ -59,7 +59,7 @@ def links_of(keys: Sequence[bytes], lengths: Sequence[int]) -> list[Link]:
 
 def link_of_id(conversation_id: str) -> Link:
     """A link that all parts with this id share, of a conversation that comes in parts."""
-    return WHOLE, _digest(b"id", [conversation_id.encode()])
+    return WHOLE, _digest(b"id", [conversation_id.encode("utf-8", "surrogatepass")])
 
 
 def is_telling(turns: Sequence[str]) -> bool:

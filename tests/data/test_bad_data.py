@@ -224,3 +224,14 @@ def check_never_worse_than_a_user_error(path, reader):
         assert "\n" not in str(error) and str(path) in str(error)
     else:
         assert splits["train"] and all(d.utterances for d in splits["train"] + splits["valid"])
+
+
+def test_an_id_that_is_no_text_still_tells_conversations_apart(tmp_path):
+    turns = [
+        {"conv_id": id, "personality": [], "history": [f"hello {id!r}"], "candidates": ["hi"]}
+        for id in ("a\ud800", "a\ud801")
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(f"{json.dumps(turn)}\n" for turn in turns))
+    splits = load_dialogues(path)
+    assert sum(len(dialogues) for dialogues in splits.values()) == 2
