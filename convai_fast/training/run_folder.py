@@ -50,7 +50,7 @@ def check_output(output: str) -> None:
         can_be_made = not output or is_free(path) or _has_not_begun(path)
     if not can_be_made:
         is_run = (path / "options.json").exists()
-        if is_run:
+        if is_run and (path / "metrics.jsonl").exists():
             with Claim() as claim:
                 claim.take(path)  # raises when another process trains there, as of the same command
         what = "is not empty" if path.is_dir() else "is a file"

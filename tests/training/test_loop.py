@@ -267,6 +267,16 @@ def test_a_run_folder_with_something_in_it_is_refused(options, tokenizer, store,
         make_trainer(options, tokenizer, store).run()
 
 
+def test_nothing_is_written_to_somebodys_folder_that_has_options_of_its_own(
+    options, tokenizer, store, tmp_path
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "options.json").write_text("mine")
+    with pytest.raises(UserError, match="is not empty: choose another run folder"):
+        make_trainer(options, tokenizer, store).run()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["options.json"]
+
+
 def test_training_in_a_thread_needs_no_signals(options, tokenizer, store):
     options.max_steps, results = 1, []
     trainer = make_trainer(options, tokenizer, store)
