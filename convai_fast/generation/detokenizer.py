@@ -24,7 +24,7 @@ class Detokenizer:
 
     def find_stop(self, token_ids: Sequence[int], params: SamplingParams) -> int:
         """Where in the text the first stop text begins; -1 without one, or before `min_length`."""
-        if not params.stop or len(token_ids) < params.min_length:
+        if len(token_ids) < params.min_length:
             return -1
         text = self.text(token_ids)
         # What had to be written could not stop the reply, nor can it now.

@@ -28,9 +28,14 @@ class Draft(TokenSequence):
         return self.input_ids[self.prompt_length :]
 
     @property
+    def num_drawn(self) -> int:
+        """How many tokens were drawn so far."""
+        return len(self.input_ids) - self.prompt_length
+
+    @property
     def step(self) -> int:
         """The counter of its next random numbers."""
-        return self.first_step + len(self.input_ids) - self.prompt_length
+        return self.first_step + self.num_drawn
 
 
 class Job:

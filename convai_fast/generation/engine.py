@@ -332,12 +332,12 @@ class GenerationEngine:
             self._finish(draft, "eos")
             return
         if params.logprobs:
-            draft.logprobs[len(draft.token_ids) :] = [drawn.logprob]
+            draft.logprobs[draft.num_drawn :] = [drawn.logprob]
         draft.append(drawn.token, self.special_ids.speaker1)
         stop_at = self._detokenizer.find_stop(draft.token_ids, params) if params.stop else -1
         if stop_at >= 0:
             self._finish(draft, "stop", stop_at)
-        elif len(draft.token_ids) == params.max_length:
+        elif draft.num_drawn == params.max_length:
             self._finish(draft, "length")
         elif draft.pieces:
             self._tell_tokens(draft, self._detokenizer.num_certain(draft.token_ids, params.stop))

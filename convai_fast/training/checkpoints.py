@@ -128,8 +128,14 @@ def last_checkpoint(run: Path) -> Path | None:
 
 def _saved_checkpoints(run: Path) -> dict[int, Path]:
     """Step -> folder of each checkpoint of `run`."""
-    numbers = ((p.name.removeprefix("step-"), p) for p in (run / "checkpoints").glob("step-*"))
-    return {int(number): path for number, path in numbers if number.isdecimal()}
+    folders = (run / "checkpoints").glob("step-*")
+    return {step: path for path in folders if (step := step_of(path)) is not None}
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step that a checkpoint's folder is named after; None where it is not named so."""
+    number = checkpoint.name.removeprefix("step-")
+    return int(number) if number.isdecimal() else None
 
 
 def read_training_state(folder: Path) -> TrainingState:
@@ -141,7 +147,7 @@ def read_training_state(folder: Path) -> TrainingState:
     checkpoint = folder.resolve()
     run = checkpoint.parents[1]
     saved = _saved_checkpoints(run)
-    own_step = next((step for step, other in saved.items() if other.name == checkpoint.name), 0)
+    own_step = step_of(checkpoint) or 0
     older, go_back = [step for step in saved if step < own_step], ""
     if older:
         link = f"ln -sfn checkpoints/{saved[max(older)].name} {run / 'last'}"

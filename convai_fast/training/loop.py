@@ -5,7 +5,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.terminal import progress_bar, say
-from convai_fast.training.checkpoints import TrainingState, last_checkpoint
+from convai_fast.training.checkpoints import TrainingState
 from convai_fast.training.compute import Compute
 from convai_fast.training.distributed import Ranks, join_ranks
 from convai_fast.training.evaluation import Metrics, evaluate
@@ -39,32 +38,17 @@ from convai_fast.training.lora import Lora
 from convai_fast.training.optimizer import lr_factor
 from convai_fast.training.options import TrainOptions
 from convai_fast.training.progress import Progress
-from convai_fast.training.resume import check_identity, identity_of, resolve_resume, resume_command
+from convai_fast.training.resume import (
+    check_identity,
+    describe_kept,
+    identity_of,
+    resolve_resume,
+    resume_command,
+)
 from convai_fast.training.run_folder import Claim, RunFolder
 from convai_fast.training.start import start_or_continue
 from convai_fast.training.step import TrainStep
-from convai_fast.training.summary import describe
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended.
-
-    Attributes:
-        run: the run folder; `run / "best"` and `run / "last"` are its checkpoints.
-        before: figures before training, if asked for.
-        after: figures of the last evaluation; None if there was none.
-        stopped_by: the signal that ended the run early, or None.
-        mfu: model-flops utilisation, the share of the device's measured matrix rate that was used.
-    """
-
-    run: Path
-    before: Metrics | None
-    after: Metrics | None
-    stopped_by: signal.Signals | None
-    steps: int
-    tokens_per_second: float
-    mfu: float
+from convai_fast.training.summary import TrainResult, describe
 
 
 def train(
@@ -198,12 +182,8 @@ class Trainer:
             try:
                 before, after, stopped_by = self._train(stop)
             except KeyboardInterrupt:  # the second Ctrl-C, also while the first one's save goes on
-                last = last_checkpoint(self.path)
-                step = int(last.resolve().name.removeprefix("step-")) if last else 0
-                after = f" of steps after {step:,}" if last else ""
-                self.report(f"stopped without saving: {self.path} holds nothing{after}")
-                if last:
-                    self.report(f"continue from there: {resume_command(self.options, self.path)}")
+                for line in describe_kept(self.options, self.path):
+                    self.report(line)
                 raise
             finally:
                 if self.folder:

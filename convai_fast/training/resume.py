@@ -2,7 +2,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from convai_fast.data.readers.user_function import is_function
 from convai_fast.errors import UserError
 from convai_fast.files import read_json
-from convai_fast.training.checkpoints import last_checkpoint
+from convai_fast.training.checkpoints import last_checkpoint, step_of
 from convai_fast.training.options import TrainOptions
 from convai_fast.training.run_folder import Claim
 
@@ -73,6 +73,16 @@ def resume_command(options: TrainOptions, run: Path) -> str:
     """The command that continues `run`, which was started with `options`."""
     reader = ["--reader", *options.reader] if any(map(is_function, options.reader)) else []
     return shlex.join(["convai-fast", "train", "--resume", str(run), *reader])
+
+
+def describe_kept(options: TrainOptions, run: Path) -> Iterator[str]:
+    """What there is of `run` when it ends without saving, and how it goes on from there."""
+    last = last_checkpoint(run)
+    if last is None:
+        yield f"stopped without saving: {run} holds nothing"
+        return
+    yield f"stopped without saving: {run} holds nothing of steps after {step_of(last.resolve()):,}"
+    yield f"continue from there: {resume_command(options, run)}"
 
 
 def identity_of(run: "Trainer") -> dict[str, Any]:

@@ -1,13 +1,38 @@
-"""What a run says of itself before its first step."""
+"""What a run says of itself: before its first step, and how it ended."""
 
 import dataclasses
+import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convai_fast.data.dataset import unknown_share
+from convai_fast.training.evaluation import Metrics
 
 if TYPE_CHECKING:
     from convai_fast.training.loop import Trainer
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        run: the run folder; `run / "best"` and `run / "last"` are its checkpoints.
+        before: figures before training, if asked for.
+        after: figures of the last evaluation; None if there was none.
+        stopped_by: the signal that ended the run early, or None.
+        mfu: model-flops utilisation, the share of the device's measured matrix rate that was used.
+    """
+
+    run: Path
+    before: Metrics | None
+    after: Metrics | None
+    stopped_by: signal.Signals | None
+    steps: int
+    tokens_per_second: float
+    mfu: float
 
 
 def describe(run: "Trainer") -> Iterator[str]:

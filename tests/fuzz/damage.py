@@ -70,6 +70,14 @@ def assert_one_sentence(outcome, command, allowed=()):
     assert 20 < len(lines[0]) < 2000, outcome
 
 
+def check_sentence(sentence: str, most: int = 800) -> None:
+    """It is one, of fewer than `most` characters, and can be printed."""
+    assert len(sentence.splitlines()) == 1, f"not one line: {sentence!r}"
+    assert not sentence.endswith("."), f"more than a sentence: {sentence!r}"
+    assert 10 < len(sentence) < most, f"not to be read: {sentence!r}"
+    sentence.encode()
+
+
 def mutate_bytes(rng: random.Random, data: bytes, within: int | None = None) -> bytes:
     """`data` with a few bytes changed, cut, copied or cut off; within the first bytes, if given."""
     data = bytearray(data)

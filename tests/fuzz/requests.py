@@ -13,7 +13,7 @@ from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.model import DoubleHeadsModel, TransformerConfig
-from tests.fuzz.damage import mutate_bytes, mutate_json
+from tests.fuzz.damage import check_sentence, mutate_bytes, mutate_json
 
 PARAMS = SamplingParams(max_length=12)
 MESSAGES = [
@@ -66,10 +66,3 @@ def fuzzer(folder: Path) -> Callable[[int], str]:
         return "asked"
 
     return ask
-
-
-def check_sentence(sentence: str) -> None:
-    assert len(sentence.splitlines()) == 1, f"not one line: {sentence!r}"
-    assert not sentence.endswith("."), f"more than a sentence: {sentence!r}"
-    assert 10 < len(sentence) < 800, f"not to be read: {sentence!r}"
-    sentence.encode()

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.fuzz import fuzz
-from tests.fuzz.operators import MAKERS
+from tests.fuzz.arguments import MAKERS
 from tests.fuzz.readers import LAYOUTS
 
 READ = [f"{name} {how}" for name in (*LAYOUTS, "folder", "function") for how in ("read", "refused")]

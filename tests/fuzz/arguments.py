@@ -1,0 +1,213 @@
+"""Good arguments for each compiled operator, small and of many shapes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convai_fast import ops
+from convai_fast.ops import reference
+
+SPECIAL = (1, 2, 3, 4, 0)  # bos eos speaker1 speaker2 pad
+Rng = np.random.Generator
+Arguments = dict[str, Any]
+
+
+def partition(rng: Rng, parts: int, most: int) -> np.ndarray:
+    """int64 [parts + 1], offsets of so many parts of at most `most` elements."""
+    return np.cumsum(np.r_[0, rng.integers(0, most + 1, parts)])
+
+
+def make_index(rng: Rng) -> Arguments:
+    utterances, dialogues, examples = rng.integers(1, 6, 3)
+    offsets, persona, candidates = (
+        partition(rng, utterances, 12),
+        partition(rng, dialogues, 4),
+        partition(rng, examples, 4),
+    )
+    turns = int(rng.integers(1, 9))
+    first = rng.integers(0, turns, examples)
+
+    def ids(count: int) -> Tensor:
+        return torch.from_numpy(rng.integers(0, utterances, count, dtype=np.int32))
+
+    return {
+        "tokens": torch.zeros(offsets[-1], dtype=torch.int32),
+        "utterance_offsets": torch.from_numpy(offsets),
+        "persona_ids": ids(persona[-1]),
+        "persona_offsets": torch.from_numpy(persona),
+        "history_ids": ids(turns),
+        "dialogue": torch.from_numpy(np.sort(rng.integers(0, dialogues, examples, np.int32))),
+        "history_first": torch.from_numpy(first),
+        "history_count": torch.from_numpy(rng.integers(0, turns - first + 1).astype(np.int32)),
+        "candidate_ids": ids(candidates[-1]),
+        "candidate_offsets": torch.from_numpy(candidates),
+        "max_history": int(rng.integers(0, 4)),
+        "num_candidates": int(rng.integers(0, 4)),
+        "max_length": int(rng.integers(3, 60)),
+        "personality_permutations": int(rng.integers(1, 4)),
+    }
+
+
+def make_collate(rng: Rng) -> Arguments:
+    utterances, batch = int(rng.integers(1, 7)), int(rng.integers(0, 4))
+    offsets = partition(rng, utterances, 12)
+    plan = np.zeros((batch, len(ops.PLAN_COLUMNS)), np.int64)
+    ends = [0, 0, 0]
+    for row in plan:
+        counts = rng.integers(0, 5, 3)
+        rotation, kept = rng.integers(0, max(1, counts[0])), rng.integers(0, counts[0] + 1)
+        row[:4] = ends[0], counts[0], rotation, kept
+        row[4:] = ends[1], counts[1], 0, ends[2], counts[2]
+        ends = [end + int(count) for end, count in zip(ends, counts, strict=True)]
+    tables = [rng.integers(0, utterances, end, dtype=np.int32) for end in ends]
+    dtype = np.uint16 if rng.random() < 0.5 else np.int32
+    return {
+        "tokens": torch.from_numpy(rng.integers(5, 50_000, offsets[-1]).astype(dtype)),
+        "utterance_offsets": torch.from_numpy(offsets),
+        "persona_ids": torch.from_numpy(tables[0]),
+        "history_ids": torch.from_numpy(tables[1]),
+        "candidate_ids": torch.from_numpy(tables[2]),
+        "plan": torch.from_numpy(plan),
+        "special_ids": list(SPECIAL),
+        "num_candidates": int(max(plan[:, 8], default=0)) + int(rng.integers(0, 2)),
+        # Room for the longest prefix, but not for every reply.
+        "seq_len": max(prefix_lengths(offsets, plan, tables), default=0) + int(rng.integers(2, 16)),
+    }
+
+
+def prefix_lengths(offsets: np.ndarray, plan: np.ndarray, tables: list[np.ndarray]) -> list[int]:
+    """Tokens of each row's <bos>, persona and history."""
+    lengths, sizes = np.diff(offsets), []
+    for row in plan:
+        persona = np.roll(tables[0][row[0] : row[0] + row[1]], row[2])[: row[3]]
+        history = tables[1][row[4] : row[4] + row[5]]
+        sizes.append(int(1 + lengths[persona].sum() + (lengths[history] + 1).sum()))
+    return sizes
+
+
+def make_collate_shared(rng: Rng) -> Arguments:
+    arguments = make_collate(rng)
+    room = arguments.pop("seq_len")
+    offsets, plan = arguments["utterance_offsets"].numpy(), arguments["plan"].numpy()
+    ids = [arguments[f"{name}_ids"].numpy() for name in ("persona", "history", "candidate")]
+    sizes = [0]
+    for row, prefix in zip(plan, prefix_lengths(offsets, plan, ids), strict=True):
+        replies = np.diff(offsets)[ids[2][row[7] : row[7] + row[8]]]
+        sizes.append(prefix + (np.minimum(replies, max(0, room - prefix - 2)) + 2).sum())
+    offsets = np.cumsum(sizes).astype(np.int64)
+    arguments |= {"offsets": torch.from_numpy(offsets), "num_tokens": int(offsets[-1])}
+    return arguments | {"max_length": room}
+
+
+def make_sample(rng: Rng) -> Arguments:
+    batch, vocab_size = int(rng.integers(0, 4)), int(rng.choice([1, 2, 15, 17, 64, 65, 1019, 2100]))
+    logits = torch.from_numpy(rng.normal(0, 4, (batch, vocab_size)).astype(np.float32))
+    if rng.random() < 0.3:
+        logits = logits.round()  # ties
+
+    def each(values: Any) -> Tensor:
+        return torch.from_numpy(np.array(rng.choice(values, batch)))
+
+    dtype = [torch.float32, torch.bfloat16, torch.float16][rng.integers(3)]
+    return {
+        "logits": logits.to(dtype),
+        "temperature": each(np.float32([0, 0.5, 1, 1e-30])),
+        "top_k": each([0, 1, 3, 50, 10**12]),
+        "top_p": each(np.float32([0, 0.1, 0.9, 1])),
+        "min_p": each(np.float32([0, 0.1, 1])),
+        "seeds": torch.from_numpy(rng.integers(0, 2**63, batch)),
+        "steps": torch.from_numpy(rng.integers(0, 2**63, batch)),
+        "return_logprobs": bool(rng.integers(2)),
+    }
+
+
+def make_packed_linear(rng: Rng) -> Arguments:
+    rows, in_features, out_features = (int(rng.integers(0, most)) for most in (9, 40, 70))
+    panels = -(-out_features // reference.PANEL)
+    int8 = rng.random() < 0.4
+    shape = (panels, in_features, 16) if not int8 else (panels, (in_features + 1) // 2, 16, 2)
+    weight = torch.from_numpy(rng.normal(0, 40, shape).astype(np.float32))
+    if int8 and in_features % 2:
+        weight[:, -1, :, 1] = 0
+    dtype = [torch.float32, torch.bfloat16][rng.integers(2)]
+
+    def floats(*shape: int) -> Tensor:
+        return torch.from_numpy(rng.normal(0, 1, shape).astype(np.float32))
+
+    return {
+        "x": floats(rows, in_features),
+        "weight": weight.clamp(-127, 127).to(torch.int8 if int8 else dtype),
+        "scales": floats(out_features).abs() if int8 else None,
+        "bias": floats(out_features) if rng.random() < 0.7 else None,
+        "out_features": out_features,
+        "gelu": bool(rng.integers(2)),
+    }
+
+
+def make_cached_attention(rng: Rng) -> Arguments:
+    slots, heads = (int(n) for n in rng.integers(1, 4, 2))
+    head_dim, capacity = int(rng.choice([1, 3, 8, 16, 20])), int(rng.choice([64, 128]))
+    runs = int(rng.integers(0, slots + 1))
+    new = rng.integers(0, 6, runs)
+    dtype = [torch.float32, torch.bfloat16][rng.integers(2)]
+    values_dim = -(-head_dim // 64) * 64
+
+    def cache(*shape: int) -> Tensor:
+        return torch.from_numpy(rng.normal(0, 1, shape).astype(np.float32)).to(dtype)
+
+    qkv = rng.normal(0, 1, (int(new.sum()), 3 * heads * head_dim)).astype(np.float32)
+    return {
+        "qkv": torch.from_numpy(qkv),
+        "keys": cache(slots, heads, capacity // 16, head_dim, 16),
+        "values": cache(slots, heads, capacity, values_dim),
+        "slots": torch.from_numpy(rng.permutation(slots)[:runs]),
+        "offsets": torch.from_numpy(np.cumsum(np.r_[0, new])),
+        "lengths": torch.from_numpy(rng.integers(0, capacity - 5, runs)),
+    }
+
+
+def make_branch_attention(rng: Rng) -> Arguments:
+    heads, head_dim = int(rng.integers(1, 4)), int(rng.choice([1, 3, 8, 16, 20]))
+    rows = [
+        np.repeat(np.cumsum(rng.integers(0, 2, segments)), rng.integers(0, 20, segments))
+        for segments in rng.integers(1, 5, rng.integers(0, 4))
+    ]
+    sizes = [len(row) for row in rows]
+    qkv = rng.normal(0, 1, (sum(sizes), 3 * heads * head_dim)).astype(np.float32)
+    return {
+        "qkv": torch.from_numpy(qkv).to([torch.float32, torch.bfloat16][rng.integers(2)]),
+        "offsets": torch.from_numpy(np.cumsum([0, *sizes]).astype(np.int64)),
+        "branch_ids": torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *rows])),
+        "num_heads": heads,
+        "dropout_p": float(rng.choice([0, 0, 0.3])),
+        "seed": torch.tensor(int(rng.integers(2**63))),
+    }
+
+
+def make_branch_attention_backward(rng: Rng) -> Arguments:
+    arguments = make_branch_attention(rng)
+    out, logsumexp = torch.ops.convai_fast.branch_attention(**arguments)
+    grad = torch.from_numpy(rng.normal(0, 1, tuple(out.shape)).astype(np.float32)).to(out.dtype)
+    return {"grad_out": grad, "out": out, "logsumexp": logsumexp, **arguments}
+
+
+def make_dropout(rng: Rng) -> Arguments:
+    x = torch.from_numpy(rng.normal(0, 1, int(rng.integers(0, 300))).astype(np.float32))
+    p, seed = float(rng.choice([0.1, 0.5, 0.9])), torch.tensor(int(rng.integers(2**63)))
+    return {"x": x.to([torch.float32, torch.bfloat16][rng.integers(2)]), "p": p, "seed": seed}
+
+
+MAKERS: dict[str, Callable[[Rng], Arguments]] = {
+    "index": make_index,
+    "collate": make_collate,
+    "collate_shared": make_collate_shared,
+    "sample": make_sample,
+    "packed_linear": make_packed_linear,
+    "cached_attention": make_cached_attention,
+    "branch_attention": make_branch_attention,
+    "branch_attention_backward": make_branch_attention_backward,
+    "dropout": make_dropout,
+}
