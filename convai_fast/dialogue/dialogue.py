@@ -6,33 +6,33 @@ from typing import overload
 
 
 class History(Sequence[str]):
-    """The first `count` turns of a conversation: a view, since a copy for each turn to be answered
-    would take memory with the square of the conversation's length.
+    """The first `num_turns` turns of a conversation: a view, since a copy for each turn to be
+    answered would take memory with the square of the conversation's length.
 
     It compares and copies as a list: `History(["a", "b", "c"], 2) == ["a", "b"]`.
     """
 
-    __slots__ = ("count", "turns")
+    __slots__ = ("num_turns", "turns")
     __hash__ = None  # type: ignore[assignment]  # as a list's
 
-    def __init__(self, turns: list[str], count: int) -> None:
-        self.turns, self.count = turns, count
+    def __init__(self, turns: list[str], num_turns: int) -> None:
+        self.turns, self.num_turns = turns, num_turns
 
     def __len__(self) -> int:
-        return self.count
+        return self.num_turns
 
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        places = range(self.count)[index]
+        places = range(self.num_turns)[index]
         if isinstance(places, int):
             return self.turns[places]
         return [self.turns[place] for place in places]
 
     def __iter__(self) -> Iterator[str]:
-        return map(self.turns.__getitem__, range(self.count))
+        return map(self.turns.__getitem__, range(self.num_turns))
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, str) or not isinstance(other, Sequence):
