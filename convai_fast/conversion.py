@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ from convai_fast.model import adapter, checkpoint, families, legacy
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.tensors import EMBEDDING, Accounted, account_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Largest difference of logits that rounding explains, relative to the largest logit.
 _TOLERANCE = 1e-4
@@ -183,7 +186,7 @@ def _batch(
     length = min(config.n_positions, max(len(c["input_ids"]) for c in candidates))
     pad = special_ids(tokenizer).pad
 
-    def padded(name: str) -> Tensor:
+    def padded(name: Literal["input_ids", "token_type_ids"]) -> Tensor:
         rows = [(c[name] + [pad] * length)[:length] for c in candidates]
         return torch.tensor([rows])
 
@@ -194,7 +197,7 @@ def _batch(
     }
 
 
-def _peer(source: _Source) -> torch.nn.Module:
+def _peer(source: _Source) -> "PreTrainedModel":
     """transformers' double-heads model with the source's settings and tensors."""
     family = families.of(source.config)
     settings = source.config.to_transformers()
@@ -226,7 +229,7 @@ def _peer(source: _Source) -> torch.nn.Module:
     return peer
 
 
-def _adapt(peer: torch.nn.Module, adapter: _Adapter) -> None:
+def _adapt(peer: "PreTrainedModel", adapter: _Adapter) -> None:
     """Have transformers' model compute with an adapter beside its layers, not merged into them."""
     tensors = {k.removeprefix("base_model.model."): v for k, v in adapter.tensors.items()}
     scale = adapter.settings["lora_alpha"] / adapter.settings["r"]
@@ -240,7 +243,9 @@ def _adapt(peer: torch.nn.Module, adapter: _Adapter) -> None:
             module.register_forward_hook(beside(*lora))
     (rows,) = adapter.settings["trainable_token_indices"].values()
     (trained,) = (v for k, v in tensors.items() if k.endswith("trainable_tokens_delta"))
-    peer.get_input_embeddings().weight[rows] = trained
+    embedding = peer.get_input_embeddings()
+    assert isinstance(embedding, torch.nn.Embedding)
+    embedding.weight[rows] = trained
     peer.load_state_dict(tensors, strict=False)  # the multiple-choice head
 
 
@@ -273,9 +278,9 @@ def _report(source: _Source, ignored: list[str]) -> list[tuple[str, str]]:
     rows += [("ignored", name if name.isprintable() else repr(name)) for name in ignored]
     rows.append(("tokens", f"{len(source.tokenizer):,}, as many as the embedding has rows"))
     vocabulary = source.tokenizer.get_vocab()
-    found = [f"{token} {vocabulary[token]}" for token in SPECIAL_TOKENS if token in vocabulary]
+    ids = [f"{token} {vocabulary[token]}" for token in SPECIAL_TOKENS if token in vocabulary]
     missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
-    rows.append(("special tokens", ", ".join(found) or "none"))
+    rows.append(("special tokens", ", ".join(ids) or "none"))
     if missing:
         rows.append(("", f"{', '.join(missing)} will be added by `train`"))
     return rows

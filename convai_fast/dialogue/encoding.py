@@ -51,13 +51,14 @@ def _encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     """A private copy of the tokenizer, whose settings nobody else changes."""
     backend = tokenizer.backend_tokenizer
     size = backend.get_vocab_size()
-    known_size, encoder = _encoders.get(tokenizer, (-1, None))
-    if known_size != size:
-        encoder = Tokenizer.from_str(backend.to_str())
-        encoder.no_truncation()
-        encoder.no_padding()
-        encoder.encode_special_tokens = True
-        if getattr(encoder.model, "dropout", None):
-            encoder.model.dropout = None
-        _encoders[tokenizer] = size, encoder
+    known = _encoders.get(tokenizer)
+    if known is not None and known[0] == size:
+        return known[1]
+    encoder = Tokenizer.from_str(backend.to_str())
+    encoder.no_truncation()
+    encoder.no_padding()
+    encoder.encode_special_tokens = True
+    if getattr(encoder.model, "dropout", None):
+        encoder.model.dropout = None
+    _encoders[tokenizer] = size, encoder
     return encoder

@@ -7,6 +7,7 @@ added_tokens.json         pytorch-transformers: {token: id}
 """
 
 from pathlib import Path
+from typing import Any
 
 from transformers import GPT2Tokenizer, OpenAIGPTTokenizer, PreTrainedTokenizerFast
 
@@ -49,8 +50,10 @@ def read(folder: Path) -> PreTrainedTokenizerFast:
             f"{folder / 'vocab.json'} lacks {unknown}, which the vocabulary of every GPT or "
             "GPT-2 has: get the file that belongs to the model"
         )
-    tokenizer = tokenizer_class(vocab=vocabulary, merges=_read_merges(folder, vocabulary))
-    tokenizer.add_tokens(sorted(special, key=special.get), special_tokens=True)
+    merges: Any = _read_merges(folder, vocabulary)  # the annotation there knows no pairs
+    tokenizer = tokenizer_class(vocab=vocabulary, merges=merges)
+    by_id = sorted(special, key=special.__getitem__)
+    tokenizer.add_tokens(by_id, special_tokens=True)
     # Where a vocabulary that was trained by itself lacks it, the class adds its unknown token.
     expected = vocabulary | (special or {unknown: vocabulary.get(unknown, len(vocabulary))})
     if tokenizer.get_vocab() != expected:

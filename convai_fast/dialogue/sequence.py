@@ -1,11 +1,21 @@
 """The sequence of one candidate, for those who want it as lists: the predecessor's function."""
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.dialogue.format import IGNORED, build_sequence
 from convai_fast.dialogue.tokenizer import special_ids
+
+
+class CandidateInput(TypedDict):
+    """What the model reads of one candidate; see `build_input_from_segments`."""
+
+    input_ids: list[int]
+    token_type_ids: list[int]
+    mc_token_ids: int
+    lm_labels: list[int]
 
 
 def build_input_from_segments(
@@ -15,7 +25,7 @@ def build_input_from_segments(
     tokenizer: PreTrainedTokenizerFast,
     lm_labels: bool = False,
     with_eos: bool = True,
-) -> dict[str, list[int] | int]:
+) -> CandidateInput:
     """Build the model's input from persona, history and reply, each a list of token ids.
 
         [bos] persona…  [speaker] history[0] …  [speaker] history[-1]  [speaker1] reply [eos]

@@ -72,8 +72,7 @@ def _read_folder(folder: Path) -> PreTrainedTokenizerFast:
 def _from_transformers(path: str) -> PreTrainedTokenizerFast:
     # A tokenizer's folder may name code of its own, which must not run, nor ask to.
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
             f"{path} has a tokenizer of the class {type(tokenizer).__name__}, of which there is no "
             "fast version (tokenizer.json): give the tokenizer of a GPT or GPT-2 model"
@@ -84,8 +83,8 @@ def _from_transformers(path: str) -> PreTrainedTokenizerFast:
             "tokenizer.json, or vocab.json and merges.txt"
         )
     # Kept in the file by whoever encoded a padded batch before saving it.
-    backend.no_truncation()
-    backend.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
@@ -112,8 +111,10 @@ def special_ids(tokenizer: PreTrainedTokenizerFast) -> SpecialIds:
 
     Raises UserError naming the first token that is missing.
     """
-    ids = [tokenizer.backend_tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
-    if None in ids:
-        missing = SPECIAL_TOKENS[ids.index(None)]
-        raise UserError(f"the tokenizer has no token {missing}: load it with load_tokenizer()")
+    ids = []
+    for token in SPECIAL_TOKENS:
+        id = tokenizer.backend_tokenizer.token_to_id(token)
+        if id is None:
+            raise UserError(f"the tokenizer has no token {token}: load it with load_tokenizer()")
+        ids.append(id)
     return SpecialIds(*ids)
