@@ -111,7 +111,7 @@ class _TarInfo(tarfile.TarInfo):
     """A member whose name is not longer than any checkpoint needs."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_TarInfo":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_TarInfo":
         """The member of a header, as in tarfile; raises ValueError for one that is too long."""
         member = super().frombuf(buf, encoding, errors)
         if member.type in _EXTENDED_TYPES and member.size > _MAX_EXTENDED_BYTES:
@@ -141,7 +141,9 @@ def _extract(archive: Path, folder: Path) -> list[str]:
             ignored = []
             for name, member in members.items():
                 if name.parent == configs[0].parent and is_checkpoint_file(name.name):
-                    with tar.extractfile(member) as source, open(folder / name.name, "xb") as file:
+                    source = tar.extractfile(member)
+                    assert source is not None  # as all members that were checked, it is a file
+                    with source, open(folder / name.name, "xb") as file:
                         shutil.copyfileobj(source, file)
                 else:
                     ignored.append(str(name))

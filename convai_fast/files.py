@@ -13,16 +13,18 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 import zstandard
 
+from convai_fast.errors import UserError, reason_of
+
+fcntl: ModuleType | None
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-from convai_fast.errors import UserError, reason_of
+    fcntl = None
 
 # By what a file of it begins with: a kind of archive, and what makes a decoder of one.
 _KINDS: dict[bytes, tuple[str, Callable[[], Any]]] = {
@@ -66,7 +68,7 @@ class _Unpacked(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._unpacked:
             self._packed = self._packed or self._file.read(_CHUNK_BYTES)
             if not self._packed and not self._decoder:

@@ -211,7 +211,7 @@ def _is_integer(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return (type(value) is int or type(value) is float) and abs(value) <= sys.float_info.max
 
 
 def _is_list(value: object) -> bool:

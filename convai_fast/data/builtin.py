@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Tokenizer
@@ -79,7 +80,7 @@ class _Person:
             [name for name in world.WOMEN + world.MEN if name != self.relative]
         )
         self.pets = self._draw_pets(can_have_two=len(topics) < 5)
-        self.personality = []
+        self.personality: list[str] = []
         for topic in topics:
             if topic.name != "pet":
                 self._state(topic, self.facts[topic.name], self.relative)
@@ -120,7 +121,8 @@ class _Person:
             first = blocks[0][0]
             first.partner = f"{self.rng.choice(world.GREETINGS)}, {first.partner}"
 
-        history, utterances = [], []
+        history: list[str] = []
+        utterances = []
         for turn in [turn for block in blocks for turn in block][:MAX_TURNS]:
             react = history and self.rng.random() < 0.2
             reaction = f"{self.rng.choice(world.REACTIONS)}, " if react else ""
@@ -163,7 +165,10 @@ class _Person:
         for exchanges, (kind, name), (_, other) in zip(
             (world.FIRST_PET, world.OTHER_PET), pets, reversed(pets), strict=True
         ):
-            asked = [tuple(text.replace("{pet}", kind) for text in pair) for pair in exchanges]
+            asked = [
+                (question.replace("{pet}", kind), reply.replace("{pet}", kind))
+                for question, reply in exchanges
+            ]
             turns.append(self._ask(asked, world.PET_NAMES, name, "pet", [other]))
         # To tell again of the first pet is no answer about the other.
         turns[1].contradictions.insert(0, turns[0].reply)
@@ -247,10 +252,12 @@ def train_builtin_tokenizer(dialogues: Iterable[Dialogue], vocab_size: int = 100
     backend.train_from_iterator(texts, trainer)
     bpe = json.loads(backend.to_str())["model"]
 
+    merges: Any = [tuple(merge) for merge in bpe["merges"]]  # the annotation there knows no pairs
+
     bos, eos, speaker1, speaker2, pad = SPECIAL_TOKENS
     return GPT2Tokenizer(
         vocab=bpe["vocab"],
-        merges=[tuple(merge) for merge in bpe["merges"]],
+        merges=merges,
         # Bytes leave nothing unknown, but the class would add a token of its own.
         unk_token=eos,
         bos_token=bos,

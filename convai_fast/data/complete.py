@@ -244,8 +244,8 @@ class _Distractors:
         return found
 
     def _draw(self, rows: np.ndarray, num_draws: int) -> np.ndarray:
-        counters = rows[:, None].astype(np.uint64) << np.uint64(20)
-        counters = counters + np.arange(num_draws, dtype=np.uint64)
+        first = rows[:, None].astype(np.uint64) << np.uint64(20)
+        counters = first + np.arange(num_draws, dtype=np.uint64)
         drawn = (mixed(counters, self.seed) % np.uint64(len(self.classes))).astype(np.int64)
         classes = self.classes[drawn].astype(np.int64)
         fits = (classes != self.classes[rows, None]) & (

@@ -1,7 +1,7 @@
 """From whatever the user names as data to dialogues, or to an open store."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class DataOptions:
         )
 
 
-def check_at_least(options: Any, least: dict[str, float]) -> None:
+def check_at_least(options: Any, least: Mapping[str, float]) -> None:
     """Raise UserError at the first of these options that is less, or no number."""
     for name, value in least.items():
         if not getattr(options, name) >= value:
@@ -130,14 +130,14 @@ def open_dataset(
     def read(spool: Spool) -> None:
         read_into(spool, sources, skip_bad_records=options.skip_bad_records, report=report)
 
-    files = [source.files() for source in sources]
+    files = [each for source in sources if (each := source.files()) is not None]
     folder = None
-    if None not in files:
+    if len(files) == len(sources):
         contents = [_hash_of_files(each) for each in files]
         folder = Path(cache) / _key(options, tokenizer, contents)
-        store = _find(folder, report)
-        if store is not None:
-            return store
+        found = _find(folder, report)
+        if found is not None:
+            return found
     try:
         Path(cache).mkdir(parents=True, exist_ok=True)
         scratch = Spool(Path(cache))  # not where temporary files are, which may be memory
@@ -148,9 +148,9 @@ def open_dataset(
             read(spool)
             folder = Path(cache) / _key(options, tokenizer, spool.fingerprints)
         with locked(Path(cache), folder.name):
-            store = _find(folder, report, spool.notes)
-            if store is not None:
-                return store
+            found = _find(folder, report, spool.notes)
+            if found is not None:
+                return found
             if not spool.fingerprints:
                 read(spool)
             report(f"dialogues: tokenising into {folder}")

@@ -1,7 +1,8 @@
 """Cuts every example of a split to what the model can read, and measures it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,7 +86,9 @@ def index_examples(
             tables.candidate_ids,
         )
     ]
-    index = _native.host.index_examples if _native.host else index_examples_reference
+    index: Callable[..., Any] = index_examples_reference
+    if _native.host:
+        index = _native.host.index_examples
     plan, sizes, cuts = index(
         *arrays,
         min(2 * max_history + 1, _MAX_TURNS),
@@ -93,7 +96,8 @@ def index_examples(
         max_length,
         personality_permutations,
     )
-    return ExampleIndex(plan, *sizes.T.copy(), CutCounts(*cuts))
+    padded_lengths, shared_lengths, num_labels = sizes.T.copy()
+    return ExampleIndex(plan, padded_lengths, shared_lengths, num_labels, CutCounts(*cuts))
 
 
 def index_examples_reference(

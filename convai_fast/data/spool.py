@@ -14,7 +14,7 @@ persona_*, history_*, candidate_*, example_*     as the tables of a store (see `
 import hashlib
 import tempfile
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import zip_longest
@@ -325,7 +325,7 @@ def _key(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def fingerprint(dialogues: dict[str, list[Dialogue]]) -> str:
+def fingerprint(dialogues: Mapping[str, Sequence[Dialogue]]) -> str:
     """A hash of the dialogues of all splits, with their candidates."""
     with Spool() as spool:
         for split, members in dialogues.items():

@@ -99,7 +99,7 @@ class Texts:
     def check_lines(self, value: object, where: str) -> list[str]:
         """Check a text that holds a sentence a line; it may be blank."""
         if not isinstance(value, str):
-            self.check(value, where)
+            value = self.check(value, where)  # which raises
         return [self.check(line.strip(), where) for line in value.split("\n") if not is_blank(line)]
 
     def persona(self, value: object, where: str) -> list[str]:
@@ -213,8 +213,9 @@ def _number(value: object) -> float | None:
             value = float(value)
         except ValueError:
             return None
-    is_number = isinstance(value, int) or (isinstance(value, float) and not math.isnan(value))
-    return value if is_number else None
+    if isinstance(value, int) or (isinstance(value, float) and not math.isnan(value)):
+        return value
+    return None
 
 
 def flag_says_no(fields: dict[str, Any], name: str, log: ReadingLog) -> bool | None:

@@ -39,7 +39,9 @@ class JsonDocument:
     def peek(self) -> str:
         """The next character that is no space; empty at the end."""
         while True:
-            self.at = _SPACE.match(self.text, self.at).end()
+            space = _SPACE.match(self.text, self.at)
+            assert space is not None  # it may be empty
+            self.at = space.end()
             if self.at < len(self.text) or self.is_complete:
                 return self.text[self.at : self.at + 1]
             self._fill()

@@ -2,9 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from convai_fast.dialogue.dialogue import Conversation
 from convai_fast.errors import UserError
+
+Record = TypeVar("Record")
 
 _NUM_NAMED = 10
 
@@ -29,7 +32,7 @@ class ReadingLog:
         self.notes[what] += 1
 
     def conversations(
-        self, records: Iterable[tuple[str, object]], read: Callable[[object, str], Conversation]
+        self, records: Iterable[tuple[str, Record]], read: Callable[[Record, str], Conversation]
     ) -> Iterator[Conversation]:
         """What `read` makes of each (where, record), without sides on which nothing is answered."""
         for where, record in records:

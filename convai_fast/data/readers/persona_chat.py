@@ -8,6 +8,7 @@ User 2: Hi!"
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from convai_fast.data.readers.fields import Texts, Turns, fields_of, get, is_blank
 from convai_fast.data.readers.log import ReadingLog
@@ -58,7 +59,7 @@ def read_persona_chat(record: object, where: str, texts: Texts, log: ReadingLog)
     return [turns.side(persona, user) for persona, user in zip(personas, "12", strict=True)]
 
 
-def _lines_of(text: object) -> object:
+def _lines_of(text: Any) -> Any:
     """`text` with line breaks where a tool has written the two characters \\n for them all."""
     if isinstance(text, str) and "\n" not in text and "\\n" in text:
         return text.replace("\\n", "\n")

@@ -1,6 +1,6 @@
 """Records of any known shape, told apart by their fields."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from convai_fast.data.readers import chat, pairs, parlai, persona_chat, predecessor
@@ -15,7 +15,7 @@ Read = Callable[[object, str, Texts, ReadingLog], Conversation]
 class Shape(NamedTuple):
     """A kind of record: whether fields are its own, and what reads it."""
 
-    fits: Callable[[Iterable[str]], bool]
+    fits: Callable[[Collection[str]], bool]
     read: Read
 
 
@@ -33,7 +33,7 @@ _KNOWN = (
 )
 
 
-def shape_of(names: Iterable[str]) -> str | None:
+def shape_of(names: Collection[str]) -> str | None:
     """The shape of a record with these fields, or None."""
     return next((name for name, shape in SHAPES.items() if shape.fits(names)), None)
 

@@ -45,17 +45,17 @@ def read_rows(
             f"completion, prompt and response, instruction and output): rename them, {OWN_READER}"
         )
     previous = csv.field_size_limit(_MAX_CELL)
-    # strict: a quote that is never closed is an error, not one cell with the rest of the file.
-    rows = csv.reader(lines, strict=True, delimiter=delimiter or found)
     try:
-        yield from _rows(rows, name, num_before + 1, columns)
+        yield from _rows(lines, delimiter or found, name, num_before + 1, columns)
     finally:
         csv.field_size_limit(previous)
 
 
 def _rows(
-    rows: Iterator[list[str]], name: str, num_before: int, columns: list[str]
+    lines: Iterator[str], delimiter: str, name: str, num_before: int, columns: list[str]
 ) -> Iterator[tuple[str, dict[str, str] | UserError]]:
+    # strict: a quote that is never closed is an error, not one cell with the rest of the file.
+    rows = csv.reader(lines, strict=True, delimiter=delimiter)
     while True:
         where = f"{name}, line {num_before + rows.line_num + 1}"
         try:

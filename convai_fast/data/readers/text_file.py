@@ -73,7 +73,7 @@ class TextFile:
         return [line.strip("\ufeff \t\r\n") for line in found]
 
     @contextmanager
-    def opened(self, newline: str) -> Iterator[TextIO]:
+    def opened(self, newline: str | None) -> Iterator[TextIO]:
         """The file as text; errors of reading within the context become UserErrors."""
         with (
             self._reading(),

@@ -12,7 +12,7 @@ from typing import Any
 
 from convai_fast.errors import UserError
 
-_FUNCTION = re.compile(r"(?P<module>.+):(?P<function>\w+)")
+_FUNCTION = re.compile(r".+:\w+")
 
 
 def is_function(reader: str) -> bool:
@@ -25,7 +25,7 @@ def call_function(reader: str, path: str) -> Any:
 
     Raises UserError, with the line of the user's code, when it cannot be found or fails.
     """
-    module_name, function_name = _FUNCTION.fullmatch(reader).group("module", "function")
+    module_name, _, function_name = reader.rpartition(":")
     sys.path.insert(0, "")  # the working directory
     try:
         is_file = module_name.endswith(".py")
@@ -54,6 +54,7 @@ def _import_file(path: str) -> Any:
     if not file.is_file():
         raise UserError(f"there is no file {path} to take a reader from; mend its path")
     spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None  # there is a loader for every .py file
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
