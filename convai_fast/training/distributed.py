@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -101,6 +101,9 @@ class Ranks:
         if isinstance(wrapped, DistributedDataParallel):
             wrapped.require_backward_grad_sync = enabled
         elif self.world_size > 1:
+            from torch.distributed.fsdp import FSDPModule
+
+            assert isinstance(wrapped, FSDPModule)
             wrapped.set_requires_gradient_sync(enabled)
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -122,7 +125,7 @@ class Ranks:
         """Every rank's value, in order. Collective."""
         if self.world_size == 1:
             return [value]
-        values = [None] * self.world_size
+        values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
@@ -146,7 +149,7 @@ class Ranks:
 
     def from_main(self, make: Callable[[], T]) -> T:
         """What `make` returns on rank 0, on every rank; its UserError, if any. Collective."""
-        value = None
+        value: Any = None
         with self.together():
             if self.is_main:
                 value = make()

@@ -3,7 +3,7 @@
 import time
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from convai_fast.hardware import cpu_multiplies_bf16
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -20,7 +20,7 @@ class FlopsCounter:
     """
 
     def __init__(self, model: DoubleHeadsModel) -> None:
-        def flops(parameter: nn.Parameter) -> float:
+        def flops(parameter: Tensor) -> float:
             return (6.0 if parameter.requires_grad else 4.0) * parameter.numel()
 
         blocks = model.transformer.blocks.parameters()

@@ -139,6 +139,7 @@ class Trainer:
         self._first_step = 0  # of those that the batches are set to
         self.resumed: TrainingState | None = None  # from where it goes on
         self._saved: Progress | None = None
+        self.folder: RunFolder | None = None  # of rank 0, which alone writes to it
 
     def _batches(self, store: DialogueStore, split: str) -> DialogueBatches:
         options, training = self.options, split == "train"
@@ -174,7 +175,6 @@ class Trainer:
     def run(self) -> TrainResult:
         """Train, evaluate and save, from where the loaded state stands; returns how it ended."""
         # Rank 0 writes to the run folder; the others know where it is.
-        self.folder: RunFolder | None = None
         self.path = self.ranks.from_main(self._open_folder)
         for line in describe(self):
             self.report(line)
@@ -221,6 +221,10 @@ class Trainer:
         if self.lora:
             self.lora.keep_base(self.folder.path)
         return self.folder.path
+
+    def _own_folder(self) -> RunFolder:
+        assert self.folder is not None  # on rank 0, while the run lasts
+        return self.folder
 
     @property
     def is_finished(self) -> bool:
@@ -288,7 +292,7 @@ class Trainer:
             "batches": [part for parts in self.ranks.gather(own) for part in parts],
         }
         try:
-            path = self.ranks.from_main(lambda: self.folder.set_aside(record))
+            path = self.ranks.from_main(lambda: self._own_folder().set_aside(record))
             where = f"its batches are in {path}"
         except UserError as error:
             where = str(error)
@@ -344,7 +348,7 @@ class Trainer:
             self.trained_with.write(folder)
 
         is_best = progress.best_step == progress.step
-        self.ranks.from_main(lambda: self.folder.save(write_model, values, state, is_best))
+        self.ranks.from_main(lambda: self._own_folder().save(write_model, values, state, is_best))
         self._saved = dataclasses.replace(progress)
 
     def state(self) -> TrainingState:
@@ -368,6 +372,7 @@ class Trainer:
         """
         check_identity(self, state.identity)
         if self.lora:
+            assert state.adapter is not None  # its --lora_r is that of now
             self.lora.load_state_dict(state.adapter)
         self.train_step.load_state_dict(state.optimizer, state.scaler, state.log)
         self.progress = dataclasses.replace(state.progress)
@@ -380,8 +385,11 @@ class Trainer:
 
     def _record(self, split: str, values: dict[str, float]) -> None:
         # A disk that is full ends all ranks alike.
-        number = self.progress.step
-        self.ranks.from_main(lambda: self.folder and self.folder.log(number, split, values))
+        def log() -> None:
+            if self.folder is not None:  # one can evaluate without a run
+                self.folder.log(self.progress.step, split, values)
+
+        self.ranks.from_main(log)
 
     def _bar(self, **settings: Any) -> tqdm:
         return progress_bar(disable=not self.ranks.is_main, **settings)

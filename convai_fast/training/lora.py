@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ from convai_fast.training.options import TrainOptions
 
 class _TrainedRows(nn.Module):
     """An embedding of which some rows are parameters of their own."""
+
+    ids: Tensor
 
     def __init__(self, weight: Tensor, ids: Sequence[int]) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ class Lora:
         except ImportError as error:
             raise UserError("--lora_r needs peft: pip install 'convai-fast[lora]'") from error
         self.model, self.options, self.token_ids = model, options, list(token_ids)
-        settings = {
+        settings: dict[str, Any] = {
             "r": options.lora_r,
             "lora_alpha": options.lora_alpha,
             "lora_dropout": options.lora_dropout,
@@ -75,15 +78,14 @@ class Lora:
             for name, module in model.transformer.blocks.named_modules()
             if isinstance(module, nn.Linear)
         }
-        inject_adapter_in_model(LoraConfig(target_modules=layers, **settings), model)
+        inject_adapter_in_model(LoraConfig(target_modules=list(layers), **settings), model)
         model.requires_grad_(False)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
         model.multiple_choice_head.requires_grad_(True)
         embedding = model.transformer.token_embedding
-        parametrize.register_parametrization(
-            embedding, "weight", _TrainedRows(embedding.weight, self.token_ids)
-        )
+        self._trained_rows = _TrainedRows(embedding.weight, self.token_ids)
+        parametrize.register_parametrization(embedding, "weight", self._trained_rows)
         family = families.of(model.config)
         embedding_module = family.tensor_names(model.config)[EMBEDDING].split(".")[-2]
         self.base = Path(base or options.model).expanduser()
@@ -138,7 +140,7 @@ class Lora:
         value = 0
         for parameter in self.model.parameters():
             if not parameter.requires_grad:
-                value = zlib.crc32(parameter.detach().cpu().contiguous().numpy(), value)
+                value = zlib.crc32(parameter.detach().cpu().contiguous().numpy().data, value)
         return value
 
     def save_pretrained(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -163,11 +165,11 @@ class Lora:
     def _adapted(self, name: str) -> list[Tensor]:
         """The trained tensors that stand for the parameter `name`, as in `tensor_names`."""
         module_name, kind = name.rsplit(".", 1)
-        module = self.model.get_submodule(module_name)
+        module: Any = self.model.get_submodule(module_name)
         if hasattr(module, "lora_A"):
             return [module.lora_A["default"].weight, module.lora_B["default"].weight]
         if module is self.model.transformer.token_embedding:
-            return [module.parametrizations.weight[0].rows]
+            return [self._trained_rows.rows]
         return [getattr(module, kind)]
 
     @torch.no_grad()
@@ -175,7 +177,7 @@ class Lora:
         weights = {}
         for name in families.of(self.model.config).tensor_names(self.model.config):
             module_name, kind = name.rsplit(".", 1)
-            module = self.model.get_submodule(module_name)
+            module: Any = self.model.get_submodule(module_name)
             weights[name] = getattr(getattr(module, "base_layer", module), kind)
             if kind == "weight" and hasattr(module, "lora_A"):
                 weights[name] = weights[name] + module.get_delta_weight("default")

@@ -123,6 +123,7 @@ class RunFolder:
         self._check_links()
         if claim.metrics is None:
             claim.take(self.path)
+        assert claim.metrics is not None
         self._metrics = claim.metrics
         try:
             with self._explained("cannot be written"):
@@ -270,9 +271,9 @@ class RunFolder:
 
     def close(self) -> None:
         """Flush what is still buffered."""
-        for file in (self._writer, self._metrics):
+        for close in (self._writer.close, self._metrics.close):
             try:
-                file.close()
+                close()
             except OSError as error:
                 print(
                     f"warning: the last figures of {self.path} are lost: {error.strerror}",

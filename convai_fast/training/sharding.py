@@ -5,7 +5,7 @@ put together and taken apart here, in the form that one process has, and not by
 `torch.distributed.checkpoint`, which takes three seconds to load in every run.
 """
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from convai_fast.model.double_heads import DoubleHeadsModel
-
-State = TypeVar("State")
 
 
 def shard(model: DoubleHeadsModel, device: torch.device, world_size: int) -> None:
@@ -36,7 +34,7 @@ def shard(model: DoubleHeadsModel, device: torch.device, world_size: int) -> Non
     fully_shard(model, mesh=mesh)
 
 
-def whole(state: State) -> State:
+def whole(state: Any) -> Any:
     """`state`, a tensor or nested dicts and lists of them, put together from the ranks' parts.
 
     What was in parts is on the CPU then, so that no device needs room for all of it. Collective.

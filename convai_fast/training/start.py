@@ -57,13 +57,13 @@ def start_or_continue(options: TrainOptions, report: Callable[[str], None]) -> S
         except PermissionError as error:
             raise UserError(f"{error.filename} cannot be read: get permission for it") from error
     torch.manual_seed(options.seed)
-    if state is not None:
+    if last is not None:
         trained = TrainedWith.read(last)
         before = trained.before if trained else ()
     else:
         trained = None if options.from_scratch else TrainedWith.read(options.model)
         before = trained.learnt if trained else ()
-    if state is not None and not options.lora_r:
+    if last is not None and not options.lora_r:
         return Start(*load(last), state, options.model, before)
     base = _base(options) if options.lora_r else options.model
     model, tokenizer = load_model_and_tokenizer(replace(options, model=base), report)
