@@ -18,6 +18,7 @@ from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.model.transformer import Block
 from convai_fast.training.loop import Trainer
 from convai_fast.training.options import TrainOptions
 
@@ -50,6 +51,8 @@ def run(options: DemoOptions) -> None:
         result = Trainer(_train_options(options), model, tokenizer, store).run()
     if result.stopped_by is not None:
         raise KeyboardInterrupt
+    # Both were measured: --eval_before_start, and nothing has stopped it.
+    assert result.before is not None and result.after is not None
 
     file = result.run / "dialogues.json"
     data = {split: [dataclasses.asdict(d) for d in ds] for split, ds in dialogues.items()}
@@ -96,11 +99,12 @@ def prime_attention(model: DoubleHeadsModel) -> None:
     Source: "Mimetic Initialization of Self-Attention Layers", Trockman and Kolter 2023
     (arXiv 2305.09828).
     """
-    attention = model.transformer.blocks[0].attention
-    query, key, value = attention.qkv.weight.chunk(3)
+    block, positions = model.transformer.blocks[0], model.transformer.position_embedding
+    assert isinstance(block, Block) and positions is not None
+    query, key, value = block.attention.qkv.weight.chunk(3)
     key.copy_(query.normal_(std=0.2))
-    attention.out.weight.copy_(value.normal_(std=0.08).T)
-    model.transformer.position_embedding.weight.mul_(0.15)
+    block.attention.out.weight.copy_(value.normal_(std=0.08).T)
+    positions.weight.mul_(0.15)
 
 
 def _train_options(options: DemoOptions) -> TrainOptions:

@@ -7,6 +7,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
+from operator import methodcaller
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -84,8 +85,8 @@ class EvaluateOptions(RememberedOptions):
             raise UserError(
                 "--plots needs matplotlib: install it with pip install 'convai-fast[plots]'"
             )
-        outputs = {"output": self.output, "details": self.details, "plots": self.plots}
-        outputs = {name: path for name, path in outputs.items() if path}
+        named = {"output": self.output, "details": self.details, "plots": self.plots}
+        outputs = {name: path for name, path in named.items() if path}
         if len({path.resolve() for path in outputs.values()}) < len(outputs):
             raise UserError("--output, --details and --plots must differ: name one file for each")
         for name, path in outputs.items():
@@ -107,6 +108,7 @@ def run(options: EvaluateOptions) -> None:
     """Measure, print the table, write the files that are asked for."""
     trained = options.recall()
     options.check()
+    assert options.max_history is not None  # recalled
     loaded = options.data.load_sources()
     if options.split == "valid" and loaded.dialogues["valid"] and not options.allow_trained_on:
         check_not_trained_on(trained, zip(options.dataset_path, loaded.origins, strict=True))
@@ -139,6 +141,7 @@ def run(options: EvaluateOptions) -> None:
         dtype=dtype,
         sampling=options.sampling,
     )
+    seconds = round(time.perf_counter() - started, 1)
     report = {
         "metrics": evaluation.metrics,
         "counts": evaluation.counts,
@@ -152,9 +155,9 @@ def run(options: EvaluateOptions) -> None:
         "data_fingerprint": fingerprint({options.split: dialogues[options.split]}),
         "machine": _machine(device, dtype),
         "versions": {name: package_version(name) for name in _PACKAGES},
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": seconds,
     }
-    print(_table(evaluation, options, report["seconds"]))
+    print(_table(evaluation, options, seconds))
     try:
         written = _write(report, evaluation, options)
     except OSError as error:
@@ -197,7 +200,8 @@ def _table(evaluation: Evaluation, options: EvaluateOptions, seconds: float) -> 
 
 
 def _meaning_of_hits(name: str, evaluation: Evaluation) -> str:
-    sizes = {example.num_candidates for example in evaluation.examples}
+    counts = [example.num_candidates for example in evaluation.examples]
+    sizes = [count for count in counts if count is not None]
     least, most = min(sizes), max(sizes)
     of = f"{most}" if least == most else f"{least} to {most}"
     return f"the true reply is among the {name[5:]} best of {of} candidates".replace(
@@ -219,7 +223,7 @@ def _write(report: dict[str, Any], evaluation: Evaluation, options: EvaluateOpti
             if path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 new += [] if path.exists() else [path]
-                write_whole(path, lambda file, text=text: file.write(text.encode()))
+                write_whole(path, methodcaller("write", text.encode()))
                 written.append(path)
         if options.plots:
             from convai_fast.evaluation.plots import draw

@@ -1,13 +1,13 @@
 """`convai-fast generate`: replies in bulk."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -20,8 +20,9 @@ from convai_fast.data.dataset import check_at_least
 from convai_fast.dialogue.encoding import tokenizer_fingerprint
 from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
+from convai_fast.generation.identified import IdentifiedRequest
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.request import check_ranking, prompt_room
+from convai_fast.generation.request import Reply, check_ranking, prompt_room
 from convai_fast.hardware import resolve_device
 from convai_fast.loading import load, model_fingerprint
 
@@ -109,6 +110,7 @@ def run(options: GenerateOptions) -> None:
     options.check_given()
     options.recall()
     options.check()
+    assert options.output is not None  # checked
     params = replace(options.sampling, n=options.num_return, logprobs=options.logprobs)
     source = _open_source(options, params)
     device = resolve_device(options.device)
@@ -127,9 +129,9 @@ def run(options: GenerateOptions) -> None:
     engine = GenerationEngine(
         model.to(device), tokenizer, max_batch_size=options.batch_size, weights=options.weights
     )
-    record = partial(reply_record, with_token_ids=options.token_ids)
-    if options.as_candidates:
-        record = candidates_record
+    record: Callable[[IdentifiedRequest, Sequence[Reply]], dict[str, Any]] = candidates_record
+    if not options.as_candidates:
+        record = partial(reply_record, with_token_ids=options.token_ids)
     reply_file = ReplyFile(options.output, settings, overwrite=options.overwrite)
     with _exit_on_sigterm(), reply_file as replies:
         BulkRun(engine, source, replies, record=record).run()
@@ -138,6 +140,7 @@ def run(options: GenerateOptions) -> None:
 def _open_source(options: GenerateOptions, params: SamplingParams) -> RequestFile | DatasetRequests:
     if options.input:
         return RequestFile(options.input, params)
+    assert options.max_history is not None  # recalled
     data = replace(options.data, fill_candidates=1)  # distractors are not read
     source = DatasetRequests(data.load()[options.split], options.split, options.max_history, params)
     if not source.num_requests:

@@ -1,5 +1,6 @@
 """`convai-fast interact`: talk with a model in the terminal."""
 
+import io
 import random
 import sys
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
@@ -42,6 +43,7 @@ class InteractOptions(RememberedOptions):
 def run(options: InteractOptions) -> None:
     """Load the model and talk until the user ends it."""
     options.recall()
+    assert options.max_history is not None  # recalled
     if options.max_history < 0:
         raise UserError(f"max_history is {options.max_history}, but must be at least 0")
     personas = _read_personas(options)
@@ -74,7 +76,8 @@ def chat(conversation: Conversation) -> None:
         with suppress(ImportError):
             import readline  # noqa: F401  (gives input() line editing and history)
     for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(errors="replace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     while not conversation.ended:
         try:
             line = input(_PROMPT)

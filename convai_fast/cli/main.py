@@ -43,7 +43,7 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (2: a mistake the user can mend, 130: Ctrl-C)."""
     is_process = arguments is None
-    arguments = list(sys.argv[1:] if is_process else arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack a character that we print

@@ -140,9 +140,8 @@ def preview(batches: DialogueBatches, row: int, tokenizer: PreTrainedTokenizerFa
         labelled = [i for i in range(begin, end) if labels[i] != IGNORED]
         first = labelled[0] if labelled else end
         text = tokenizer.decode(ids[begin:first])
-        if labelled:
-            text += f" [{tokenizer.decode(ids[first:end])}]"
-        lines.append(f"  {name:<8} segment {speaker:<11} {end - begin:>4} tokens  {text}")
+        learnt = f" [{tokenizer.decode(ids[first:end])}]" if labelled else ""
+        lines.append(f"  {name:<8} segment {speaker:<11} {end - begin:>4} tokens  {text}{learnt}")
     for j in range(true):
         end = int(batch["mc_token_ids"][0, j]) + 1
         text = tokenizer.decode(batch["input_ids"][0, j, starts[-1] + 1 : end - 1].tolist())

@@ -90,6 +90,8 @@ class RememberedOptions:
     @property
     def data(self) -> DataOptions:
         """The options of the data alone, once recalled."""
+        assert self.fill_candidates is not None
+        assert self.valid_fraction is not None and self.data_seed is not None
         return DataOptions(
             dataset_path=self.dataset_path,
             reader=self.reader,

@@ -57,6 +57,7 @@ class Conversation:
         self.personas = personas
         self.window = 2 * max_history + 1
         self.ended = False
+        self.history: list[list[int]] = []
         self._reseed(params.seed)
         self._set_persona(persona)
 
@@ -84,7 +85,7 @@ class Conversation:
             return
         history = [*self.history, user_turn]
         turn_seed = random.Random(f"{self.params.seed} {self.turn}").getrandbits(63)
-        reply = []
+        reply: list[int] = []
         # Beside <bos>, <speaker2> and the reply's <speaker1>.
         room = prompt_room(self.engine.model.config.n_positions, self.params) - 3
         if len(user_turn) > room:
@@ -167,7 +168,7 @@ class Conversation:
     def _set_persona(self, sentences: Sequence[str]) -> None:
         self.persona = list(sentences)
         self.persona_ids = encode(self.tokenizer, self.persona)
-        self.history: list[list[int]] = []
+        self.history = []
 
     def _reseed(self, seed: int) -> None:
         self.params = replace(self.params, seed=seed)
