@@ -13,7 +13,7 @@ help:
 	@echo "make test        run the tests"
 	@echo "make lint        ruff and clang-format, as CI runs them"
 	@echo "make bench       run the benchmarks (half an hour; those of generation are the longest)"
-	@echo "make faults      let every call that touches a file fail once (ten minutes; Linux)"
+	@echo "make faults      let every call that touches a file fail once (an hour; Linux)"
 	@echo "make sanitize    the operators' tests under AddressSanitizer and UBSan (gcc), and so many"
 	@echo "                 broken inputs in each instruction set: FUZZ=100000"
 	@echo "make build       build the compiled operators again"
@@ -54,7 +54,7 @@ sanitize: $(VENV)/installed
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	    PYTHONPATH=. sh -ec '$(CURDIR)/$(BIN)/python -m pytest -q tests/ops \
-	      tests/data/test_batches.py tests/data/test_epochs.py tests/data/test_index.py \
+	      tests/data/test_batches.py tests/data/test_batches_epochs.py tests/data/test_index.py \
 	      -k "not opcheck and not graph and not lower"; \
 	      $(CURDIR)/$(BIN)/python -m tests.fuzz operators --count $(FUZZ)'); \
 	done

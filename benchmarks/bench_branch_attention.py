@@ -39,15 +39,16 @@ def test_branch_attention_forward_and_backward(benchmark, shape, dropout_p, dtyp
     visible = (branch == 0) | (branch == branch[:, None])
     mask = visible.tril()
     offsets, branch_ids = torch.arange(shape.rows + 1) * seq_len, branch.repeat(shape.rows)
-    qkv = torch.randn(len(branch_ids), 3 * NUM_HEADS * HEAD_DIM, dtype=dtype, requires_grad=True)
-    grad = torch.randn(len(branch_ids), NUM_HEADS * HEAD_DIM, dtype=dtype)
+    tokens = len(branch_ids)
+    qkv = torch.randn(tokens, 3, NUM_HEADS, HEAD_DIM, dtype=dtype, requires_grad=True)
+    grad = torch.randn(tokens, NUM_HEADS, HEAD_DIM, dtype=dtype)
 
     def ours(p=dropout_p):
-        out = ops.branch_attention(qkv, offsets, branch_ids, NUM_HEADS, p, SEED)
+        out = ops.branch_attention(*qkv.unbind(1), offsets, branch_ids, p, SEED)
         return out, torch.autograd.grad(out, qkv, grad)[0]
 
     def masked(p=dropout_p):
-        parts = qkv.view(shape.rows, seq_len, 3, NUM_HEADS, HEAD_DIM).unbind(2)
+        parts = qkv.unflatten(0, (shape.rows, seq_len)).unbind(2)
         out = F.scaled_dot_product_attention(
             *(part.transpose(1, 2) for part in parts), attn_mask=mask, dropout_p=p
         )

@@ -9,6 +9,7 @@ import json
 import os
 import sysconfig
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,6 +74,11 @@ def native_info() -> dict[str, Any]:
         "not_loaded_because": _reason,
         "isa": host.isa() if host else None,
     }
+
+
+def host_function(name: str, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """The compiled function of that name; `otherwise` where nothing is compiled."""
+    return getattr(host, name, otherwise)
 
 
 def keep_freed_memory() -> None:

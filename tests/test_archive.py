@@ -12,7 +12,7 @@ from convai_fast.archive import unpacked
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
 from convai_fast.model import DoubleHeadsModel
-from tests.old_checkpoints import LAYOUTS, pack, write_old_checkpoint
+from tests.helpers.old_checkpoints import LAYOUTS, pack, write_old_checkpoint
 
 
 @pytest.fixture

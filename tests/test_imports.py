@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import convai_fast
+from tests.helpers.imports import imported_modules
 
 PACKAGE = Path(convai_fast.__file__).parent
 # From the bottom up; parts of one layer do not import each other.
@@ -55,3 +56,25 @@ def test_a_part_imports_only_what_lies_below_it(path):
 
 def test_every_part_has_its_place():
     assert {part_of(path) for path in FILES} == LAYER_OF.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_operators_know_their_reference(path):
+    if part_of(path) != "ops":
+        assert not [name for name in imported_modules(path) if "ops.reference" in name]
+
+
+def test_the_scheduler_computes_with_plain_integers():
+    names = imported_modules(PACKAGE / "generation" / "scheduler.py")
+    assert {name.split(".")[0] for name in names} <= {
+        "collections",
+        "dataclasses",
+        "numpy",
+        "typing",
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_command_line_knows_its_parser(path):
+    if part_of(path) != "cli":
+        assert not [name for name in imported_modules(path) if name.split(".")[0] == "tyro"]

@@ -121,6 +121,7 @@ class BulkRun:
         bad = self.replies.num_errors
         if not self.keys:
             first = self.first_bad
+            assert first is not None  # no source is empty
             where = first.id if first.line is None else f"line {first.line}"
             raise UserError(
                 f"not one request can be answered ({where}: {first.reason}): {self.replies.errors} "

@@ -18,12 +18,12 @@ from convai_fast._native import keep_freed_memory, native_info
 from convai_fast.bulk.reply_file import check_absent
 from convai_fast.cli.info import package_version
 from convai_fast.cli.remembered import RememberedOptions, check_not_trained_on
+from convai_fast.cli.sampling import SamplingOptions
 from convai_fast.data.dataset import check_at_least
 from convai_fast.data.spool import fingerprint
 from convai_fast.errors import UserError
 from convai_fast.evaluation.evaluate import METRICS, Evaluation, check_metrics, evaluate
 from convai_fast.files import scratch_folder, write_whole
-from convai_fast.generation.params import SamplingParams
 from convai_fast.hardware import Precision, resolve_device, resolve_precision
 from convai_fast.loading import load, model_fingerprint
 
@@ -73,8 +73,8 @@ class EvaluateOptions(RememberedOptions):
     precision: Precision = "auto"
     """Score under autocast to bf16 or fp16, or in fp32; auto takes bf16 where the hardware
     multiplies it. Replies are written in fp32."""
-    sampling: Annotated[SamplingParams, tyro.conf.arg(name="")] = field(
-        default_factory=SamplingParams
+    sampling: Annotated[SamplingOptions, tyro.conf.arg(name="")] = field(
+        default_factory=SamplingOptions
     )
 
     def check(self) -> None:

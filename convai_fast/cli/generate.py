@@ -16,6 +16,7 @@ from convai_fast.bulk.jsonl import RequestFile, candidates_record, reply_record
 from convai_fast.bulk.reply_file import ReplyFile, check_absent, written_paths
 from convai_fast.bulk.run import BulkRun
 from convai_fast.cli.remembered import RememberedOptions
+from convai_fast.cli.sampling import SamplingOptions
 from convai_fast.data.dataset import check_at_least
 from convai_fast.dialogue.encoding import tokenizer_fingerprint
 from convai_fast.errors import UserError
@@ -69,8 +70,8 @@ class GenerateOptions(RememberedOptions):
     """cuda, cuda:1 or cpu; auto takes cuda where there is one."""
     overwrite: bool = False
     """Replace OUTPUT, once all replies are there."""
-    sampling: Annotated[SamplingParams, tyro.conf.arg(name="")] = field(
-        default_factory=SamplingParams
+    sampling: Annotated[SamplingOptions, tyro.conf.arg(name="")] = field(
+        default_factory=SamplingOptions
     )
 
     def check_given(self) -> None:

@@ -12,10 +12,10 @@ from typing import Annotated
 import tyro
 
 from convai_fast.cli.remembered import RememberedOptions
+from convai_fast.cli.sampling import SamplingOptions
 from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.messages import sentences
-from convai_fast.generation.params import SamplingParams
 from convai_fast.hardware import resolve_device
 from convai_fast.loading import load
 from convai_fast.serving.conversation import Conversation
@@ -35,8 +35,8 @@ class InteractOptions(RememberedOptions):
     """Begin without a persona."""
     device: str = "auto"
     """cuda, cuda:1 or cpu; auto takes cuda where there is one."""
-    sampling: Annotated[SamplingParams, tyro.conf.arg(name="")] = field(
-        default_factory=SamplingParams
+    sampling: Annotated[SamplingOptions, tyro.conf.arg(name="")] = field(
+        default_factory=SamplingOptions
     )
 
 

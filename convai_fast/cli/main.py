@@ -18,7 +18,7 @@ from convai_fast.errors import UserError
 COMMANDS = {
     "demo": ("DemoOptions", "train a small model on built-in dialogues and show what it learnt"),
     "prepare": ("PrepareOptions", "turn a file of dialogues into a store, or preview it"),
-    "train": ("TrainOptions", "fine-tune a GPT or GPT-2 double-heads model on dialogues"),
+    "train": ("TrainCommand", "fine-tune a GPT or GPT-2 double-heads model on dialogues"),
     "evaluate": ("EvaluateOptions", "measure a model as ConvAI2 did: hits@1, perplexity, F1, …"),
     "interact": ("InteractOptions", "talk to a model"),
     "generate": ("GenerateOptions", "write replies in bulk, from JSONL or a dataset"),

@@ -3,6 +3,10 @@
 import dataclasses
 import signal
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
 
 from convai_fast.cli.main import ALIASES
 from convai_fast.terminal import say
@@ -10,10 +14,16 @@ from convai_fast.training.distributed import Ranks
 from convai_fast.training.loop import train
 from convai_fast.training.options import TrainOptions
 
-__all__ = ["TrainOptions", "run"]
+
+@dataclass
+class TrainCommand(TrainOptions):  # noqa: D101  (`--help` prints what TrainOptions says)
+    __doc__ = TrainOptions.__doc__
+
+    dataset_path: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--data"])] = ()
+    model: Annotated[str, tyro.conf.arg(aliases=["--model_checkpoint"])] = TrainOptions.model
 
 
-def run(options: TrainOptions, arguments: Sequence[str]) -> None:
+def run(options: TrainCommand, arguments: Sequence[str]) -> None:
     """Train, and say how to talk to the result."""
     result = train(options, given=_named(arguments))
     is_main = Ranks.from_environment().is_main

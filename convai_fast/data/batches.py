@@ -5,7 +5,7 @@ batches of 1 and 2 batches of 4 take the same steps, and a run may go on with ot
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, NotRequired, TypedDict
+from typing import Literal, NamedTuple, TypedDict, cast, final
 
 import numpy as np
 import torch
@@ -28,24 +28,59 @@ _CANDIDATE_COUNT = ops.PLAN_COLUMNS.index("candidate_count")
 Layout = Literal["shared", "padded"]
 
 
-class Batch(TypedDict):
-    """A batch in either layout, with the names of the model's arguments: `model(**batch)`.
+@final
+class PaddedBatch(TypedDict):
+    """A batch in the padded layout: the arguments of transformers' double-heads classes.
 
-    In the shared-prefix layout (see `convai_fast.ops.collate_shared`) all but the last two are
-    int64 [num_tokens], or [batch + 1] for `offsets`, which stay on the CPU. In the padded layout
-    `input_ids`, `token_type_ids` and `labels` are int64 [batch, num_candidates, seq_len].
-    `mc_token_ids`: int64 [batch, num_candidates], -1 where an example has no such candidate.
-    `mc_labels`: int64 [batch], the position of the true reply.
+    Attributes:
+        input_ids, token_type_ids, labels: int64 [batch, num_candidates, seq_len].
+        mc_token_ids: int64 [batch, num_candidates], the position of each candidate's last token;
+            -1 where an example has no such candidate.
+        mc_labels: int64 [batch], which candidate is the true reply.
     """
 
     input_ids: Tensor
     token_type_ids: Tensor
-    position_ids: NotRequired[Tensor]
-    branch_ids: NotRequired[Tensor]
-    offsets: NotRequired[Tensor]
     labels: Tensor
     mc_token_ids: Tensor
     mc_labels: Tensor
+
+
+@final
+class SharedBatch(TypedDict):
+    """A batch in the shared-prefix layout (see `convai_fast.ops.collate_shared`).
+
+    As in the padded layout its names are those of the model's arguments: `model(**batch)`.
+
+    Attributes:
+        input_ids, token_type_ids, position_ids, branch_ids, labels: int64 [num_tokens].
+        offsets: int64 [batch + 1], where each example begins.
+        label_positions: int64 [num_labels], the tokens that have a label, so that nobody has to
+            search for them.
+        mc_token_ids: int64 [batch, num_candidates], which of the tokens is a candidate's last; -1
+            where an example has no such candidate.
+        mc_labels: int64 [batch], which candidate is the true reply.
+    """
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    position_ids: Tensor
+    branch_ids: Tensor
+    offsets: Tensor
+    labels: Tensor
+    label_positions: Tensor
+    mc_token_ids: Tensor
+    mc_labels: Tensor
+
+
+Batch = SharedBatch | PaddedBatch
+
+
+def tensors_of(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of all that is in a batch."""
+    for name, tensor in batch.items():
+        assert isinstance(tensor, Tensor)
+        yield name, tensor
 
 
 def count_tokens(batch: Batch) -> int:
@@ -53,6 +88,13 @@ def count_tokens(batch: Batch) -> int:
     if "offsets" in batch:
         return len(batch["input_ids"])
     return int((batch["mc_token_ids"] + 1).sum())
+
+
+def count_labels(batch: Batch) -> int:
+    """Labelled tokens of a batch."""
+    if "label_positions" in batch:
+        return len(batch["label_positions"])
+    return int((batch["labels"] != IGNORED).sum())
 
 
 def spread(num_rows: int, max_rows: int) -> np.ndarray:
@@ -234,7 +276,15 @@ class DialogueBatches:
         if len(self._batches[i]) == 0:
             batch["labels"].fill_(IGNORED)
             batch["mc_labels"] = torch.full_like(batch["mc_labels"], IGNORED)
+            if self.layout == "shared":
+                batch = cast(SharedBatch, batch)
+                batch["label_positions"] = batch["label_positions"][:0]
         return batch
+
+    def shared(self, i: int) -> SharedBatch:
+        """Batch `i` of batches in the shared-prefix layout."""
+        assert self.layout == "shared"
+        return cast(SharedBatch, self[i])
 
     def collate(self, rows: np.ndarray) -> Batch:
         """The batch of these rows of the plan."""
@@ -257,7 +307,7 @@ class DialogueBatches:
             input_ids, token_type_ids, labels, mc_token_ids = ops.collate(
                 *arguments, seq_len, self.pin_memory
             )
-            return Batch(
+            return PaddedBatch(
                 input_ids=input_ids,
                 token_type_ids=token_type_ids,
                 labels=labels,
@@ -268,13 +318,14 @@ class DialogueBatches:
         input_ids, token_type_ids, position_ids, branch_ids, labels, mc_token_ids = (
             ops.collate_shared(*arguments, offsets, num_tokens, self.max_length, self.pin_memory)
         )
-        return Batch(
+        return SharedBatch(
             input_ids=input_ids,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             branch_ids=branch_ids,
             offsets=offsets,
             labels=labels,
+            label_positions=gathered.label_positions(begin, end),
             mc_token_ids=mc_token_ids,
             mc_labels=mc_labels,
         )
@@ -291,6 +342,10 @@ class _Gathered:
         self.plan = torch.from_numpy(plan)
         self.mc_labels = torch.from_numpy(counts - 1)
         self.offsets = torch.from_numpy(offsets)
+        # The labels of a row are one run of its last tokens, but for the <eos> of a reply that was
+        # cut, which has none.
+        self._num_labels = index.num_labels[rows].astype(np.int64)
+        self._label_ends = offsets[1:] - index.is_cut[rows]
         ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64).tolist()
         begins = [0, *ends][: len(ends)]
         self.batches = [  # first and last row, num_candidates, seq_len, num_tokens
@@ -303,3 +358,13 @@ class _Gathered:
             )
             for begin, end in zip(begins, ends, strict=True)
         ]
+
+    def label_positions(self, begin: int, end: int) -> Tensor:
+        """int64 [num_labels], those of the rows `begin` to `end`, counted from the first's begin.
+
+        Rows that end at 7 and at 12, with 2 and 3 labels: 5, 6, 9, 10, 11.
+        """
+        counts = self._num_labels[begin:end]
+        ends = self._label_ends[begin:end] - int(self.offsets[begin])
+        places = np.arange(counts.sum()) + np.repeat(ends - counts.cumsum(), counts)
+        return torch.from_numpy(places)

@@ -1,8 +1,7 @@
 """Cuts every example of a split to what the model can read, and measures it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,6 +37,7 @@ class ExampleIndex:
             part, which is its length in the shared-prefix layout.
         num_labels: int32 [p * num_examples], labelled tokens: the true reply and, unless it
             was cut, `<eos>`.
+        is_cut: int32 [p * num_examples], 1 where the true reply was cut, else 0.
         cuts: what did not fit.
     """
 
@@ -45,6 +45,7 @@ class ExampleIndex:
     padded_lengths: np.ndarray
     shared_lengths: np.ndarray
     num_labels: np.ndarray
+    is_cut: np.ndarray
     cuts: CutCounts
 
 
@@ -86,9 +87,7 @@ def index_examples(
             tables.candidate_ids,
         )
     ]
-    index: Callable[..., Any] = index_examples_reference
-    if _native.host:
-        index = _native.host.index_examples
+    index = _native.host_function("index_examples", index_examples_reference)
     plan, sizes, cuts = index(
         *arrays,
         min(2 * max_history + 1, _MAX_TURNS),
@@ -96,8 +95,8 @@ def index_examples(
         max_length,
         personality_permutations,
     )
-    padded_lengths, shared_lengths, num_labels = sizes.T.copy()
-    return ExampleIndex(plan, padded_lengths, shared_lengths, num_labels, CutCounts(*cuts))
+    padded_lengths, shared_lengths, num_labels, is_cut = sizes.T.copy()
+    return ExampleIndex(plan, padded_lengths, shared_lengths, num_labels, is_cut, CutCounts(*cuts))
 
 
 def index_examples_reference(
@@ -119,7 +118,7 @@ def index_examples_reference(
     length_of = np.diff(utterance_offsets).tolist()
     num_examples = len(dialogue)
     plan = np.zeros((permutations * num_examples, len(PLAN_COLUMNS)), np.int64)
-    sizes = np.zeros((permutations * num_examples, 3), np.int32)
+    sizes = np.zeros((permutations * num_examples, 4), np.int32)
     history_cuts = persona_cuts = reply_cuts = 0
 
     for row in range(permutations * num_examples):
@@ -153,6 +152,7 @@ def index_examples_reference(
         parts = [min(length, reply_room) + 2 for length in replies]
         padded_length = kept.num_tokens + 2 + min(longest_reply, reply_room)
         # A reply that was cut does not end there: its <eos> has no label.
-        num_labels = parts[-1] - 1 - (replies[-1] > reply_room) if replies else 0
-        sizes[row] = (padded_length, kept.num_tokens + sum(parts), num_labels)
+        is_cut = bool(replies) and replies[-1] > reply_room
+        num_labels = parts[-1] - 1 - is_cut if replies else 0
+        sizes[row] = (padded_length, kept.num_tokens + sum(parts), num_labels, is_cut)
     return plan, sizes, (history_cuts, persona_cuts, reply_cuts)

@@ -3,10 +3,11 @@
 import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -30,6 +31,8 @@ from convai_fast.generation.identified import request_of_turn, turn_id
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import prompt_room
 from convai_fast.model.double_heads import DoubleHeadsModel
+
+T = TypeVar("T")
 
 METRICS = ("hits@1", "ppl", "word_ppl", "f1", "bleu", "distinct")
 _OF_REPLIES = {"f1", "bleu", "distinct"}
@@ -160,27 +163,39 @@ def evaluate(
     if writes_replies:
         run.write_replies(params)
 
-    examples, figures, signature = run.examples, {}, ""
+    examples, signature = run.examples, ""
+    figures: dict[str, float] = {}
     counts = {"examples": len(examples)} | run.cuts
-    figures |= {f"hits@{k}": hits_at(k, [e.rank for e in examples]) for k in ks}
+    figures |= {f"hits@{k}": hits_at(k, measured(e.rank for e in examples)) for k in ks}
     if "ppl" in metrics:
-        nll, counts["tokens"] = sum(e.nll for e in examples), sum(e.num_tokens for e in examples)
-        eos_nll = sum(e.eos_nll for e in examples)
+        counts["tokens"] = sum(measured(e.num_tokens for e in examples))
+        nll = sum(measured(e.nll for e in examples))
+        eos_nll = sum(measured(e.eos_nll for e in examples))
         figures["ppl"] = perplexity(nll, counts["tokens"])
         figures["ppl_without_eos"] = perplexity(nll - eos_nll, counts["tokens"] - run.num_eos)
     if "word_ppl" in metrics:
-        counts["words"] = sum(e.num_words for e in examples)
-        counts["unknown_words"] = sum(e.num_unknown_words for e in examples)
-        figures["word_ppl"] = perplexity(sum(e.word_nll for e in examples), counts["words"])
-    replies = [e.reply for e in examples]
+        counts["words"] = sum(measured(e.num_words for e in examples))
+        counts["unknown_words"] = sum(measured(e.num_unknown_words for e in examples))
+        word_nll = sum(measured(e.word_nll for e in examples))
+        figures["word_ppl"] = perplexity(word_nll, counts["words"])
+    replies = measured(e.reply for e in examples) if writes_replies else []
     if "f1" in metrics:
-        figures["f1"] = sum(e.f1 for e in examples) / len(examples)
+        figures["f1"] = sum(measured(e.f1 for e in examples)) / len(examples)
     if "bleu" in metrics:
         figures["bleu"], signature = overlap.bleu(replies, [e.expected for e in examples])
     if "distinct" in metrics:
         figures |= {f"distinct_{n}": overlap.distinct(replies, n) for n in (1, 2)}
         figures["mean_length"] = overlap.mean_length(replies)
     return Evaluation(figures, counts, signature, examples)
+
+
+def measured(values: Iterable[T | None]) -> list[T]:
+    """`values` of examples, all of which were measured."""
+    known = []
+    for value in values:
+        assert value is not None
+        known.append(value)
+    return known
 
 
 def perplexity(nll: float, count: int) -> float:

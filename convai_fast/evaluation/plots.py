@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from convai_fast.evaluation.evaluate import ExampleResult, perplexity
+from convai_fast.evaluation.evaluate import ExampleResult, measured, perplexity
 
 _MOST_TURNS = 30
 
@@ -41,9 +42,9 @@ def draw(examples: Sequence[ExampleResult], folder: Path) -> list[Path]:
 
 def _draw_ranks(examples: Sequence[ExampleResult], axes: Axes) -> None:
     counts = Counter(example.rank for example in examples)
-    most = max(example.num_candidates for example in examples)
+    most = max(measured(example.num_candidates for example in examples))
     places = np.arange(1, most + 1)
-    axes.bar(places, [100 * counts[place] / len(examples) for place in places])
+    axes.bar(places, [100 * counts[int(place)] / len(examples) for place in places])
     axes.axhline(100 / most, color="gray", linestyle="--", linewidth=1, label="chance")
     axes.set_xticks(places if most <= 20 else np.arange(0, most + 1, -(-most // 20)))
     axes.set_title("Place of the true reply among its candidates")
@@ -58,18 +59,22 @@ def _draw_perplexity(examples: Sequence[ExampleResult], axes: Axes) -> None:
     numbers = [turn + 1 for turn in turns]
     if examples[0].nll is not None:
         values = [
-            perplexity(sum(e.nll for e in part), sum(e.num_tokens for e in part))
+            perplexity(
+                sum(measured(e.nll for e in part)), sum(measured(e.num_tokens for e in part))
+            )
             for part in by_turn
         ]
         axes.plot(numbers, values, marker="o", label="of a token")
     if examples[0].word_nll is not None:
         values = [
-            perplexity(sum(e.word_nll for e in part), sum(e.num_words for e in part))
+            perplexity(
+                sum(measured(e.word_nll for e in part)), sum(measured(e.num_words for e in part))
+            )
             for part in by_turn
         ]
         axes.plot(numbers, values, marker="s", label="of a word")
     axes.set_ylim(bottom=1)  # certainty
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _label_whole_numbers(axes)
     axes.set_title("Perplexity of the true reply")
     axes.set_xlabel("turn of the dialogue")
     axes.set_ylabel("perplexity")
@@ -77,14 +82,20 @@ def _draw_perplexity(examples: Sequence[ExampleResult], axes: Axes) -> None:
 
 
 def _draw_lengths(examples: Sequence[ExampleResult], axes: Axes) -> None:
-    written = [len(example.reply.split()) for example in examples]
+    written = [len(reply.split()) for reply in measured(example.reply for example in examples)]
     true = [len(example.expected.split()) for example in examples]
     longest = max(*written, *true)
     step = max(1, -(-longest // 40))
     edges = np.arange(0, longest + step + 1, step) - 0.5
-    axes.hist([written, true], bins=edges, label=["written by the model", "true replies"])
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.hist([written, true], bins=edges.tolist(), label=["written by the model", "true replies"])
+    _label_whole_numbers(axes)
     axes.set_title("Length of replies")
     axes.set_xlabel("words")
     axes.set_ylabel("replies")
     axes.legend(frameon=False)
+
+
+def _label_whole_numbers(axes: Axes) -> None:
+    locator = axes.xaxis.get_major_locator()
+    assert isinstance(locator, MaxNLocator)  # as by default
+    locator.set_params(integer=True)

@@ -10,6 +10,7 @@ from convai_fast import ops
 from convai_fast.dialogue.fit import fit
 from convai_fast.dialogue.format import SpecialIds
 from convai_fast.evaluation.overlap import normalize
+from convai_fast.evaluation.scoring import Rows, score
 from convai_fast.model.double_heads import DoubleHeadsModel
 
 
@@ -59,10 +60,13 @@ def rank_candidates(
     plan += [0, len(candidates)]
     num_tokens = kept.num_tokens + sum(len(c) + 2 for c in candidates)  # <speaker1> and <eos>
     offsets = torch.tensor([0, num_tokens])
-    *columns, _, mc_token_ids = ops.collate_shared(
+    persona_ids, history_ids, candidate_ids = ids.split(counts)
+    input_ids, token_type_ids, position_ids, branch_ids, _, ends = ops.collate_shared(
         torch.tensor(list(chain(*utterances)), dtype=torch.int32),
         torch.tensor([0, *accumulate(lengths)]),
-        *ids.split(counts),
+        persona_ids,
+        history_ids,
+        candidate_ids,
         torch.tensor([plan]),
         special_ids,
         len(candidates),
@@ -70,18 +74,9 @@ def rank_candidates(
         num_tokens,
         n_positions,
     )
-    device = next(model.parameters()).device
-    input_ids, token_type_ids, position_ids, branch_ids = (x.to(device) for x in columns)
-    output = model(
-        input_ids,
-        token_type_ids,
-        position_ids,
-        mc_token_ids=mc_token_ids.to(device),
-        return_logits=False,
-        branch_ids=branch_ids,
-        offsets=offsets,
-    )
-    return output.mc_logits[0].float().log_softmax(-1)
+    rows = Rows(input_ids, token_type_ids, position_ids, branch_ids, offsets)
+    mc_logits, _ = score(model, rows, ends=ends)
+    return mc_logits[0].float().log_softmax(-1)
 
 
 def rank_of_true(mc_logits: Sequence[float], candidates: Sequence[str]) -> int:

@@ -8,17 +8,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convai_fast.data.batches import Batch, DialogueBatches
-from convai_fast.dialogue.format import IGNORED
-from convai_fast.evaluation.packing import packed
-from convai_fast.model.attention import Branches
+from convai_fast.data.batches import DialogueBatches, SharedBatch
+from convai_fast.hardware import cpu_multiplies_bf16
+from convai_fast.model.context import Branches, key_index
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.layers import to_device
+from convai_fast.model.packed import for_inference, throughput
 from convai_fast.terminal import progress_bar
 
 T = TypeVar("T")
 
 _LOGIT_ROWS = 512  # of vocabulary logits that exist at a time: 100 MB for GPT-2
+
+
+class Rows(NamedTuple):
+    """What the body of a model reads of a batch in the shared-prefix layout; see `SharedBatch`."""
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    position_ids: Tensor
+    branch_ids: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, batch: SharedBatch) -> "Rows":
+        """Those of `batch`."""
+        return cls(
+            batch["input_ids"],
+            batch["token_type_ids"],
+            batch["position_ids"],
+            batch["branch_ids"],
+            batch["offsets"],
+        )
 
 
 class Scores(NamedTuple):
@@ -57,36 +78,37 @@ def score_examples(
         the scores of each example, by its row in `batches.plan`.
     """
     scores = {}
-    with computing_in(model, dtype):
+    with computing_in(model, dtype) as model:
         for i in track(range(len(batches)), "scoring", "batch", len(batches)):
-            batch = batches[i]
-            ends = batch["mc_token_ids"]
-            labelled = (batch["labels"] != IGNORED).nonzero().squeeze(1)
-            # The hidden state at a position predicts the token at the next.
-            wanted = [ends.clamp(min=0).flatten()] * ranks + [labelled - 1] * tokens
-            shared, place = share_speaker(batch)
-            hidden = hidden_states(model, shared, place[torch.cat(wanted)])
-            mc_logits, nlls, is_eos = [[]] * len(ends), [], []
+            batch = batches.shared(i)
+            ends, labelled = batch["mc_token_ids"], batch["label_positions"]
+            shared, place = share_speaker(Rows.of(batch))
+            mc_logits, hidden = score(
+                model,
+                shared,
+                ends=torch.where(ends < 0, -1, place[ends]) if ranks else None,
+                wanted=place[labelled - 1] if tokens else None,  # each predicts the token after it
+            )
+            of_candidates: list[list[float]] = [[]] * len(ends)
+            nlls: list[float] = []
+            is_eos: list[bool] = []
             if ranks:
-                chosen, hidden = hidden[: ends.numel()], hidden[ends.numel() :]
-                # In bfloat16, candidates that are nearly as good would come out equal.
-                with torch.autocast(chosen.device.type, enabled=False):
-                    logits = model.multiple_choice_head(chosen.float()).view(ends.shape).tolist()
                 counts = (ends >= 0).sum(1).tolist()
-                mc_logits = [row[:count] for row, count in zip(logits, counts, strict=True)]
+                rows = zip(mc_logits.tolist(), counts, strict=True)
+                of_candidates = [row[:count] for row, count in rows]
             if tokens:
                 targets = to_device(batch["labels"][labelled], hidden.device)
-                nlls = [
+                parts = [
                     F.cross_entropy(logits, targets[part], reduction="none")
                     for part, logits in lm_logits(model, hidden)
                 ]
-                nlls = torch.cat(nlls).tolist()
+                nlls = torch.cat(parts).tolist()
                 is_eos = (batch["labels"][labelled] == batches.store.special_ids.eos).tolist()
             first = 0
-            for row, of_candidates in zip(batches.rows_of(i), mc_logits, strict=True):
+            for row, logits in zip(batches.rows_of(i), of_candidates, strict=True):
                 end = first + int(batches.index.num_labels[row])
                 last = end - any(is_eos[first:end])
-                scores[int(row)] = Scores(of_candidates, nlls[first:last], nlls[last:end])
+                scores[int(row)] = Scores(logits, nlls[first:last], nlls[last:end])
                 first = end
     return scores
 
@@ -97,15 +119,24 @@ def track(items: Iterable[T], what: str, unit: str, total: int) -> Iterable[T]:
 
 
 @contextmanager
-def computing_in(model: DoubleHeadsModel, dtype: torch.dtype) -> Iterator[None]:
-    """`model` in eval mode, with its products in `dtype` under autocast."""
+def computing_in(model: DoubleHeadsModel, dtype: torch.dtype) -> Iterator[DoubleHeadsModel]:
+    """A copy of `model` for inference, with its products in `dtype` under autocast.
+
+    On a CPU the layers of its blocks are packed, in float32 where the CPU multiplies bfloat16 more
+    slowly; `model` itself is put in eval mode.
+    """
     model.eval()
-    device = next(model.parameters()).device.type
-    with packed(model, dtype), torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        yield
+    weight = model.transformer.token_embedding.weight
+    packing = None
+    if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        is_slow = dtype == torch.bfloat16 and not cpu_multiplies_bf16()
+        packing = throughput(torch.float32 if is_slow else dtype)
+    twin = for_inference(model, weight.dtype, packing, model.config.activation)
+    with torch.autocast(weight.device.type, dtype, enabled=dtype != torch.float32):
+        yield twin
 
 
-def share_speaker(batch: Batch) -> tuple[Batch, Tensor]:
+def share_speaker(batch: Rows) -> tuple[Rows, Tensor]:
     """`batch` with the `<speaker1>` of all candidates in the prefix, and where each token went.
 
     It is the same token after the same tokens in every branch, so it is computed once::
@@ -114,44 +145,39 @@ def share_speaker(batch: Batch) -> tuple[Batch, Tensor]:
         <bos> … <speaker1> no <eos> hi <eos>                 branch_ids 0 … 0 1 1 2 2
 
     Returns:
-        the batch in the shared-prefix layout, without what only labels and heads read; and int64
-        [num_tokens], for each token of `batch` its place in the new one.
+        the new rows; and int64 [num_tokens], for each token of `batch` its place in them.
     """
-    branch_ids, offsets = batch["branch_ids"], batch["offsets"]
+    branch_ids, offsets = batch.branch_ids, batch.offsets
     is_speaker = (branch_ids > 0) & (branch_ids != branch_ids.roll(1))  # a row begins with branch 0
     kept = ~is_speaker | (branch_ids == 1)
     ends = kept.cumsum(0)
     rows = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff())
     speaker_of_row = ends[is_speaker & kept] - 1
     place = torch.where(kept, ends - 1, speaker_of_row[rows])
-    shared = Batch(
-        input_ids=batch["input_ids"][kept],
-        token_type_ids=batch["token_type_ids"][kept],
-        position_ids=batch["position_ids"][kept],
-        branch_ids=branch_ids.masked_fill(is_speaker, 0)[kept],
-        offsets=torch.cat([offsets.new_zeros(1), ends])[offsets],
+    shared = Rows(
+        batch.input_ids[kept],
+        batch.token_type_ids[kept],
+        batch.position_ids[kept],
+        branch_ids.masked_fill(is_speaker, 0)[kept],
+        torch.cat([offsets.new_zeros(1), ends])[offsets],
     )
     return shared, place
 
 
-def hidden_states(model: DoubleHeadsModel, batch: Batch, wanted: Tensor) -> Tensor:
-    """Hidden states [num_wanted, n_embd] of the tokens `wanted`, int64 [num_wanted], of a batch in
-    the shared-prefix layout."""
+def score(
+    model: DoubleHeadsModel,
+    rows: Rows,
+    *,
+    ends: Tensor | None = None,
+    wanted: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`DoubleHeadsModel.score` of rows on the CPU, on the model's device."""
     device = next(model.parameters()).device
-    input_ids, token_type_ids, position_ids, branch_ids, wanted = (
-        to_device(tensor, device)
-        for tensor in (
-            batch["input_ids"],
-            batch["token_type_ids"],
-            batch["position_ids"],
-            batch["branch_ids"],
-            wanted,
-        )
-    )
-    branches = Branches(batch["offsets"], branch_ids)
-    return model.transformer(
-        input_ids, token_type_ids, position_ids, branches=branches, wanted=wanted
-    )
+    input_ids, token_type_ids, position_ids, branch_ids = (to_device(x, device) for x in rows[:4])
+    index = key_index(rows.offsets, rows.branch_ids, device)
+    context = Branches(rows.offsets, branch_ids, position_ids, index)
+    ends, wanted = (x if x is None else to_device(x, device) for x in (ends, wanted))
+    return model.score(input_ids, token_type_ids, context, ends, wanted)
 
 
 def lm_logits(model: DoubleHeadsModel, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:

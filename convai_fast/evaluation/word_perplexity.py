@@ -32,12 +32,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from convai_fast.data.batches import Batch, DialogueBatches
+from convai_fast.data.batches import DialogueBatches, SharedBatch
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.encoding import encode
-from convai_fast.dialogue.format import IGNORED
 from convai_fast.errors import UserError
-from convai_fast.evaluation.scoring import computing_in, hidden_states, lm_logits, track
+from convai_fast.evaluation.scoring import Rows, computing_in, lm_logits, score, track
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.layers import to_device
 
@@ -179,10 +178,10 @@ def score_words(
         UserError: the tokenizer has tokens that reach from one word into the next.
     """
     scores = {}
-    with computing_in(model, dtype):
+    with computing_in(model, dtype) as model:
         for i in track(range(len(batches)), "scoring words", "batch", len(batches)):
-            batch = batches[i]
-            labelled = (batch["labels"] != IGNORED).nonzero().squeeze(1).tolist()
+            batch = batches.shared(i)
+            labelled = batch["label_positions"].tolist()
             eos = batches.store.special_ids.eos  # no word; a reply that was cut has none
             queries: list[_Query] = []
             for row in batches.rows_of(i).tolist():
@@ -221,12 +220,12 @@ def _queries(
 
 
 def _word_nlls(
-    model: DoubleHeadsModel, batch: Batch, queries: list[_Query], vocabulary: WordVocabulary
+    model: DoubleHeadsModel, batch: SharedBatch, queries: list[_Query], vocabulary: WordVocabulary
 ) -> Iterator[tuple[_Query, float]]:
     """Yield the words of a batch, those of each reply in order, with their scores."""
     queries = sorted(queries, key=lambda query: query.after_space)
     positions = torch.tensor([query.position for query in queries], dtype=torch.int64)
-    hidden = hidden_states(model, batch, positions)
+    _, hidden = score(model, Rows.of(batch), wanted=positions)
     num_first = sum(not query.after_space for query in queries)
     parts = (queries[:num_first], hidden[:num_first]), (queries[num_first:], hidden[num_first:])
     for (part, states), first_tokens in zip(parts, vocabulary.first_tokens, strict=True):

@@ -1,11 +1,13 @@
 """What changes the logits of a reply before a token is drawn."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from convai_fast.generation.params import SamplingParams
+from convai_fast.model.layers import to_device
 
 
 class Constraints:
@@ -46,13 +48,14 @@ class Constraints:
             *context, last = self._tokens[-n:]
             self._followers.setdefault(tuple(context), []).append(last)
 
-    def penalise(self, logits: Tensor) -> None:
-        """Make what was seen less likely in `logits` [vocab_size], in place."""
-        penalty = self._params.repetition_penalty
-        if penalty != 1:
-            seen = torch.tensor(list(self._seen), device=logits.device)
-            values = logits[seen]
-            logits[seen] = torch.where(values < 0, values * penalty, values / penalty)
+    @property
+    def penalty(self) -> float:
+        """What makes a token less likely that was seen; 1 for nothing."""
+        return self._params.repetition_penalty
+
+    def seen(self) -> list[int]:
+        """What was seen, each token once."""
+        return list(self._seen)
 
     def banned(self) -> list[int]:
         """What must not be drawn next."""
@@ -67,11 +70,22 @@ class Constraints:
 
 def constrain(logits: Tensor, constraints: Sequence[Constraints]) -> None:
     """Penalise and ban in place, each reply in its row of `logits` [batch, vocab_size]."""
-    rows, tokens = [], []
-    for i, each in enumerate(constraints):
-        each.penalise(logits[i])
-        banned = each.banned()
-        rows += [i] * len(banned)
-        tokens += banned
-    if rows:
-        logits[torch.tensor([rows, tokens], device=logits.device).unbind()] = -torch.inf
+    penalties = [each.penalty for each in constraints]
+    seen = [each.seen() if each.penalty != 1 else [] for each in constraints]
+    if at := _places(seen, logits.device):
+        penalty = to_device(torch.tensor(penalties, dtype=torch.float32), logits.device)[at[0]]
+        values = logits[at]
+        penalised = torch.where(values < 0, values * penalty, values / penalty)
+        logits[at] = penalised.to(logits.dtype)
+    if at := _places([each.banned() for each in constraints], logits.device):
+        logits[at] = -torch.inf
+
+
+def _places(tokens: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Row and column of each token of each row; None where there is none."""
+    rows = [i for i, row in enumerate(tokens) for _ in row]
+    if not rows:
+        return None
+    columns = list(chain.from_iterable(tokens))
+    row_ids, token_ids = to_device(torch.tensor([rows, columns]), device)
+    return row_ids, token_ids

@@ -18,9 +18,11 @@ class Detokenizer:
     def text(self, token_ids: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""
         # Some tokenizers' files ask for spaces to be tidied away, which changes what was written.
-        return self._tokenizer.decode(
-            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        text = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+        assert isinstance(text, str)  # as of one sequence
+        return text
 
     def find_stop(self, token_ids: Sequence[int], params: SamplingParams) -> int:
         """Where in the text the first stop text begins; -1 without one, or before `min_length`."""

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from convai_fast.dialogue.prompt import Prompt
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
+from convai_fast.generation.backends import make_backend
 from convai_fast.generation.constraints import Constraints
-from convai_fast.generation.decoder import Decoder
 from convai_fast.generation.detokenizer import Detokenizer, TextPieces
 from convai_fast.generation.draft import Draft, Job
 from convai_fast.generation.events import Done, Event, Failed, Tokens
@@ -77,7 +77,7 @@ class GenerationEngine:
         self.tokenizer = tokenizer
         self.special_ids = special_ids(tokenizer)
         self._detokenizer = Detokenizer(tokenizer)
-        self._decoder = Decoder(model, max_batch_size, weights)
+        self._backend = make_backend(model, max_batch_size, weights)
         self._scheduler = Scheduler(max_batch_size, model.config.vocab_size)
         self._jobs: dict[Hashable, Job] = {}
         self._mailboxes: dict[Hashable, deque[Event]] = {}  # of requests that a loop has added
@@ -105,7 +105,7 @@ class GenerationEngine:
         params = request.params
         # What is drawn last is computed only where it is ranked, and then an <eos> after it.
         capacity = len(prompt.input_ids) + params.max_length + (1 if params.best_of > 1 else -1)
-        self._decoder.reserve(capacity)
+        self._backend.allocate(capacity)
         self._scheduler.reserve(capacity)
         keys = self._scheduler.keys_of(*prompt)
         job = Job(id, request)
@@ -212,6 +212,7 @@ class GenerationEngine:
                     if isinstance(event, Failed):
                         fail(i, event.reason)
                     else:
+                        assert isinstance(event, Done)  # none of these is streamed
                         yield i, event.replies
         finally:
             for id in numbers:
@@ -298,11 +299,14 @@ class GenerationEngine:
             if math.isnan(score):
                 self._fail(draft, _NO_SCORE)
             else:
+                assert draft.reply is not None  # which has waited for its score
                 self._complete(draft, replace(draft.reply, score=score))
 
     @torch.inference_mode()  # as the tensors of the cache are made and written to
     def _forward(self, step: Step) -> Tensor:
-        return self._decoder.forward(step)
+        for copy in step.copies:
+            self._backend.copy_prefix(copy)
+        return self._backend.forward(step)
 
     @torch.inference_mode()
     def _draw(
@@ -312,10 +316,11 @@ class GenerationEngine:
         scores: list[float] = []
         written = [draft for draft in drafts if draft.reply]
         if written:
-            is_written = torch.tensor([draft.reply is not None for draft in drafts])
-            ends, hidden = hidden[is_written], hidden[~is_written]
+            rows = [i for i, draft in enumerate(drafts) if draft.reply]
+            others = [i for i, draft in enumerate(drafts) if not draft.reply]
+            ends, hidden = hidden[rows], hidden[others]
             scores = self.model.multiple_choice_head(ends).squeeze(-1).tolist()
-            drafts = [draft for draft in drafts if not draft.reply]
+            drafts = [drafts[i] for i in others]
         draws = []
         for draft in drafts:
             if draft.constraints is None:
@@ -323,7 +328,7 @@ class GenerationEngine:
                 draft.constraints = Constraints(draft.job.params, prompt, self.special_ids)
             draft.constraints.follow(draft.input_ids)
             draws.append(Draw(draft.job.params, draft.constraints, draft.step))
-        drawn = draw_tokens(self._decoder.logits(hidden), draws) if draws else []
+        drawn = draw_tokens(self._backend.logits(hidden), draws) if draws else []
         return zip(drafts, drawn, strict=True), zip(written, scores, strict=True)
 
     def _add_token(self, draft: Draft, drawn: Drawn) -> None:
@@ -332,6 +337,7 @@ class GenerationEngine:
             self._finish(draft, "eos")
             return
         if params.logprobs:
+            assert drawn.logprob is not None
             draft.logprobs[draft.num_drawn :] = [drawn.logprob]
         draft.append(drawn.token, self.special_ids.speaker1)
         stop_at = self._detokenizer.find_stop(draft.token_ids, params) if params.stop else -1
@@ -371,7 +377,7 @@ class GenerationEngine:
             return
         replies = [job.replies[index] for index in range(len(job.drafts))]
         if job.params.best_of > 1:
-            replies.sort(key=lambda reply: -reply.score)
+            replies.sort(key=_score, reverse=True)
         del self._jobs[job.id]
         self._tell(Done(job.id, replies[: job.params.n]))
 
@@ -382,6 +388,7 @@ class GenerationEngine:
 
         The count never falls: what was certain stays so.
         """
+        assert draft.pieces is not None  # it is streamed
         new = draft.token_ids[len(draft.pieces.token_ids) : count]
         text = draft.pieces.add(new)
         if whole_text is not None:
@@ -391,3 +398,8 @@ class GenerationEngine:
 
     def _tell(self, event: Event) -> None:
         self._mailboxes.get(event.id, self._events).append(event)
+
+
+def _score(reply: Reply) -> float:
+    assert reply.score is not None  # all drafts are ranked
+    return reply.score

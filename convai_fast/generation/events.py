@@ -26,7 +26,7 @@ class Done:
     """All replies to a request."""
 
     id: Hashable
-    replies: Sequence[Reply]
+    replies: list[Reply]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,6 @@
 """How a reply is drawn."""
 
 from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
 
 from convai_fast.errors import UserError
 
@@ -42,12 +39,12 @@ class SamplingParams:
     """So many tokens in a row never occur twice in prompt and reply together (0: off)."""
     stop: tuple[str, ...] = ()
     """A reply ends before the first of these texts."""
-    n: Annotated[int, tyro.conf.Suppress] = 1
+    n: int = 1
     """Replies to each request."""
     best_of: int = 1
     """Draw so many replies and return the n that the multiple-choice head ranks best, the best
     first (1: do not rank)."""
-    logprobs: Annotated[bool, tyro.conf.Suppress] = False
+    logprobs: bool = False
     """Whether to return the log-probability of each token."""
 
     def __post_init__(self) -> None:
@@ -66,9 +63,10 @@ class SamplingParams:
             "repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "between 0.01 and 100"
         )
         self._require("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "at least 0")
+        stop: object = self.stop  # one text, if the caller forgot the brackets
         self._require(
             "stop",
-            not isinstance(self.stop, str) and all(self.stop),
+            not isinstance(stop, str) and all(self.stop),
             "a list of texts, none of them empty",
         )
         self._require("n", 1 <= self.n <= 10_000, "between 1 and 10,000")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -131,8 +131,9 @@ def check_ranking(params: SamplingParams, head_is_new: bool) -> None:
 
 def find_blank_turn(history: Texts, tokenizer: PreTrainedTokenizerFast) -> int | None:
     """The place in `history`, from 0, of the first turn with nothing to see, or without a token."""
-    is_text = [isinstance(turn, str) for turn in history]
-    turns = encode(tokenizer, list(history)) if is_text and all(is_text) else history
+    turns: list[Any] = list(history)
+    if turns and all(isinstance(turn, str) for turn in turns):
+        turns = encode(tokenizer, turns)
     for i, (turn, ids) in enumerate(zip(history, turns, strict=True)):
         if not len(ids) or (isinstance(turn, str) and is_blank(turn)):
             return i
@@ -144,20 +145,20 @@ def _token_ids(
 ) -> list[list[int]]:
     if isinstance(texts, str):
         raise UserError(f"{field} of the request is one text: give a list of them")
-    texts = list(texts)
-    num_texts = sum(isinstance(each, str) for each in texts)
-    if texts and num_texts == len(texts):
-        return encode(tokenizer, texts)
+    given: list[Any] = list(texts)
+    num_texts = sum(isinstance(each, str) for each in given)
+    if given and num_texts == len(given):
+        return encode(tokenizer, given)
     if num_texts:
         raise UserError(f"{field} of the request mixes texts and token ids: give one kind")
-    for ids in texts:
+    for ids in given:
         if not isinstance(ids, Sequence | np.ndarray):
             raise UserError(f"{field} of the request holds {ids!r}: give each text's ids as a list")
         _check_ids(ids, field, vocab_size)
-    return [list(map(int, ids)) for ids in texts]
+    return [list(map(int, ids)) for ids in given]
 
 
-def _check_ids(ids: Sequence[int], field: str, vocab_size: int) -> None:
+def _check_ids(ids: Sequence[int] | np.ndarray, field: str, vocab_size: int) -> None:
     for token in ids:
         is_integer = isinstance(token, int | np.integer) and not isinstance(token, bool)
         if not is_integer or not 0 <= token < vocab_size:

@@ -1,6 +1,6 @@
 """From logits to tokens: each reply's bans, penalties and filters, and the draw."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from convai_fast import ops
 from convai_fast.generation.constraints import Constraints, constrain
 from convai_fast.generation.params import SamplingParams
+from convai_fast.model.layers import fetch, to_device
 
 _DAMAGED = "no token can be drawn, since its logits are no numbers: the model's weights are damaged"
 _ALL_BANNED = (
@@ -44,23 +45,31 @@ def draw_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     constrain(logits, [draw.constraints for draw in draws])
     params = [draw.params for draw in draws]
 
-    def column(values: Iterable[float], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(list(values), dtype=dtype, device=logits.device)
-
+    floats = [(0.0 if p.no_sample else p.temperature, p.top_p, p.min_p) for p in params]
+    integers = [(draw.params.top_k, draw.params.seed, draw.step) for draw in draws]
+    # One transfer of each kind; what a column holds of all rows lies side by side.
+    columns = (
+        torch.tensor(rows, dtype=dtype).T.contiguous()
+        for rows, dtype in ((floats, torch.float32), (integers, torch.int64))
+    )
+    (temperature, top_p, min_p), (top_k, seeds, steps) = (
+        to_device(column, logits.device) for column in columns
+    )
     token_ids, logprobs = ops.sample(
         logits,
-        temperature=column((0.0 if p.no_sample else p.temperature for p in params), torch.float32),
-        top_k=column((p.top_k for p in params), torch.int64),
-        top_p=column((p.top_p for p in params), torch.float32),
-        min_p=column((p.min_p for p in params), torch.float32),
-        seeds=column((p.seed for p in params), torch.int64),
-        steps=column((draw.step for draw in draws), torch.int64),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seeds=seeds,
+        steps=steps,
         return_logprobs=any(p.logprobs for p in params),
     )
-    known = [None] * len(draws) if logprobs is None else logprobs.tolist()
+    drawn, *known = fetch(token_ids, *([] if logprobs is None else [logprobs]))
+    of_rows = known[0].tolist() if known else [None] * len(draws)
     return [
         Drawn(token, logprob, "" if token >= 0 else _why_nothing(logits[row]))
-        for row, (token, logprob) in enumerate(zip(token_ids.tolist(), known, strict=True))
+        for row, (token, logprob) in enumerate(zip(drawn.tolist(), of_rows, strict=True))
     ]
 
 

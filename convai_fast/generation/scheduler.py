@@ -112,7 +112,9 @@ class Scheduler:
         """How many sequences have no slot yet."""
         return len(self._incoming) + len(self._waiting)
 
-    def keys_of(self, input_ids: Sequence[int], token_type_ids: Sequence[int]) -> np.ndarray:
+    def keys_of(
+        self, input_ids: Sequence[int] | np.ndarray, token_type_ids: Sequence[int] | np.ndarray
+    ) -> np.ndarray:
         """A number for each token that stands for its id and its segment's."""
         ids, segments = np.asarray(input_ids, np.int64), np.asarray(token_type_ids, np.int64)
         return ids + segments * self._vocab_size

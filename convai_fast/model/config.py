@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from convai_fast.errors import UserError, shown
 
+Activation = Literal["gelu_new", "gelu", "relu", "silu"]
+NormPosition = Literal["pre", "post"]
+
 # No model comes near it, and sizes of tensors do not overflow below it.
 _MAX_SIZE = 2**24
 
@@ -47,10 +50,10 @@ class TransformerConfig:
     n_head: int
     n_kv_head: int
     n_inner: int
-    activation: Literal["gelu_new", "gelu", "relu", "silu"]
+    activation: Activation
     gated: bool
     norm: Literal["layer", "rms"]
-    norm_position: Literal["pre", "post"]
+    norm_position: NormPosition
     final_norm: bool
     norm_eps: float
     rope_theta: float | None

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convai_fast import ops
 from convai_fast.archive import unpacked
 from convai_fast.dialogue.format import IGNORED
 from convai_fast.errors import UserError
 from convai_fast.model import adapter, checkpoint
-from convai_fast.model.attention import Branches
 from convai_fast.model.config import TransformerConfig
+from convai_fast.model.context import Branches, Causal, Context
 from convai_fast.model.layers import Dropout, init_weights, linear, to_device
 from convai_fast.model.tensors import account_for, map_weights
 from convai_fast.model.transformer import Transformer
@@ -88,6 +89,8 @@ class DoubleHeadsModel(nn.Module):
         return_logits: bool | None = None,
         branch_ids: Tensor | None = None,
         offsets: Tensor | None = None,
+        label_positions: Tensor | None = None,
+        key_index: ops.KeyIndex | None = None,
     ) -> DoubleHeadsOutput:
         """Logits of both heads, and the losses of those that have labels.
 
@@ -107,17 +110,21 @@ class DoubleHeadsModel(nn.Module):
                 multiple-choice head reads; default the last. -1 marks a candidate that does not
                 exist: its logit is -inf.
             labels: int64, shaped like `input_ids` and aligned with it (they are shifted here);
-                -100 is ignored. To gather what is labelled, their number must be known: labels
-                that stay on the CPU spare the host from waiting for the device to tell.
+                -100 is ignored. Labels that stay on the CPU spare the host from waiting for the
+                device to tell which are there.
             mc_labels: int64 [batch], the index of the true candidate; -100 is ignored.
             return_logits: whether to compute language-model logits at every position; by default
                 only without `labels`.
             branch_ids: int64 [num_tokens], in the shared-prefix layout.
             offsets: int64 [batch + 1] on the CPU, in the shared-prefix layout.
+            label_positions: int64 [num_labels], where the labels are, numbered over all rows, none
+                of them a row's first token, and on the device of `labels`; by default they are
+                searched for.
+            key_index: `convai_fast.ops.index_keys` of the batch, for CUDA.
 
         Raises:
-            ValueError: the sequences are longer than the model's positions, or `labels` are not
-                shaped like `input_ids`.
+            ValueError: the sequences are longer than the model's positions, `labels` are not
+                shaped like `input_ids`, or one of the layout's arguments is missing.
         """
         if labels is not None and labels.shape != input_ids.shape:
             raise ValueError(
@@ -127,46 +134,80 @@ class DoubleHeadsModel(nn.Module):
         if return_logits is None:
             return_logits = labels is None
         shape, device = input_ids.shape, input_ids.device
-        targets, labelled = _targets(labels, device) if labels is not None else (None, None)
-
+        context: Context | None = None
         if branch_ids is not None:
-            wanted, ends = None, mc_token_ids.clamp(min=0).flatten()
-            if not return_logits:
-                # Nothing else is read of what the last block computes.
-                wanted = ends if labelled is None else torch.cat([ends, labelled])
-                labelled = torch.arange(len(ends), len(wanted), device=device)
-                ends = torch.arange(len(ends), device=device)
-            hidden = self.transformer(
-                input_ids,
-                token_type_ids,
-                position_ids,
-                branches=Branches(offsets, branch_ids),
-                wanted=wanted,
-            )
-            chosen = hidden.index_select(0, ends).unflatten(0, mc_token_ids.shape)
+            if offsets is None or position_ids is None or mc_token_ids is None:
+                raise ValueError(
+                    "branch_ids need offsets, position_ids and mc_token_ids beside them."
+                )
+            context, ends = Branches(offsets, branch_ids, position_ids, key_index), mc_token_ids
         else:
-            hidden = self.transformer(
-                input_ids.reshape(-1, shape[-1]),
-                None if token_type_ids is None else token_type_ids.reshape(-1, shape[-1]),
-                None if position_ids is None else position_ids.reshape(-1, shape[-1]),
-            ).view(*shape, -1)
-            chosen = _at_positions(hidden, mc_token_ids)
-            hidden = hidden.flatten(0, -2)
+            input_ids = input_ids.reshape(-1, shape[-1])
+            if token_type_ids is not None:
+                token_type_ids = token_type_ids.reshape(-1, shape[-1])
+            if position_ids is not None:
+                context = Causal(position_ids.reshape(-1, shape[-1]))
+            tokens = torch.arange(input_ids.numel(), device=device).view(shape)
+            ends = tokens[..., -1]
+            if mc_token_ids is not None:
+                ends = tokens.gather(-1, mc_token_ids.clamp(min=0)[..., None]).squeeze(-1)
+                ends = ends.masked_fill(mc_token_ids < 0, -1)
 
-        mc_logits = self.multiple_choice_head(self.mc_dropout(chosen)).squeeze(-1)
-        if mc_token_ids is not None:
-            mc_logits = mc_logits.masked_fill(mc_token_ids < 0, -torch.inf)
-        loss = mc_loss = None
+        targets = predicting = None
         if labels is not None:
-            loss = _mean_cross_entropy(self.lm_logits(hidden.index_select(0, labelled)), targets)
+            targets, predicting = _targets(labels, label_positions, device)
+        if return_logits:
+            hidden = self.transformer(input_ids, token_type_ids, context).flatten(0, -2)
+            logits = self.lm_logits(hidden).view(*shape, -1)
+            mc_logits = self._rank(hidden.index_select(0, ends.clamp(min=0).flatten()), ends)
+            states = hidden if predicting is None else hidden.index_select(0, predicting)
+        else:
+            logits = None
+            mc_logits, states = self.score(input_ids, token_type_ids, context, ends, predicting)
+        loss = mc_loss = None
+        if targets is not None:
+            loss = _mean_cross_entropy(self.lm_logits(states), targets)
         if mc_labels is not None:
             mc_loss = _mean_cross_entropy(mc_logits, mc_labels)
         return DoubleHeadsOutput(
             loss=loss,
             mc_loss=mc_loss,
-            logits=self.lm_logits(hidden).view(*shape, -1) if return_logits else None,
+            logits=logits,
             mc_logits=mc_logits,
         )
+
+    def score(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None,
+        context: Context | None,
+        ends: Tensor | None = None,
+        wanted: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the heads are asked for: training, evaluation and ranking differ in that alone.
+
+        Args:
+            input_ids, token_type_ids, context: as for `Transformer.forward`.
+            ends: int64 of any shape, the last token of each candidate to be ranked, numbered over
+                all rows; -1 for one that does not exist.
+            wanted: int64 [num_wanted], tokens whose hidden states the language-model head is to
+                read; each predicts the token after it.
+
+        Returns:
+            float32 multiple-choice logits, shaped like `ends`, -inf where there is no candidate;
+            and hidden states [num_wanted, n_embd], of which `lm_logits` makes logits.
+        """
+        none = torch.zeros(0, dtype=torch.int64, device=input_ids.device)
+        ends, wanted = none if ends is None else ends, none if wanted is None else wanted
+        both = torch.cat([ends.clamp(min=0).flatten(), wanted])
+        hidden = self.transformer(input_ids, token_type_ids, context, both)
+        of_ends, of_wanted = hidden.split([ends.numel(), len(wanted)])
+        return self._rank(of_ends, ends), of_wanted
+
+    def _rank(self, hidden: Tensor, ends: Tensor) -> Tensor:
+        """Multiple-choice logits shaped like `ends` of the hidden states there."""
+        mc_logits = self.multiple_choice_head(self.mc_dropout(hidden)).view(ends.shape)
+        return mc_logits.masked_fill(ends < 0, -torch.inf)
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits [..., vocab_size] of hidden states [..., n_embd]."""
@@ -260,26 +301,19 @@ class DoubleHeadsModel(nn.Module):
         checkpoint.write_folder(folder, self.config, weights or self.state_dict(), tokenizer)
 
 
-def _targets(labels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The labels that count, and which of the flattened positions predicts each of them.
+def _targets(
+    labels: Tensor, positions: Tensor | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The labels that count, and the tokens that predict them: each the one before its own.
 
-    The hidden state at a position predicts the token at the next. In the shared-prefix layout, too:
-    the token before a labelled one is of its own branch, whose first is never labelled.
+    In the shared-prefix layout, too, the token before a labelled one is of its own branch, whose
+    first is never labelled.
     """
-    targets = F.pad(labels[..., 1:], (0, 1), value=IGNORED).flatten()
-    labelled = (targets != IGNORED).nonzero().squeeze(1)
-    if labels.device != device:
-        return to_device(targets[labelled], device), to_device(labelled, device)
-    return targets[labelled], labelled
-
-
-def _at_positions(hidden: Tensor, positions: Tensor | None) -> Tensor:
-    """Hidden states [..., n_embd] at `positions` [...] of [..., seq, n_embd]; default the last."""
     if positions is None:
-        return hidden[..., -1, :]
-    # Not take_along_dim, which reads on beyond the sequence where gather raises an error.
-    index = positions.clamp(min=0)[..., None, None]
-    return hidden.gather(-2, index.expand(*index.shape[:-1], hidden.shape[-1])).squeeze(-2)
+        shifted = F.pad(labels[..., 1:], (1, 0), value=IGNORED)  # nothing predicts a row's first
+        positions = (shifted.flatten() != IGNORED).nonzero().squeeze(1)
+    targets, predicting = labels.flatten()[positions], positions - 1
+    return to_device(targets, device), to_device(predicting, device)
 
 
 def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

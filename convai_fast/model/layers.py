@@ -1,10 +1,12 @@
 """Layers of PyTorch, with what a CPU computes faster in another way."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convai_fast import _native, ops
+from convai_fast import ops
 from convai_fast.hardware import cpu_multiplies_bf16
 
 _CPU_MULTIPLIES_BF16 = cpu_multiplies_bf16()
@@ -17,27 +19,25 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def draw_seed() -> Tensor:
-    """A seed for a dropout mask, int64, 0-d on the CPU, from torch's default generator."""
-    return torch.empty((), dtype=torch.int64).random_()
-
-
-def has_kernel(x: Tensor) -> bool:
-    """Whether the compiled operators for training take `x`; else PyTorch's own are used."""
-    on_cpu, dtypes = x.device.type == "cpu", (torch.float32, torch.bfloat16)
-    return on_cpu and _native.host is not None and x.dtype in dtypes
+def fetch(*tensors: Tensor) -> list[Tensor]:
+    """`tensors` of one device on the CPU, after a single wait for it."""
+    if tensors[0].device.type != "cuda":
+        return [x.cpu() for x in tensors]
+    targets = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
+    for target, x in zip(targets, tensors, strict=True):
+        target.copy_(x, non_blocking=True)
+    torch.cuda.current_stream(tensors[0].device).synchronize()
+    return targets
 
 
 class Dropout(nn.Dropout):
-    """Inverted dropout: `convai_fast.ops.dropout` where compiled, torch's own elsewhere."""
+    """Inverted dropout by `convai_fast.ops.dropout`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` of any shape, in its dtype."""
         if not self.training or self.p == 0:
             return x
-        if has_kernel(x):
-            return ops.dropout(x, self.p, draw_seed())
-        return F.dropout(x, self.p)
+        return ops.dropout(x, self.p, ops.draw_seed())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -80,14 +80,14 @@ def init_weights(module: nn.Module, std: float) -> None:
 
 class _Float32Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(x.to(torch.bfloat16), weight)
         with torch.autocast("cpu", enabled=False):
             return F.linear(x.float(), weight, bias)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         rows = grad.flatten(0, -2)

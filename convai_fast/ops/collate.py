@@ -36,7 +36,7 @@ def _fake_collate(
     num_candidates: int,
     seq_len: int,
     pin_memory: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     def empty(*shape: int) -> Tensor:
         return tokens.new_empty(shape, dtype=torch.int64)
 
@@ -59,7 +59,7 @@ def _fake_collate_shared(
     num_tokens: int,
     max_length: int,
     pin_memory: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     def empty(*shape: int) -> Tensor:
         return tokens.new_empty(shape, dtype=torch.int64)
 

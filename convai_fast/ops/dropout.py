@@ -3,12 +3,23 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from convai_fast.ops import reference
 from convai_fast.ops.schemas import library
 
-library.impl("dropout", reference.dropout, "CompositeExplicitAutograd")
+
+def _by_torch(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    """torch's generator draws, in a few passes over `x`: `reference.dropout` takes a hundred."""
+    generator = torch.Generator(x.device).manual_seed(int(seed))
+    kept = torch.empty(x.shape, dtype=torch.bool, device=x.device)
+    kept.bernoulli_(1 - p, generator=generator)
+    return torch.where(kept, x.contiguous() * (1 / (1 - p)), 0)
+
+
+library.impl("dropout", _by_torch, "CompositeExplicitAutograd")
+for _key in ("CUDA", "AutogradCUDA"):  # torch's own kernel, which draws whatever the seed
+    library.impl("dropout", lambda x, p, seed: F.dropout(x, p), _key)
 
 
 @torch.library.register_fake("convai_fast::dropout")
@@ -34,14 +45,24 @@ def check_probability(name: str, p: float) -> None:
         raise ValueError(f"{name} must be at least 0 and less than 1, not {p}")
 
 
+def draw_seed() -> Tensor:
+    """A seed for a dropout mask, int64 [] on the CPU, from torch's default generator.
+
+    No operator: compiled graphs take two calls that look alike for one.
+    """
+    return torch.empty((), dtype=torch.int64).random_()
+
+
 def dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
     """`x` with a share `p` of its elements set to 0 and the others scaled by 1 / (1 - p).
 
-    Which ones, depends on `seed` and an element's number in `x` alone: the same on every device.
-    Differentiable; nothing but the seed is kept for the backward pass.
+    Which ones, depends on `seed` and an element's number in `x` alone: with the compiled operator
+    as `reference.dropout` says, elsewhere as torch's generator on the device of `x` draws; on CUDA
+    torch's own dropout draws, whatever the seed. Differentiable; on a CPU nothing but the seed is
+    kept for the backward pass.
 
     Args:
-        x: any shape; on a CPU float32 or bfloat16.
+        x: any shape, floating-point numbers.
         p: at least 0 and less than 1.
         seed: int64 [] on the CPU. Calls that are to be independent take different seeds.
 

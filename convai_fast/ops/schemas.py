@@ -35,18 +35,20 @@ library.define(
 )
 
 library.define(
-    "cached_attention(Tensor qkv, Tensor(a!) keys, Tensor(b!) values, Tensor slots,"
-    " Tensor offsets, Tensor lengths) -> Tensor"
+    "cached_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values,"
+    " Tensor slots, Tensor offsets, Tensor lengths) -> Tensor"
 )
 
 library.define(
-    "branch_attention(Tensor qkv, Tensor offsets, Tensor branch_ids, int num_heads,"
-    " float dropout_p, Tensor? seed) -> (Tensor out, Tensor logsumexp)"
+    "branch_attention(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor branch_ids,"
+    " float dropout_p, Tensor? seed, Tensor? key_ids, Tensor? cu_queries, Tensor? cu_keys,"
+    " SymInt max_queries, SymInt max_keys) -> (Tensor out, Tensor logsumexp)"
 )
 
 library.define(
-    "branch_attention_backward(Tensor grad_out, Tensor qkv, Tensor out, Tensor logsumexp,"
-    " Tensor offsets, Tensor branch_ids, int num_heads, float dropout_p, Tensor? seed) -> Tensor"
+    "branch_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out,"
+    " Tensor logsumexp, Tensor offsets, Tensor branch_ids, float dropout_p, Tensor? seed)"
+    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)"
 )
 
 library.define("dropout(Tensor x, float p, Tensor seed) -> Tensor")

@@ -1,13 +1,14 @@
 """Where a model computes, and in which number format (mixed precision)."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from convai_fast.data.batches import Batch
+from convai_fast.data.batches import Batch, tensors_of
 from convai_fast.errors import UserError
 from convai_fast.hardware import resolve_precision
+from convai_fast.model.context import key_index
 from convai_fast.model.layers import to_device
 from convai_fast.training.distributed import Ranks
 from convai_fast.training.options import TrainOptions
@@ -44,9 +45,13 @@ class Compute:
             return nullcontext()
         return torch.autocast(self.device.type, enabled=False)
 
-    def to_device(self, batch: Batch) -> dict[str, Tensor]:
+    def to_device(self, batch: Batch) -> dict[str, Any]:
         """The model's arguments; what it must count stays on the CPU, where it need not wait."""
-        return {
-            name: tensor if name in ("labels", "offsets") else to_device(tensor, self.device)
-            for name, tensor in batch.items()
+        stays = ("labels", "label_positions", "offsets")
+        arguments: dict[str, Any] = {
+            name: tensor if name in stays else to_device(tensor, self.device)
+            for name, tensor in tensors_of(batch)
         }
+        if "offsets" in batch:
+            arguments["key_index"] = key_index(batch["offsets"], batch["branch_ids"], self.device)
+        return arguments

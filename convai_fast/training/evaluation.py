@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convai_fast.data.batches import Batch
+from convai_fast.data.batches import Batch, count_labels
 from convai_fast.dialogue.format import IGNORED
 from convai_fast.model.double_heads import DoubleHeadsModel, DoubleHeadsOutput
 from convai_fast.training.compute import Compute
@@ -61,14 +61,14 @@ class MetricSums:
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(5, dtype=torch.float64, device=device)
 
-    def add(self, output: DoubleHeadsOutput, labels: Tensor, mc_labels: Tensor) -> None:
-        """Count one batch; `labels` and `mc_labels` as in `DoubleHeadsModel.forward`."""
-        num_tokens = (labels[..., 1:] != IGNORED).sum()
+    def add(self, output: DoubleHeadsOutput, num_tokens: int, mc_labels: Tensor) -> None:
+        """Count one batch of `num_tokens` labelled tokens."""
+        assert output.loss is not None and output.mc_loss is not None  # there are labels
         num_examples = (mc_labels != IGNORED).sum()
         hits = (output.mc_logits.argmax(-1) == mc_labels.to(output.mc_logits.device)).sum()
         terms = (
             output.loss.double() * num_tokens,
-            num_tokens,
+            torch.tensor(num_tokens),
             output.mc_loss.double() * num_examples,
             hits,
             num_examples,
@@ -108,5 +108,5 @@ def evaluate(
                 stop.raise_if_asked()
             with compute.autocast():
                 output = model(**compute.to_device(batch), return_logits=False)
-            sums.add(output, batch["labels"], batch["mc_labels"])
+            sums.add(output, count_labels(batch), batch["mc_labels"])
     return sums.compute(ranks)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from convai_fast.data.batches import Batch
+from convai_fast.data.batches import Batch, tensors_of
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ def describe_batch(
     if "offsets" in batch:
         rows = batch["input_ids"].tensor_split(batch["offsets"][1:-1])
     else:
-        rows = batch["input_ids"].flatten(0, -2)
+        rows = batch["input_ids"].flatten(0, -2).unbind()
     return {
         "batch": index,
         **dict(zip(("loss", "lm_loss", "mc_loss"), losses, strict=True)),
         "text": tokenizer.batch_decode([row.tolist() for row in rows]),
-        **{name: tensor.tolist() for name, tensor in batch.items()},
+        **{name: tensor.tolist() for name, tensor in tensors_of(batch)},
     }

@@ -1,9 +1,6 @@
 """Every option of `convai-fast train`, documented once."""
 
 from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
 
 from convai_fast.data.batches import Layout
 from convai_fast.data.dataset import DataOptions, check_at_least
@@ -19,14 +16,12 @@ class TrainOptions(DataOptions):
     best checkpoint, which `convai-fast interact` and transformers open.
     """
 
-    dataset_path: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--data"])] = ()
+    dataset_path: tuple[str, ...] = ()
     """Files, folders, Hub dataset ids, or stores made by `prepare` (also --data); several are
     mixed, and a=2 has an epoch see the examples of a twice."""
     dataset_cache: str = "dataset_cache"
     """Folder in which tokenised dialogues are kept for the next run."""
-    model: Annotated[str, tyro.conf.arg(aliases=["--model_checkpoint"])] = (
-        "openai-community/openai-gpt"
-    )
+    model: str = "openai-community/openai-gpt"
     """Folder, .tar.gz or Hub id of the model; with --from_scratch, a folder with config.json is
     enough."""
     tokenizer: str = ""

@@ -1,14 +1,13 @@
 """One optimizer step: forward and backward over its batches, clipping, AdamW."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convai_fast.data.batches import Batch, Share, count_tokens
-from convai_fast.dialogue.format import IGNORED
+from convai_fast.data.batches import Batch, Share, count_labels, count_tokens
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.compute import Compute
 from convai_fast.training.distributed import Ranks
@@ -47,7 +46,8 @@ class TrainStep:
         self, model: DoubleHeadsModel, options: TrainOptions, compute: Compute, ranks: Ranks
     ) -> None:
         self.model, self.options, self.compute, self.ranks = model, options, compute, ranks
-        self.wrapped = self.forward = ranks.wrap(model, compute.device, options.fsdp)
+        self.wrapped = ranks.wrap(model, compute.device, options.fsdp)
+        self.forward: Callable[..., Any] = self.wrapped
         if options.compile:
             self.forward = torch.compile(self.wrapped, dynamic=True)
         self.optimizer = make_optimizer(model, options.lr, options.weight_decay, options.adam_beta2)
@@ -84,13 +84,16 @@ class TrainStep:
             self.model.parameters(), self.options.max_norm or math.inf, foreach=True
         ).detach()
         if self.options.fsdp:
+            from torch.distributed.tensor import DTensor
+
+            assert isinstance(norm, DTensor)
             norm = norm.full_tensor()
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
         losses = self.ranks.sum(losses) / self.ranks.world_size
         must_skip = self.guard.check(number, losses, norm)
         if not self.scaler.is_enabled():  # which has a look of its own at the gradient
-            self.optimizer.found_inf = must_skip
+            self.optimizer.found_inf = must_skip  # type: ignore[attr-defined]  # as the scaler does
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -109,7 +112,7 @@ class TrainStep:
             for i, (batch, share) in enumerate(batches):
                 stop.raise_if_asked()
                 if share.examples:
-                    num_labels = int((batch["labels"] != IGNORED).sum())
+                    num_labels = count_labels(batch)
                     num_batch_tokens = count_tokens(batch)
                     num_tokens += num_batch_tokens
                     flops += self.flops.count(num_batch_tokens, num_labels)

@@ -39,6 +39,7 @@ struct RowSizes {
   int32_t padded;  // the longest candidate's sequence
   int32_t shared;  // the prefix once, and every candidate's own part
   int32_t labels;  // the true reply and, unless it was cut, <eos>
+  int32_t is_cut;  // whether the true reply was
 };
 constexpr int64_t kSizeColumns = sizeof(RowSizes) / sizeof(int32_t);
 
@@ -98,12 +99,13 @@ inline RowSizes index_example(const SplitTables& t, const IndexOptions& options,
   cuts->reply += longest_reply > reply_room;
 
   const int64_t padded = kept.num_tokens + 2 + std::min(longest_reply, reply_room);
-  int64_t shared = kept.num_tokens, labels = 0;
+  int64_t shared = kept.num_tokens, labels = 0, is_cut = 0;
   for (int64_t j = first; j < last; ++j) {
     const int64_t reply = length_of(t.candidate_ids[j]);
     shared += 2 + std::min(reply, reply_room);
     // The true reply is the last one. Where it was cut it does not end: its <eos> has no label.
-    labels = reply > reply_room ? reply_room : reply + 1;
+    is_cut = reply > reply_room;
+    labels = is_cut ? reply_room : reply + 1;
   }
 
   *plan = {.persona_first = persona_first,
@@ -115,7 +117,8 @@ inline RowSizes index_example(const SplitTables& t, const IndexOptions& options,
            .history_skip = kept.num_skipped_tokens,
            .candidate_first = first,
            .candidate_count = last - first};
-  return {static_cast<int32_t>(padded), static_cast<int32_t>(shared), static_cast<int32_t>(labels)};
+  return {static_cast<int32_t>(padded), static_cast<int32_t>(shared), static_cast<int32_t>(labels),
+          static_cast<int32_t>(is_cut)};
 }
 
 }  // namespace convai_fast

@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include "ops/heads.h"
+
 namespace convai_fast {
 
 inline void check_tensor(const at::Tensor& tensor, const char* name, at::ScalarType dtype,
@@ -13,6 +15,20 @@ inline void check_tensor(const at::Tensor& tensor, const char* name, at::ScalarT
   TORCH_CHECK_VALUE(tensor.dim() == dim, name, " must have ", dim, " dimension(s), not ",
                     tensor.dim());
   TORCH_CHECK_VALUE(tensor.is_contiguous(), name, " must be contiguous");
+}
+
+// `x` [tokens, num_heads, head_dim], copied unless a token's heads lie side by side in it.
+inline at::Tensor with_dense_heads(const at::Tensor& x) {
+  const bool is_dense = (x.size(2) == 1 || x.stride(2) == 1) &&
+                        (x.size(1) == 1 || x.stride(1) == x.size(2)) && x.stride(0) >= 0;
+  return is_dense ? x : x.contiguous();
+}
+
+// `x` must be as `with_dense_heads` gives it, or undefined.
+template <typename Scalar>
+Heads<Scalar> heads_of(const at::Tensor& x) {
+  if (!x.defined()) return {};
+  return {static_cast<Scalar*>(x.data_ptr()), x.stride(0), x.size(2)};
 }
 
 }  // namespace convai_fast

@@ -1,10 +1,14 @@
-"""The command `generate` on a small model, and a model to talk to."""
+"""The command `generate` on a small model, a model to talk to, and dialogues to prepare."""
+
+import dataclasses
+import json
 
 import pytest
-from bulk import read_lines, save_model, write_lines
 
 from convai_fast.cli.main import main
-from tests.tokenizers_of_letters import save_model_of_letters
+from convai_fast.data.builtin import builtin_dialogues
+from tests.helpers.bulk_files import read_lines, save_model, write_lines
+from tests.helpers.small_tokenizers import save_model_of_letters
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +38,15 @@ def replies(tmp_path):
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     return save_model_of_letters(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def files(tokenizer, tmp_path_factory):
+    """A folder with dialogues.json and a tokenizer."""
+    folder = tmp_path_factory.mktemp("commands")
+    dialogues = builtin_dialogues(num_train=10, num_valid=3)
+    (folder / "dialogues.json").write_text(
+        json.dumps({s: [dataclasses.asdict(d) for d in ds] for s, ds in dialogues.items()})
+    )
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return folder

@@ -13,7 +13,13 @@ from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
 from convai_fast.errors import UserError
 from convai_fast.loading import load
 from convai_fast.model import DoubleHeadsModel
-from tests.old_checkpoints import ARCHITECTURES, LAYOUTS, SPECIAL, pack, write_old_checkpoint
+from tests.helpers.old_checkpoints import (
+    ARCHITECTURES,
+    LAYOUTS,
+    SPECIAL,
+    pack,
+    write_old_checkpoint,
+)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import tracemalloc
 
 import pytest
 import zstandard
-from bulk import LENGTH, files, read_lines, save_model, write_lines
 from safetensors.torch import load_file, save_file
 
 from convai_fast.bulk.dataset import DatasetRequests
@@ -19,6 +18,7 @@ from convai_fast.data.readers import load_dialogues
 from convai_fast.dialogue.dialogue import Dialogue, History, Utterance
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
+from tests.helpers.bulk_files import LENGTH, files, read_lines, save_model, write_lines
 
 
 def test_every_request_is_answered_in_the_order_of_the_file(generate, tmp_path, capsys, tokenizer):

@@ -10,10 +10,10 @@ import sys
 import time
 
 import pytest
-from bulk import LENGTH, files, read_lines, save_model, write_lines
 
 from convai_fast.cli.main import main
 from convai_fast.generation.engine import GenerationEngine
+from tests.helpers.bulk_files import LENGTH, files, read_lines, save_model, write_lines
 
 MANY = [{"id": f"{i}", "history": ["hello !"] * (1 + i % 3)} for i in range(60)]
 MANY[7] = "oops"

@@ -1,10 +1,12 @@
-"""Versions are told, also by a source tree on the path, which has none of its own."""
+"""`convai-fast info`: versions, and what is compiled and in use."""
 
 import pytest
 
+from convai_fast import _native
 from convai_fast.cli import evaluate
 from convai_fast.cli.info import package_version
 from convai_fast.cli.main import main
+from tests.helpers.command_line import run
 
 
 def test_a_package_without_metadata_has_a_version_to_tell():
@@ -15,8 +17,29 @@ def test_a_package_without_metadata_has_a_version_to_tell():
     assert all(package_version(name) for name in evaluate._PACKAGES)
 
 
-@pytest.mark.parametrize("seed", ["-1", "18446744073709551616"])
-def test_a_seed_out_of_range_is_one_sentence_before_anything_is_loaded(seed, capsys):
-    for command in (["demo"], ["train", "--data", "absent.json"]):
-        assert main([*command, "--seed", seed]) == 2
-        assert "--seed must be at" in capsys.readouterr().err
+def test_info_prints_versions_and_what_is_compiled(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("torch", "transformers", "built", "in use", "cpu", "cuda"):
+        assert f"\n{name} " in printed
+    if _native.host is not None:
+        assert f"instruction set {_native.native_info()['isa']}" in printed
+
+
+def test_the_reference_backend_runs_without_anything_compiled():
+    result = run("info", CONVAI_FAST_BACKEND="reference")
+    assert "plain PyTorch: CONVAI_FAST_BACKEND=reference" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"CONVAI_FAST_BACKEND": "fortran"}, "must be auto, native or reference, not 'fortran'"),
+        ({"CONVAI_FAST_ISA": "sse"}, "must be portable, avx2 or avx512, not 'sse'"),
+    ],
+)
+def test_an_unknown_backend_or_instruction_set_is_one_sentence(environment, says):
+    result = run("info", **environment)
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1

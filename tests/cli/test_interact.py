@@ -12,7 +12,7 @@ import pytest
 
 from convai_fast.cli.main import main
 from convai_fast.model import DoubleHeadsModel, TransformerConfig
-from tests.tokenizers_of_letters import byte_tokenizer
+from tests.helpers.small_tokenizers import byte_tokenizer
 
 COMMAND = [sys.executable, "-m", "convai_fast.cli.main", "interact"]
 ENVIRONMENT = {

@@ -6,7 +6,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from batches_of import make_batches
 
 from convai_fast.data.build_store import build_store
 from convai_fast.data.index import index_examples
@@ -16,6 +15,7 @@ from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
 from convai_fast.ops import PLAN_COLUMNS
+from tests.helpers.batches import make_batches
 
 
 def expected_batch(examples, ids_of, tokenizer, num_candidates, max_history):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from batches_of import make_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from convai_fast.data.index import index_examples_reference
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.encoding import encode
 from convai_fast.ops import PLAN_COLUMNS
+from tests.helpers.batches import make_batches
 
 
 def long_store(tokenizer, folder, persona, history, replies):

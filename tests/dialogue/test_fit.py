@@ -116,8 +116,8 @@ def prefix_in_ranking(dialogue, tokenizer, model):
     [utterance] = dialogue.utterances
     parts = (dialogue.personality, utterance.history, utterance.candidates)
     read = []
-    hook = model.register_forward_pre_hook(
-        lambda _, args, kwargs: read.extend([*args[:2], kwargs["branch_ids"]]), with_kwargs=True
+    hook = model.transformer.register_forward_pre_hook(
+        lambda _, args: read.extend([*args[:2], args[2].branch_ids])
     )
     special = GenerationEngine(model, tokenizer).special_ids
     rank_candidates(model, special, *(encode(tokenizer, part) for part in parts))

@@ -7,7 +7,7 @@ from transformers import GPT2Tokenizer, OpenAIGPTTokenizer
 
 from convai_fast.dialogue.tokenizer import load_tokenizer, read_tokenizer, special_ids
 from convai_fast.errors import UserError
-from tests.old_checkpoints import SPECIAL, write_old_checkpoint
+from tests.helpers.old_checkpoints import SPECIAL, write_old_checkpoint
 
 GPT2_SIZE = 259
 

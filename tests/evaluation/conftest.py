@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from small_tokenizer import openai_gpt_tokenizer
 
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.model.double_heads import DoubleHeadsModel
+from tests.helpers.small_tokenizers import openai_gpt_tokenizer
 
 
 @pytest.fixture(scope="session", params=["openai-gpt", "gpt2"])

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from convai_fast.evaluation import packing
-from convai_fast.evaluation.packing import packed
-from convai_fast.evaluation.scoring import share_speaker
+from convai_fast.evaluation import scoring
+from convai_fast.evaluation.scoring import Rows, computing_in, share_speaker
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.model.packed import OneDnnLinear
 
 S = 9  # <speaker1>
 
@@ -14,20 +14,20 @@ def test_the_speaker_of_all_candidates_is_computed_once():
     # Two examples: with three candidates, the second of them empty, and with one.
     input_ids = torch.tensor([1, 2, S, 3, 4, S, 4, S, 5, 6, 4, 1, S, 7, 4])
     branch_ids = torch.tensor([0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 3, 0, 1, 1, 1])
-    batch = {
-        "input_ids": input_ids,
-        "token_type_ids": input_ids + 10,
-        "position_ids": torch.tensor([0, 1, 2, 3, 4, 2, 3, 2, 3, 4, 5, 0, 1, 2, 3]),
-        "branch_ids": branch_ids,
-        "offsets": torch.tensor([0, 11, 15]),
-    }
+    batch = Rows(
+        input_ids=input_ids,
+        token_type_ids=input_ids + 10,
+        position_ids=torch.tensor([0, 1, 2, 3, 4, 2, 3, 2, 3, 4, 5, 0, 1, 2, 3]),
+        branch_ids=branch_ids,
+        offsets=torch.tensor([0, 11, 15]),
+    )
     shared, place = share_speaker(batch)
-    assert shared["input_ids"].tolist() == [1, 2, S, 3, 4, 4, 5, 6, 4, 1, S, 7, 4]
-    assert shared["branch_ids"].tolist() == [0, 0, 0, 1, 1, 2, 3, 3, 3, 0, 0, 1, 1]
-    assert shared["position_ids"].tolist() == [0, 1, 2, 3, 4, 3, 3, 4, 5, 0, 1, 2, 3]
-    assert shared["offsets"].tolist() == [0, 9, 13]
+    assert shared.input_ids.tolist() == [1, 2, S, 3, 4, 4, 5, 6, 4, 1, S, 7, 4]
+    assert shared.branch_ids.tolist() == [0, 0, 0, 1, 1, 2, 3, 3, 3, 0, 0, 1, 1]
+    assert shared.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 3, 4, 5, 0, 1, 2, 3]
+    assert shared.offsets.tolist() == [0, 9, 13]
     for name in ("input_ids", "token_type_ids", "position_ids"):
-        assert torch.equal(shared[name][place], batch[name])
+        assert torch.equal(getattr(shared, name)[place], getattr(batch, name))
 
 
 def make_model(activation):
@@ -43,32 +43,51 @@ def make_model(activation):
 def test_packed_layers_compute_what_the_model_does(activation, dtype):
     model, ids = make_model(activation), torch.arange(14)[None]
     expected = model(ids).logits
-    with packed(model, dtype), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        logits = model(ids).logits.float()
+    with computing_in(model, dtype) as packed:
+        assert type(packed.transformer.blocks[0].mlp.up) is OneDnnLinear
+        logits = packed(ids).logits.float()
     largest = (logits - expected).abs().max() / expected.abs().max()
     assert largest < (1e-5 if dtype == torch.float32 else 0.05)
 
 
 def test_without_fast_bf16_products_packed_layers_compute_in_float32(monkeypatch):
-    monkeypatch.setattr(packing, "cpu_multiplies_bf16", lambda: False)
+    monkeypatch.setattr(scoring, "cpu_multiplies_bf16", lambda: False)
     model = make_model("gelu_new")
-    with packed(model, torch.bfloat16):
-        assert model.transformer.blocks[0].mlp.up.dtype == torch.float32
+    with computing_in(model, torch.bfloat16) as packed:
+        assert packed.transformer.blocks[0].mlp.up.dtype == torch.float32
 
 
-def test_the_model_is_as_before_even_after_an_error():
+def test_packing_leaves_the_model_as_it_is_and_shares_what_is_not_packed():
     model = make_model("gelu")
     before = [(name, type(module)) for name, module in model.named_modules()]
-    activation = model.transformer.blocks[0].mlp.activation
-    with pytest.raises(RuntimeError, match="stop"), packed(model, torch.float32):
-        assert [type(module) for module in model.modules()] != [kind for _, kind in before]
-        raise RuntimeError("stop")
+    with computing_in(model, torch.float32) as packed:
+        assert [type(module) for module in packed.modules()] != [kind for _, kind in before]
+        assert packed.lm_logits.__self__ is packed
+        embedding = packed.transformer.token_embedding.weight
+        assert embedding.data_ptr() == model.transformer.token_embedding.weight.data_ptr()
     assert [(name, type(module)) for name, module in model.named_modules()] == before
-    assert model.transformer.blocks[0].mlp.activation is activation
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_what_cannot_be_packed_stays_as_it_is(dtype):
     model = make_model("relu").to(dtype)
-    with packed(model, dtype):
-        assert type(model.transformer.blocks[0].mlp.up).__name__ == "Linear"
+    with computing_in(model, dtype) as packed:
+        assert type(packed.transformer.blocks[0].mlp.up).__name__ == "Linear"
+
+
+@pytest.mark.parametrize("kind", ["plain", "wrapped", "parametrized"])
+def test_layers_that_somebody_replaced_compute_what_they_did(kind):
+    model, ids = make_model("gelu_new"), torch.arange(14)[None]
+    expected = model(ids).logits
+    for block in model.transformer.blocks:
+        up = block.mlp.up
+        plain = torch.nn.Linear(up.in_features, up.out_features)
+        plain.load_state_dict(up.state_dict())
+        if kind == "parametrized":
+            torch.nn.utils.parametrize.register_parametrization(up, "weight", torch.nn.Identity())
+        else:
+            block.mlp.up = plain if kind == "plain" else torch.nn.Sequential(plain)
+    with computing_in(model, torch.float32) as packed:
+        logits = packed(ids).logits
+    assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()

@@ -5,7 +5,6 @@ from itertools import chain
 
 import pytest
 import torch
-from small_tokenizer import openai_gpt_tokenizer
 
 from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.build_store import build_store
@@ -24,6 +23,7 @@ from convai_fast.evaluation.word_perplexity import (
     split_words,
     with_separate_words,
 )
+from tests.helpers.small_tokenizers import openai_gpt_tokenizer
 
 
 def slow_word_nlls(model, tokenizer, counts, persona, history, reply):

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from convai_fast import ops
-from convai_fast.ops import reference
 
 SPECIAL = (1, 2, 3, 4, 0)  # bos eos speaker1 speaker2 pad
 Rng = np.random.Generator
@@ -126,7 +125,7 @@ def make_sample(rng: Rng) -> Arguments:
 
 def make_packed_linear(rng: Rng) -> Arguments:
     rows, in_features, out_features = (int(rng.integers(0, most)) for most in (9, 40, 70))
-    panels = -(-out_features // reference.PANEL)
+    panels = -(-out_features // ops.PANEL)
     int8 = rng.random() < 0.4
     shape = (panels, in_features, 16) if not int8 else (panels, (in_features + 1) // 2, 16, 2)
     weight = torch.from_numpy(rng.normal(0, 40, shape).astype(np.float32))
@@ -147,8 +146,18 @@ def make_packed_linear(rng: Rng) -> Arguments:
     }
 
 
+def make_heads(rng: Rng, tokens: int, num_kv_heads: int, head_dim: int) -> dict[str, Tensor]:
+    """q, k and v, apart or side by side in one tensor."""
+    sizes = (num_kv_heads * int(rng.integers(1, 4)), num_kv_heads, num_kv_heads)
+    qkv = torch.from_numpy(rng.normal(0, 1, (tokens, sum(sizes), head_dim)).astype(np.float32))
+    parts = qkv.split(sizes, dim=1)
+    if rng.random() < 0.5:
+        parts = [part.contiguous() for part in parts]
+    return dict(zip("qkv", parts, strict=True))
+
+
 def make_cached_attention(rng: Rng) -> Arguments:
-    slots, heads = (int(n) for n in rng.integers(1, 4, 2))
+    slots, num_kv_heads = (int(n) for n in rng.integers(1, 4, 2))
     head_dim, capacity = int(rng.choice([1, 3, 8, 16, 20])), int(rng.choice([64, 128]))
     runs = int(rng.integers(0, slots + 1))
     new = rng.integers(0, 6, runs)
@@ -158,38 +167,49 @@ def make_cached_attention(rng: Rng) -> Arguments:
     def cache(*shape: int) -> Tensor:
         return torch.from_numpy(rng.normal(0, 1, shape).astype(np.float32)).to(dtype)
 
-    qkv = rng.normal(0, 1, (int(new.sum()), 3 * heads * head_dim)).astype(np.float32)
     return {
-        "qkv": torch.from_numpy(qkv),
-        "keys": cache(slots, heads, capacity // 16, head_dim, 16),
-        "values": cache(slots, heads, capacity, values_dim),
+        **make_heads(rng, int(new.sum()), num_kv_heads, head_dim),
+        "keys": cache(slots, num_kv_heads, capacity // 16, head_dim, 16),
+        "values": cache(slots, num_kv_heads, capacity, values_dim),
         "slots": torch.from_numpy(rng.permutation(slots)[:runs]),
         "offsets": torch.from_numpy(np.cumsum(np.r_[0, new])),
         "lengths": torch.from_numpy(rng.integers(0, capacity - 5, runs)),
     }
 
 
-def make_branch_attention(rng: Rng) -> Arguments:
-    heads, head_dim = int(rng.integers(1, 4)), int(rng.choice([1, 3, 8, 16, 20]))
+def make_branch_attention_of(rng: Rng) -> Arguments:
+    """What the forward and the backward pass have in common."""
+    head_dim = int(rng.choice([1, 3, 8, 16, 20]))
     rows = [
         np.repeat(np.cumsum(rng.integers(0, 2, segments)), rng.integers(0, 20, segments))
         for segments in rng.integers(1, 5, rng.integers(0, 4))
     ]
     sizes = [len(row) for row in rows]
-    qkv = rng.normal(0, 1, (sum(sizes), 3 * heads * head_dim)).astype(np.float32)
+    parts = make_heads(rng, sum(sizes), int(rng.integers(1, 4)), head_dim)
+    dtype = [torch.float32, torch.bfloat16, torch.float16, torch.float64][rng.integers(4)]
     return {
-        "qkv": torch.from_numpy(qkv).to([torch.float32, torch.bfloat16][rng.integers(2)]),
+        **{name: part.to(dtype) for name, part in parts.items()},
         "offsets": torch.from_numpy(np.cumsum([0, *sizes]).astype(np.int64)),
         "branch_ids": torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *rows])),
-        "num_heads": heads,
         "dropout_p": float(rng.choice([0, 0, 0.3])),
         "seed": torch.tensor(int(rng.integers(2**63))),
     }
 
 
+def make_branch_attention(rng: Rng) -> Arguments:
+    arguments = make_branch_attention_of(rng)
+    names = ("key_ids", "cu_queries", "cu_keys", "max_queries", "max_keys")
+    index = (None, None, None, 0, 0)  # which a CPU does not read
+    if rng.random() < 0.5:
+        index = ops.index_keys(arguments["offsets"], arguments["branch_ids"])
+    return arguments | dict(zip(names, index, strict=True))
+
+
 def make_branch_attention_backward(rng: Rng) -> Arguments:
-    arguments = make_branch_attention(rng)
-    out, logsumexp = torch.ops.convai_fast.branch_attention(**arguments)
+    arguments = make_branch_attention_of(rng)
+    out, logsumexp = torch.ops.convai_fast.branch_attention(
+        **arguments, key_ids=None, cu_queries=None, cu_keys=None, max_queries=0, max_keys=0
+    )
     grad = torch.from_numpy(rng.normal(0, 1, tuple(out.shape)).astype(np.float32)).to(out.dtype)
     return {"grad_out": grad, "out": out, "logsumexp": logsumexp, **arguments}
 
@@ -197,7 +217,8 @@ def make_branch_attention_backward(rng: Rng) -> Arguments:
 def make_dropout(rng: Rng) -> Arguments:
     x = torch.from_numpy(rng.normal(0, 1, int(rng.integers(0, 300))).astype(np.float32))
     p, seed = float(rng.choice([0.1, 0.5, 0.9])), torch.tensor(int(rng.integers(2**63)))
-    return {"x": x.to([torch.float32, torch.bfloat16][rng.integers(2)]), "p": p, "seed": seed}
+    dtype = [torch.float32, torch.bfloat16, torch.float16, torch.float64][rng.integers(4)]
+    return {"x": x.to(dtype), "p": p, "seed": seed}
 
 
 MAKERS: dict[str, Callable[[Rng], Arguments]] = {

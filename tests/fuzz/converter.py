@@ -21,7 +21,7 @@ from tests.fuzz.damage import (
     mutate_json,
     run_command,
 )
-from tests.old_checkpoints import ARCHITECTURES, LAYOUTS, write_old_checkpoint
+from tests.helpers.old_checkpoints import ARCHITECTURES, LAYOUTS, write_old_checkpoint
 
 NO_HEAD = ("has no multiple-choice head",)  # a warning
 NAMES = [

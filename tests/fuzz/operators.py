@@ -26,6 +26,7 @@ from tests.fuzz.arguments import MAKERS, Arguments
 MUTATIONS_PER_BASE = 16
 COMPARED = 31  # one in so many is compared with the reference, and all that are not mutated
 
+OF_CUDA_ALONE = ("key_ids", "cu_queries", "cu_keys", "max_queries", "max_keys")
 REFUSALS = (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError)
 ODD_INTEGERS = (-1, 0, 1, 2, 7, 15, 16, 17, 2**31 - 1, 2**31, 2**60, 2**63 - 1, -(2**63))
 ODD_SIZES = (-1, 0, 1, 2, 3, 17, 300, 2**60, -(2**63))  # not such as could be allocated
@@ -127,12 +128,14 @@ def call_index(arguments: Arguments) -> tuple[Any, ...]:
     )
     DialogueStore._check(store)
     index = index_examples(store, "train", **arguments)
-    sizes = np.stack([index.padded_lengths, index.shared_lengths, index.num_labels], 1)
-    return index.plan, sizes, tuple(index.cuts)
+    sizes = (index.padded_lengths, index.shared_lengths, index.num_labels, index.is_cut)
+    return index.plan, np.stack(sizes, 1), tuple(index.cuts)
 
 
 def reference_of(name: str, arguments: Arguments) -> tuple[Any, ...]:
     if name != "index":
+        if name == "branch_attention":
+            arguments = {each: arguments[each] for each in arguments if each not in OF_CUDA_ALONE}
         result = getattr(reference, name)(**arguments)
         return result if isinstance(result, tuple) else (result,)
     names = "utterance_offsets persona_offsets persona_ids history_ids dialogue history_first"

@@ -1,10 +1,10 @@
 import random
 
 import pytest
-from peers import both_models
 
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.request import Request
+from tests.helpers.reply_peers import both_models
 
 WORDS = [
     "i",

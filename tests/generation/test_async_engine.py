@@ -124,7 +124,7 @@ def test_a_step_that_fails_fails_those_under_way_and_no_others(shared, ask, monk
         raise MemoryError("no memory left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shared.engine._decoder, "forward", fail)
+        patch.setattr(shared.engine._backend, "forward", fail)
         with pytest.raises(UserError, match="no memory left"):
             shared.generate(ask(0, PARAMS))
     assert shared.generate(ask(1, PARAMS)) == expected

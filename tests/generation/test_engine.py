@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from peers import both_models, prompt_of, recomputed_reply
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from convai_fast import ops
@@ -16,6 +15,7 @@ from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
 from convai_fast.model import DoubleHeadsModel
+from tests.helpers.reply_peers import both_models, prompt_of, recomputed_reply
 
 GREEDY = SamplingParams(no_sample=True, max_length=12)
 LIVELY = SamplingParams(temperature=5, top_p=0, max_length=12, min_length=12)

@@ -1,13 +1,13 @@
 """What can be asked, in which forms, and which mistakes are named."""
 
 import pytest
-from peers import prompt_of
 
 from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
+from tests.helpers.reply_peers import prompt_of
 
 PARAMS = SamplingParams(max_length=8, min_length=8, temperature=2)
 PERSONA, HISTORY = ["i like tea .", "i have a cat ."], ["hello !", "hi , how are you ?", "fine ."]

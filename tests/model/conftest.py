@@ -1,9 +1,9 @@
 """Models of both architectures: transformers' checkpoints, and ours with the same weights."""
 
 import pytest
-from parity import PEERS, make_peer
 
 from convai_fast.model import DoubleHeadsModel
+from tests.helpers.model_peers import PEERS, make_peer
 
 
 @pytest.fixture(params=list(PEERS))

@@ -6,14 +6,14 @@ import logging
 import pytest
 import torch
 import transformers
-from editing import as_bin, assert_same_weights, edit_weights
-from parity import PEERS, make_batch, make_peer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from convai_fast.errors import UserError
 from convai_fast.model import DoubleHeadsModel, TransformerConfig
+from tests.helpers.checkpoint_edits import as_bin, assert_same_weights, edit_weights
+from tests.helpers.model_peers import PEERS, make_batch, make_peer
 
 
 def test_weights_survive_a_round_trip_through_transformers(architecture, folder, tmp_path):

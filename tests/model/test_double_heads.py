@@ -1,12 +1,12 @@
 import pytest
 import torch
-from parity import assert_gradients, make_batch, make_peer, relative_error
 
 from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.build_store import build_store
 from convai_fast.data.readers import load_dialogues
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.model import DoubleHeadsModel, TransformerConfig
+from tests.helpers.model_peers import assert_gradients, make_batch, make_peer, relative_error
 
 CONFIGS = [
     pytest.param(dict(layer_norm_epsilon=1e-3), id="small"),

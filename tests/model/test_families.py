@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
-from parity import make_peer
 
 from convai_fast.errors import UserError
 from convai_fast.model import DoubleHeadsModel, TransformerConfig, families
+from tests.helpers.model_peers import make_peer
 
 
 def test_every_parameter_has_its_name_in_transformers(architecture):

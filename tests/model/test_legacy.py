@@ -10,7 +10,7 @@ import torch
 from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
 from convai_fast.errors import UserError
 from convai_fast.model import DoubleHeadsModel
-from tests.old_checkpoints import ARCHITECTURES, LAYOUTS, pack, write_old_checkpoint
+from tests.helpers.old_checkpoints import ARCHITECTURES, LAYOUTS, pack, write_old_checkpoint
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from convai_fast.model import DoubleHeadsModel, Transformer, TransformerConfig
+from convai_fast.model.context import Causal
 
 
 def make_config(architecture, **settings):
@@ -31,9 +32,9 @@ def test_position_ids_replace_the_counting(architecture):
     model = Transformer(make_config(architecture)).eval()
     ids = torch.randint(0, 101, (2, 12))
     counted = torch.arange(12)
-    torch.testing.assert_close(model(ids), model(ids, position_ids=counted))
-    torch.testing.assert_close(model(ids), model(ids, position_ids=counted.expand(2, 12)))
-    assert not torch.allclose(model(ids), model(ids, position_ids=counted + 1))
+    torch.testing.assert_close(model(ids), model(ids, context=Causal(counted)))
+    torch.testing.assert_close(model(ids), model(ids, context=Causal(counted.expand(2, 12))))
+    assert not torch.allclose(model(ids), model(ids, context=Causal(counted + 1)))
 
 
 def test_too_many_tokens_are_refused_with_both_numbers(architecture):
@@ -47,7 +48,7 @@ def test_more_tokens_than_positions_fit_where_positions_are_given(architecture):
     model = Transformer(make_config(architecture)).eval()
     ids = torch.randint(0, 101, (1, 20))
     positions = torch.arange(20) % 12
-    hidden = model(ids, position_ids=positions)
+    hidden = model(ids, context=Causal(positions))
     torch.testing.assert_close(hidden[:, :12], model(ids[:, :12]))
 
 

@@ -1,23 +1,26 @@
 """`branch_attention` against its reference, and both against torch's attention under a mask."""
 
-from itertools import pairwise
-
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convai_fast import _native, ops
+from convai_fast import ops
 from convai_fast.ops import reference
-
-HEADS = 2
-SEED = torch.tensor(-1_234_567_890_123)
-
-# Rows are (prefix, branch, branch, …), in tokens.
-TYPICAL = [(100, 14, 13), (35, 5, 40, 3), (64,), (0, 17, 1), (), (1,)]
-
-needs_kernels = pytest.mark.skipif(_native.host is None, reason="nothing is compiled here")
+from tests.helpers.branches import (
+    HEADS,
+    SEED,
+    TYPICAL,
+    close,
+    forward_and_gradient,
+    heads,
+    layout,
+    make_grad,
+    make_qkv,
+    masked_attention,
+    needs_kernels,
+    reference_forward_and_gradient,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -25,71 +28,24 @@ def seeded():
     torch.manual_seed(0)
 
 
-def layout(rows):
-    """`offsets` and `branch_ids` of rows of segment lengths."""
-    offsets = torch.tensor([0, *(sum(row) for row in rows)]).cumsum(0)
-    branches = [j for row in rows for j, length in enumerate(row) for _ in range(length)]
-    return offsets, torch.tensor(branches, dtype=torch.int64)
-
-
-def make_qkv(branch_ids, head_dim=16, dtype=torch.float32):
-    return torch.randn(len(branch_ids), 3 * HEADS * head_dim).to(dtype)
-
-
-def close(actual, expected):
-    rtol, atol = (2e-2, 2e-2) if actual.dtype == torch.bfloat16 else (1e-4, 2e-5)
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
-
-
-def forward_and_gradient(qkv, grad, *arguments):
-    leaf = qkv.detach().requires_grad_()
-    out = ops.branch_attention(leaf, *arguments)
-    out.backward(grad)
-    return out.detach(), leaf.grad
-
-
-def reference_forward_and_gradient(qkv, grad, *arguments):
-    out, logsumexp = reference.branch_attention(qkv, *arguments)
-    return out, reference.branch_attention_backward(grad, qkv, out, logsumexp, *arguments)
-
-
-def masked_attention(qkv, offsets, branch_ids):
-    """Torch's attention, a row at a time, under the mask written out."""
-    outs = [qkv[:0, : qkv.shape[1] // 3]]
-    for first, end in pairwise(offsets.tolist()):
-        n = end - first
-        if n == 0:
-            continue
-        branch = branch_ids[first:end].tolist()
-        mask = torch.tensor(
-            [[k <= i and branch[k] in (0, branch[i]) for k in range(n)] for i in range(n)]
-        )
-        query, key, value = (
-            part.unflatten(1, (HEADS, -1)).transpose(0, 1) for part in qkv[first:end].chunk(3, 1)
-        )
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        outs.append(out.transpose(0, 1).flatten(1))
-    return torch.cat(outs)
-
-
 def test_a_worked_example():
     offsets, branch_ids = layout([(1, 1, 1)])
     # Indifferent queries: the mean of the values that a token sees. The branches see the prefix
     # and themselves.
     qkv = torch.tensor([[0.0, 5.0, 1.0], [0.0, 6.0, 3.0], [0.0, 7.0, 5.0]])
-    out = ops.branch_attention(qkv, offsets, branch_ids, num_heads=1)
-    assert out.tolist() == [[1.0], [2.0], [3.0]]
+    out = ops.branch_attention(*heads(qkv, (1, 1)), offsets, branch_ids)
+    assert out.tolist() == [[[1.0]], [[2.0]], [[3.0]]]
 
 
 @pytest.mark.parametrize("head_dim", [4, 16, 64, 80])
 def test_outputs_and_gradients_are_those_of_torchs_attention_under_the_mask(head_dim):
     offsets, branch_ids = layout(TYPICAL)
     qkv = make_qkv(branch_ids, head_dim).double()
-    grad = torch.randn(len(qkv), HEADS * head_dim).double()
+    grad = make_grad(branch_ids, head_dim).double()
     leaf = qkv.clone().requires_grad_()
     expected = masked_attention(leaf, offsets, branch_ids)
     expected.backward(grad)
-    out, grad_qkv = forward_and_gradient(qkv.float(), grad.float(), offsets, branch_ids, HEADS)
+    out, grad_qkv = forward_and_gradient(qkv.float(), grad.float(), offsets, branch_ids)
     close(out, expected.detach().float())
     close(grad_qkv, leaf.grad.float())
 
@@ -104,8 +60,8 @@ def test_outputs_and_gradients_are_those_of_torchs_attention_under_the_mask(head
 def test_the_kernels_compute_what_the_reference_does(rows, head_dim, dtype, dropout_p):
     offsets, branch_ids = layout(rows)
     qkv = make_qkv(branch_ids, head_dim, dtype)
-    grad = torch.randn(len(qkv), HEADS * head_dim).to(dtype)
-    arguments = (offsets, branch_ids, HEADS, dropout_p, SEED)
+    grad = make_grad(branch_ids, head_dim, dtype)
+    arguments = (offsets, branch_ids, dropout_p, SEED)
     out, grad_qkv = forward_and_gradient(qkv, grad, *arguments)
     expected, expected_grad = reference_forward_and_gradient(qkv, grad, *arguments)
     assert out.dtype == grad_qkv.dtype == dtype
@@ -116,21 +72,21 @@ def test_the_kernels_compute_what_the_reference_does(rows, head_dim, dtype, drop
 def test_the_references_gradient_is_the_gradient_of_the_reference():
     offsets, branch_ids = layout(TYPICAL)
     leaf = make_qkv(branch_ids).requires_grad_()
-    arguments = (offsets, branch_ids, HEADS, 0.3, SEED)
-    out, logsumexp = reference.branch_attention(leaf, *arguments)
+    arguments = (offsets, branch_ids, 0.3, SEED)
+    out, logsumexp = reference.branch_attention(*heads(leaf), *arguments)
     grad = torch.randn_like(out)
     out.backward(grad)
     actual = reference.branch_attention_backward(
-        grad, leaf.detach(), out.detach(), logsumexp.detach(), *arguments
+        grad, *heads(leaf.detach()), out.detach(), logsumexp.detach(), *arguments
     )
-    close(actual, leaf.grad)
+    close(torch.cat(actual, dim=1).flatten(1), leaf.grad)
 
 
 def test_rows_beyond_a_thousand_tokens():
     offsets, branch_ids = layout([(1000, 60, 30), (2, 1)])
     qkv = make_qkv(branch_ids)
-    grad = torch.randn(len(qkv), HEADS * 16)
-    arguments = (offsets, branch_ids, HEADS, 0.0, None)
+    grad = make_grad(branch_ids)
+    arguments = (offsets, branch_ids, 0.0, None)
     expected = reference_forward_and_gradient(qkv, grad, *arguments)
     for a, b in zip(forward_and_gradient(qkv, grad, *arguments), expected, strict=True):
         close(a, b)
@@ -140,22 +96,10 @@ def test_rows_beyond_a_thousand_tokens():
 def test_no_rows_and_no_tokens(rows):
     offsets, branch_ids = layout(rows)
     leaf = make_qkv(branch_ids).requires_grad_()
-    out = ops.branch_attention(leaf, offsets, branch_ids, HEADS, 0.5, SEED)
-    assert out.shape == (0, HEADS * 16)
+    out = ops.branch_attention(*heads(leaf), offsets, branch_ids, 0.5, SEED)
+    assert out.shape == (0, HEADS[0], 16)
     out.sum().backward()
     assert leaf.grad.shape == leaf.shape
-
-
-def test_input_and_gradient_that_are_not_contiguous():
-    offsets, branch_ids = layout(TYPICAL)
-    qkv = make_qkv(branch_ids)
-    grad = torch.randn(HEADS * 16, len(qkv)).t()
-    arguments = (offsets, branch_ids, HEADS)
-    expected = forward_and_gradient(qkv, grad.contiguous(), *arguments)
-    strided = torch.stack([qkv, qkv], dim=-1)[..., 0]
-    for other in (strided, qkv.t().contiguous().t()):
-        actual = forward_and_gradient(other, grad, *arguments)
-        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @needs_kernels
@@ -163,15 +107,17 @@ def test_input_and_gradient_that_are_not_contiguous():
 def test_nothing_depends_on_what_a_token_does_not_see(dropout_p):
     offsets, branch_ids = layout([(40, 14, 9)])
     qkv = make_qkv(branch_ids)
-    arguments = (HEADS, dropout_p, SEED)
-    out = ops.branch_attention(qkv, offsets, branch_ids, *arguments)
+    arguments = (dropout_p, SEED)
+    out = ops.branch_attention(*heads(qkv), offsets, branch_ids, *arguments)
     other = qkv.clone()
     other[40:54] = torch.randn(14, qkv.shape[1])  # another first branch
-    changed = ops.branch_attention(other, offsets, branch_ids, *arguments)
+    changed = ops.branch_attention(*heads(other), offsets, branch_ids, *arguments)
     assert torch.equal(out[:40], changed[:40])
     assert not torch.equal(out[40:54], changed[40:54])
     assert torch.equal(out[54:], changed[54:])
-    alone = ops.branch_attention(qkv[:40], torch.tensor([0, 40]), branch_ids[:40], *arguments)
+    alone = ops.branch_attention(
+        *heads(qkv[:40]), torch.tensor([0, 40]), branch_ids[:40], *arguments
+    )
     assert torch.equal(out[:40], alone)
 
 
@@ -179,12 +125,12 @@ def test_nothing_depends_on_what_a_token_does_not_see(dropout_p):
 def test_the_number_of_threads_changes_no_bit():
     offsets, branch_ids = layout(TYPICAL)
     qkv = make_qkv(branch_ids)
-    grad = torch.randn(len(qkv), HEADS * 16)
+    grad = make_grad(branch_ids)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(forward_and_gradient(qkv, grad, offsets, branch_ids, HEADS, 0.2, SEED))
+            results.append(forward_and_gradient(qkv, grad, offsets, branch_ids, 0.2, SEED))
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:
@@ -199,7 +145,8 @@ def weights_of(dropout_p, seed, n=128):
     offsets, branch_ids = layout([(n // 2, n // 4, n // 4)])
     qkv = torch.zeros(n, 3, n)
     qkv[:, 2] = torch.eye(n)
-    return ops.branch_attention(qkv.flatten(1), offsets, branch_ids, 1, dropout_p, seed)
+    parts = heads(qkv.flatten(1), (1, 1))
+    return ops.branch_attention(*parts, offsets, branch_ids, dropout_p, seed)[:, 0]
 
 
 @pytest.mark.parametrize("dropout_p", [0.1, 0.5, 0.9])
@@ -222,11 +169,11 @@ def test_heads_rows_and_segments_draw_their_own_masks():
     rows = [(16, 16), (16, 16)]
     offsets, branch_ids = layout(rows)
     value = torch.eye(16)[torch.arange(16).repeat(4)]
-    qkv = torch.zeros(64, 3, HEADS, 16)
+    qkv = torch.zeros(64, 3, 2, 16)
     qkv[:, 2] = value[:, None]
     # The last token of each segment sees 16 keys of its own; the second segment's sees 16 more.
-    out = ops.branch_attention(qkv.flatten(1), offsets, branch_ids, HEADS, 0.5, SEED)
-    last = out.unflatten(1, (HEADS, 16))[15::16].flatten(0, 1)
+    out = ops.branch_attention(*heads(qkv.flatten(1)), offsets, branch_ids, 0.5, SEED)
+    last = out[15::16].flatten(0, 1)
     assert len({tuple(weights) for weights in last.tolist()}) == len(last)
 
 
@@ -234,10 +181,10 @@ def test_the_backward_pass_drops_what_the_forward_pass_dropped():
     # The output is linear in the values: its derivative along any direction is its value there.
     offsets, branch_ids = layout([(30, 7, 5), (0, 20)])
     qkv = make_qkv(branch_ids)
-    grad = torch.randn(len(qkv), HEADS * 16)
-    arguments = (offsets, branch_ids, HEADS, 0.4, SEED)
+    grad = make_grad(branch_ids)
+    arguments = (offsets, branch_ids, 0.4, SEED)
     out, grad_qkv = forward_and_gradient(qkv, grad, *arguments)
-    values = slice(2 * HEADS * 16, None)
+    values = slice(sum(HEADS) * 16, None)
     along = (grad_qkv[:, values] * qkv[:, values]).sum()
     torch.testing.assert_close(along, (grad * out).sum(), rtol=1e-4, atol=1e-3)
     # In queries and keys by finite differences of the reference, which drops alike.
@@ -245,7 +192,7 @@ def test_the_backward_pass_drops_what_the_forward_pass_dropped():
     direction[:, values] = 0
     step = 1e-2
     ahead, behind = (
-        ops.branch_attention(qkv + sign * step * direction, *arguments) for sign in (1, -1)
+        ops.branch_attention(*heads(qkv + sign * step * direction), *arguments) for sign in (1, -1)
     )
     slope = (grad * (ahead - behind)).sum() / (2 * step)
     torch.testing.assert_close((grad_qkv * direction).sum(), slope, rtol=2e-2, atol=5e-2)
@@ -254,9 +201,9 @@ def test_the_backward_pass_drops_what_the_forward_pass_dropped():
 def test_very_different_scores_do_not_overflow():
     offsets, branch_ids = layout([(50, 20)])
     qkv = make_qkv(branch_ids)
-    qkv[:, : 2 * HEADS * 16] *= 100  # queries and keys: the scores are in the ten thousands
-    grad = torch.randn(len(qkv), HEADS * 16)
-    out, grad_qkv = forward_and_gradient(qkv, grad, offsets, branch_ids, HEADS)
+    qkv[:, : sum(HEADS) * 16] *= 100  # queries and keys: the scores are in the ten thousands
+    grad = make_grad(branch_ids)
+    out, grad_qkv = forward_and_gradient(qkv, grad, offsets, branch_ids)
     assert grad_qkv.isfinite().all()
     expected = masked_attention(qkv.double(), offsets, branch_ids).float()
     # Scores of ten thousand have 4 digits left after the point, and here and there two are close.
@@ -267,8 +214,8 @@ def test_very_different_scores_do_not_overflow():
 def test_autocast_and_inference_mode_change_nothing(dtype):
     offsets, branch_ids = layout(TYPICAL)
     qkv = make_qkv(branch_ids, dtype=dtype)
-    grad = torch.randn(len(qkv), HEADS * 16).to(dtype)
-    arguments = (offsets, branch_ids, HEADS, 0.2, SEED)
+    grad = make_grad(branch_ids, dtype=dtype)
+    arguments = (offsets, branch_ids, 0.2, SEED)
     expected = forward_and_gradient(qkv, grad, *arguments)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = forward_and_gradient(qkv, grad, *arguments)
@@ -277,16 +224,16 @@ def test_autocast_and_inference_mode_change_nothing(dtype):
         assert torch.equal(a, b)
         close(c, b)
     with torch.inference_mode():
-        assert torch.equal(ops.branch_attention(qkv, *arguments), expected[0])
+        assert torch.equal(ops.branch_attention(*heads(qkv), *arguments), expected[0])
 
 
 @needs_kernels
 def test_what_does_not_fit_is_named():
     offsets, branch_ids = layout([(2, 1), (1,)])
-    qkv = make_qkv(branch_ids)
+    q, k, v = heads(make_qkv(branch_ids))
 
-    def call(qkv=qkv, offsets=offsets, branch_ids=branch_ids, heads=HEADS, p=0.0, seed=None):
-        return ops.branch_attention(qkv, offsets, branch_ids, heads, p, seed)
+    def call(q=q, k=k, v=v, offsets=offsets, branch_ids=branch_ids, p=0.0, seed=None):
+        return ops.branch_attention(q, k, v, offsets, branch_ids, p, seed)
 
     for wrong, error, message in [
         ({"offsets": torch.tensor([0, 3])}, ValueError, "from 0 to the number of tokens, 4"),
@@ -300,11 +247,18 @@ def test_what_does_not_fit_is_named():
         ({"branch_ids": torch.tensor([0, 1, 0, 0])}, ValueError, "row 0 .* token 2 has 0"),
         ({"branch_ids": torch.tensor([-1, 0, 0, 0])}, ValueError, "token 0 has -1"),
         ({"branch_ids": branch_ids.float()}, TypeError, "branch_ids must be"),
-        ({"qkv": qkv.double()}, TypeError, "float32 or bfloat16"),
-        ({"qkv": qkv[None]}, ValueError, r"qkv must be \[tokens, 3"),
-        ({"heads": 5}, ValueError, "with 5 heads"),
-        ({"heads": 0}, ValueError, "with 0 heads"),
-        ({"heads": -2}, ValueError, "with -2 heads"),
+        ({"q": q.double()}, TypeError, "of one type, not Double, Float and Float"),
+        ({"v": v.bfloat16()}, TypeError, "of one type, not Float, Float and BFloat16"),
+        ({"q": q.int(), "k": k.int(), "v": v.int()}, TypeError, "must be floating-point numbers"),
+        ({"q": q[None]}, ValueError, r"q must be \[tokens, num_heads, head_dim\]"),
+        ({"q": q.flatten(1), "k": k.flatten(1), "v": v.flatten(1)}, ValueError, "q must be"),
+        ({"q": q[:3]}, ValueError, r"not \[3, 2, 16\], \[4, 2, 16\] and \[4, 2, 16\]"),
+        ({"v": v[:, :1]}, ValueError, r"num_kv_heads, head_dim\], not .* and \[4, 1, 16\]"),
+        ({"q": q[..., :8]}, ValueError, r"not \[4, 2, 8\]"),
+        ({"q": q[:, [0, 1, 0]]}, ValueError, r"not \[4, 3, 16\]"),  # no multiple of 2
+        ({"q": q[:, :0]}, ValueError, r"not \[4, 0, 16\]"),
+        ({"k": k[:, :0], "v": v[:, :0]}, ValueError, r"not .*, \[4, 0, 16\] and"),
+        ({"q": q[..., :0], "k": k[..., :0], "v": v[..., :0]}, ValueError, r"not \[4, 2, 0\]"),
         ({"p": 0.1}, ValueError, "dropout needs a seed"),
         ({"p": 1.0, "seed": SEED}, ValueError, "at least 0 and less than 1, not 1.0"),
         ({"p": torch.nan, "seed": SEED}, ValueError, "less than 1, not nan"),
@@ -315,38 +269,47 @@ def test_what_does_not_fit_is_named():
             call(**wrong)
 
     def backward(**wrong):
+        plain = (offsets, branch_ids, 0.0, None)
         out, logsumexp = torch.ops.convai_fast.branch_attention(
-            qkv, offsets, branch_ids, HEADS, 0.0, None
+            q, k, v, *plain, None, None, None, 0, 0
         )
-        tensors = {"grad_out": out, "qkv": qkv, "out": out, "logsumexp": logsumexp, **wrong}
-        return torch.ops.convai_fast.branch_attention_backward(
-            *tensors.values(), offsets, branch_ids, HEADS, 0.0, None
-        )
+        tensors = {"grad_out": out, "q": q, "k": k, "v": v, "out": out, "logsumexp": logsumexp}
+        return torch.ops.convai_fast.branch_attention_backward(*(tensors | wrong).values(), *plain)
 
     backward()
     for name, shape in [
-        ("grad_out", (3, 32)),
-        ("out", (4, 16)),
+        ("grad_out", (3, 2, 16)),
+        ("grad_out", (4, 32)),
+        ("out", (4, 1, 16)),
         ("logsumexp", (2, 3)),
         ("logsumexp", (1, 4)),
-        ("qkv", (3, 96)),
+        ("q", (4, 4, 16)),
     ]:
         with pytest.raises(ValueError, match="do not fit each other"):
             backward(**{name: torch.zeros(shape)})
+    with pytest.raises(ValueError, match="q must be"):
+        backward(q=torch.zeros(3, 2, 16))
+    for name in ("grad_out", "out"):
+        with pytest.raises(TypeError, match="grad_out and out must be Float"):
+            backward(**{name: q.double()})
+    with pytest.raises(TypeError, match="logsumexp must be"):
+        backward(logsumexp=torch.zeros(2, 4).double())
 
 
-def test_opcheck_passes():
+@pytest.mark.parametrize("counts", [HEADS, (4, 2)])
+def test_opcheck_passes(counts):
     offsets, branch_ids = layout([(5, 2), (1,)])
-    qkv = make_qkv(branch_ids)
-    for arguments in [(HEADS, 0.0, None), (HEADS, 0.3, SEED)]:
-        everything = (offsets, branch_ids, *arguments)
-        leaf = qkv.clone().requires_grad_()
+    parts = heads(make_qkv(branch_ids, counts=counts), counts)
+    no_index = (None, None, None, 0, 0)
+    for dropout in [(0.0, None), (0.3, SEED)]:
+        everything = (offsets, branch_ids, *dropout)
+        leaves = [part.clone().requires_grad_() for part in parts]
         forward = torch.ops.convai_fast.branch_attention
-        torch.library.opcheck(forward.default, (leaf, *everything))
-        out, logsumexp = forward(qkv, *everything)
+        torch.library.opcheck(forward.default, (*leaves, *everything, *no_index))
+        out, logsumexp = forward(*parts, *everything, *no_index)
         torch.library.opcheck(
             torch.ops.convai_fast.branch_attention_backward.default,
-            (out, qkv, out, logsumexp, *everything),
+            (out, *parts, out, logsumexp, *everything),
         )
 
 
@@ -355,8 +318,8 @@ def test_it_compiles_into_a_graph():
     qkv = make_qkv(branch_ids)
     compiled = torch.compile(ops.branch_attention, backend="eager", fullgraph=True)
     one, other = qkv.clone().requires_grad_(), qkv.clone().requires_grad_()
-    out = compiled(one, offsets, branch_ids, HEADS, 0.3, SEED)
-    expected = ops.branch_attention(other, offsets, branch_ids, HEADS, 0.3, SEED)
+    out = compiled(*heads(one), offsets, branch_ids, 0.3, SEED)
+    expected = ops.branch_attention(*heads(other), offsets, branch_ids, 0.3, SEED)
     assert torch.equal(out, expected)
     out.sum().backward()
     expected.sum().backward()

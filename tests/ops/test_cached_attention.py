@@ -1,16 +1,17 @@
 """`cached_attention` against its reference and torch's own attention over whole sequences."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from convai_fast import _native, ops
+from convai_fast import ops
 from convai_fast.ops import reference
+from tests.helpers.branches import heads, needs_kernels
 
 HEAD_DIMS = [1, 3, 16, 64, 80]
 LENGTHS = [1, 15, 16, 17, 63, 64, 65, 130]
-
-needs_kernels = pytest.mark.skipif(_native.host is None, reason="nothing is compiled here")
 
 
 @pytest.fixture(autouse=True)
@@ -21,17 +22,23 @@ def seeded():
 class Cache:
     """Keys and values full of what was there before, and the calls on them."""
 
-    def __init__(self, head_dim, num_heads=2, num_slots=3, capacity=192):
-        self.num_heads, self.head_dim = num_heads, head_dim
-        value_dim = -(-head_dim // 64) * 64
-        self.keys = 100 * torch.randn(num_slots, num_heads, capacity // 16, head_dim, 16)
-        self.values = 100 * torch.randn(num_slots, num_heads, capacity, value_dim)
+    def __init__(self, head_dim, counts=(2, 2), num_slots=3, capacity=192, dtype=torch.float32):
+        self.counts, self.head_dim = counts, head_dim
+        value_dim, num_kv_heads = -(-head_dim // 64) * 64, counts[1]
+        keys = 100 * torch.randn(num_slots, num_kv_heads, capacity // 16, head_dim, 16)
+        values = 100 * torch.randn(num_slots, num_kv_heads, capacity, value_dim)
+        self.keys, self.values = keys.to(dtype), values.to(dtype)
+
+    def copy(self):
+        other = copy.copy(self)
+        other.keys, other.values = self.keys.clone(), self.values.clone()
+        return other
 
     def attend(self, runs, operator=ops.cached_attention):
         """`runs` is {slot: (its tokens so far, qkv of the new ones)}; the output of each."""
         counts = [len(qkv) for _, qkv in runs.values()]
         out = operator(
-            torch.cat([qkv for _, qkv in runs.values()]),
+            *heads(torch.cat([qkv for _, qkv in runs.values()]), self.counts),
             self.keys,
             self.values,
             torch.tensor(list(runs)),
@@ -41,16 +48,14 @@ class Cache:
         return out.split(counts)
 
     def new_tokens(self, count):
-        return torch.randn(count, 3 * self.num_heads * self.head_dim)
+        num_heads, num_kv_heads = self.counts
+        return torch.randn(count, (num_heads + 2 * num_kv_heads) * self.head_dim)
 
 
-def whole_attention(qkv, num_heads):
-    query, key, value = (
-        part.unflatten(-1, (num_heads, -1)).transpose(0, 1) for part in qkv.double().chunk(3, -1)
-    )
-    return (
-        F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(0, 1).flatten(1)
-    )
+def whole_attention(qkv, counts=(2, 2)):
+    query, key, value = (part.transpose(0, 1) for part in heads(qkv.double(), counts))
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    return out.transpose(0, 1)
 
 
 def close(actual, expected):
@@ -58,15 +63,15 @@ def close(actual, expected):
 
 
 def test_a_worked_example():
-    cache = Cache(head_dim=1, num_heads=1, num_slots=1)
+    cache = Cache(head_dim=1, counts=(1, 1), num_slots=1)
     # Two tokens of query, key and value; the second sees both keys, weighted 1 to e.
     (out,) = cache.attend({0: (0, torch.tensor([[5.0, 0.0, 1.0], [1.0, 1.0, 3.0]]))})
     e = torch.e
-    assert out[:, 0].tolist() == pytest.approx([1.0, (1 + 3 * e) / (1 + e)])
+    assert out[:, 0, 0].tolist() == pytest.approx([1.0, (1 + 3 * e) / (1 + e)])
     assert cache.keys[0, 0, 0, 0, :2].tolist() == [0, 1]
     assert cache.values[0, 0, :2, 0].tolist() == [1, 3]
     (out,) = cache.attend({0: (2, torch.tensor([[0.0, 9.0, 5.0]]))})
-    assert out.tolist() == [[pytest.approx(3.0)]]  # an indifferent query: the mean
+    assert out.tolist() == [[[pytest.approx(3.0)]]]  # an indifferent query: the mean
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
@@ -75,7 +80,7 @@ def test_a_whole_sequence_is_torchs_causal_attention(head_dim, length):
     cache = Cache(head_dim)
     qkv = cache.new_tokens(length)
     (out,) = cache.attend({1: (0, qkv)})
-    close(out, whole_attention(qkv, 2))
+    close(out, whole_attention(qkv))
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
@@ -88,7 +93,7 @@ def test_several_sequences_at_once_each_after_its_own_past(head_dim):
         {slot: (before[slot], qkvs[slot][before[slot] : after[slot]]) for slot in (2, 0, 1)}
     )
     for slot, out in zip((2, 0, 1), outs, strict=True):
-        expected = whole_attention(qkvs[slot][: after[slot]], 2)
+        expected = whole_attention(qkvs[slot][: after[slot]])
         close(out, expected[before[slot] :])
 
 
@@ -131,19 +136,20 @@ def test_the_number_of_threads_changes_no_bit():
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             torch.manual_seed(1)
-            cache = Cache(16, num_heads=5)
+            cache = Cache(16, counts=(5, 5))
             outs.append(cache.attend({slot: (0, cache.new_tokens(40)) for slot in range(3)}))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(torch.cat(out), torch.cat(outs[0])) for out in outs)
 
 
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_the_kernel_computes_and_stores_what_the_reference_does(head_dim):
+@pytest.mark.parametrize("counts", [(2, 2), (4, 1), (4, 2), (6, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("head_dim", [1, 16, 80])
+def test_the_kernel_computes_and_stores_what_the_reference_does(head_dim, dtype, counts):
     torch.manual_seed(1)
-    one, other = Cache(head_dim), Cache(head_dim)
-    other.keys.copy_(one.keys)
-    other.values.copy_(one.values)
+    one = Cache(head_dim, counts, dtype=dtype)
+    other = one.copy()
     for runs in [
         {2: (0, one.new_tokens(31)), 0: (0, one.new_tokens(64))},
         {0: (64, one.new_tokens(1)), 1: (0, one.new_tokens(3)), 2: (31, one.new_tokens(100))},
@@ -163,7 +169,7 @@ def test_very_different_scores_do_not_overflow():
     assert out.isfinite().all()
     query, key = qkv[:, :16].double(), qkv[:, 32:48].double()
     best = (query @ key.T).masked_fill(torch.ones(70, 70).triu(1).bool(), -torch.inf).argmax(1)
-    close(out[:, :16], qkv[best, 64:80])
+    close(out[:, 0], qkv[best, 64:80])
 
 
 @needs_kernels  # the reference multiplies what the mask hides by 0, and NaN remains
@@ -195,12 +201,14 @@ def test_no_tokens_and_no_sequences():
     before = cache.keys.clone()
     empty = torch.zeros(0, 96)
     none = torch.zeros(0, dtype=torch.int64)
-    out = ops.cached_attention(empty, cache.keys, cache.values, none, torch.tensor([0]), none)
-    assert out.shape == (0, 32)
+    out = ops.cached_attention(
+        *heads(empty), cache.keys, cache.values, none, torch.tensor([0]), none
+    )
+    assert out.shape == (0, 2, 16)
     qkv = cache.new_tokens(3)
     none_of_1, out = cache.attend({1: (5, empty), 0: (0, qkv)})
     assert len(none_of_1) == 0
-    close(out, whole_attention(qkv, 2))
+    close(out, whole_attention(qkv))
     assert torch.equal(cache.keys[1:], before[1:])
 
 
@@ -208,13 +216,11 @@ def test_no_tokens_and_no_sequences():
 def test_what_does_not_fit_is_named():
     cache = Cache(16)
 
-    def call(qkv=None, slots=(0, 1), offsets=(0, 2, 4), lengths=(0, 190), keys=None, values=None):
-        return ops.cached_attention(
-            torch.zeros(4, 96) if qkv is None else qkv,
-            cache.keys if keys is None else keys,
-            cache.values if values is None else values,
-            *(torch.tensor(table) for table in (slots, offsets, lengths)),
-        )
+    def call(slots=(0, 1), offsets=(0, 2, 4), lengths=(0, 190), **wrong):
+        x = torch.zeros(4, 2, 16)
+        tensors = {"q": x, "k": x, "v": x, "keys": cache.keys, "values": cache.values} | wrong
+        tables = (torch.tensor(table) for table in (slots, offsets, lengths))
+        return ops.cached_attention(*tensors.values(), *tables)
 
     call()  # to the very end of the slot
     before = cache.keys.clone()
@@ -231,9 +237,15 @@ def test_what_does_not_fit_is_named():
         ({"offsets": (0, 4)}, ValueError, "2 slots need as many lengths and one offset more"),
         ({"lengths": (0,)}, ValueError, "2 slots need as many lengths"),
         ({"slots": (0.0, 1.0)}, TypeError, "slots must be"),
-        ({"qkv": torch.zeros(4, 95)}, ValueError, "do not fit each other"),
-        ({"qkv": torch.zeros(4, 96).double()}, TypeError, "qkv must be"),
-        ({"qkv": torch.zeros(96, 4).t()}, ValueError, "must be contiguous"),
+        ({"q": torch.zeros(4, 2, 15)}, ValueError, "do not fit each other"),
+        ({"q": torch.zeros(4, 32)}, ValueError, "do not fit each other"),
+        ({"q": torch.zeros(4, 3, 16)}, ValueError, "do not fit each other"),  # no multiple of 2
+        ({"k": torch.zeros(3, 2, 16)}, ValueError, "do not fit each other"),
+        ({"v": torch.zeros(4, 1, 16)}, ValueError, "do not fit each other"),
+        ({"q": torch.zeros(4, 2, 16).double()}, TypeError, "q must be float32, not Double"),
+        ({"k": torch.zeros(4, 2, 16).bfloat16()}, TypeError, "k must be float32, not BFloat16"),
+        ({"v": torch.zeros(4, 2, 16).int()}, TypeError, "v must be float32, not Int"),
+        ({"keys": cache.keys.half()}, TypeError, "keys must be float32 or bfloat16, not Half"),
         ({"keys": cache.keys[:, :1].contiguous()}, ValueError, "do not fit each other"),
         ({"keys": cache.keys.transpose(0, 1)}, ValueError, "must be contiguous"),
         ({"values": cache.values[..., :48].contiguous()}, ValueError, "do not fit each other"),
@@ -244,12 +256,53 @@ def test_what_does_not_fit_is_named():
     assert torch.equal(cache.keys, before)  # nothing is written before all is checked
 
 
-def test_opcheck_passes():
-    cache = Cache(16)
+@pytest.mark.parametrize("counts", [(4, 1), (4, 2), (6, 3)])
+def test_grouped_heads_are_torchs_attention_with_grouped_heads_and_repeated_ones(counts):
+    num_heads, num_kv_heads = counts
+    group = num_heads // num_kv_heads
+    cache = Cache(16, counts)
+    repeated = Cache(16, (num_heads, num_heads))
+    qkv = cache.new_tokens(70)
+    query, *shared = heads(qkv, counts)
+    repeats = [part.repeat_interleave(group, dim=1) for part in shared]
+    qkv_repeated = torch.cat([query, *repeats], dim=1).flatten(1)
+    length, outs = 0, []
+    for end in (20, 21, 64, 70):
+        (out,) = cache.attend({1: (length, qkv[length:end])})
+        (expected,) = repeated.attend({1: (length, qkv_repeated[length:end])})
+        close(out, expected)
+        length, outs = end, [*outs, out]
+    close(torch.cat(outs), whole_attention(qkv, counts))
+
+
+def test_rows_apart_and_heads_out_of_order_change_no_bit():
+    cache = Cache(16, counts=(4, 2))
+    parts = heads(cache.new_tokens(21), cache.counts)
+    tables = (torch.tensor([2, 0]), torch.tensor([0, 4, 21]), torch.tensor([0, 17]))
+
+    def attend(parts):
+        its = cache.copy()
+        return (ops.cached_attention(*parts, its.keys, its.values, *tables), its.keys, its.values)
+
+    expected = attend([part.contiguous() for part in parts])
+    for others in (
+        parts,
+        [part.transpose(0, 1).contiguous().transpose(0, 1) for part in parts],
+        [torch.stack([part, part], -1)[..., 0] for part in parts],
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(attend(others), expected, strict=True))
+    same = [part[:1].expand(21, -1, -1) for part in parts]
+    expected = attend([part.contiguous() for part in same])
+    assert all(torch.equal(a, b) for a, b in zip(attend(same), expected, strict=True))
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (4, 2)])
+def test_opcheck_passes(counts):
+    cache = Cache(16, counts)
     torch.library.opcheck(
         torch.ops.convai_fast.cached_attention.default,
         (
-            cache.new_tokens(5),
+            *heads(cache.new_tokens(5), counts),
             cache.keys,
             cache.values,
             torch.tensor([2, 0]),

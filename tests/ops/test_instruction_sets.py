@@ -10,7 +10,8 @@ import pytest
 from convai_fast import _native
 
 KERNELS = ("branch_attention", "cached_attention", "collate", "dropout", "packed_linear")
-FILES = [Path(__file__).with_name(f"test_{name}.py") for name in (*KERNELS, "sample_kernel")]
+OTHERS = ("branch_attention_grouped_heads", "sample_kernel")
+FILES = [Path(__file__).with_name(f"test_{name}.py") for name in (*KERNELS, *OTHERS)]
 BELOW = {"avx512": ["portable", "avx2"], "avx2": ["portable"]}
 
 

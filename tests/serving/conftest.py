@@ -1,6 +1,6 @@
 import pytest
 
-from tests.tokenizers_of_letters import save_model_of_letters
+from tests.helpers.small_tokenizers import save_model_of_letters
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import pytest
 
 from convai_fast.serving.shown_text import stream_text
-from tests.tokenizers_of_letters import byte_tokenizer, gpt_tokenizer
+from tests.helpers.small_tokenizers import byte_tokenizer, gpt_tokenizer
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ import json
 import shutil
 
 import pytest
-from interruptions import STEPS
 
 from convai_fast.data.build_store import build_store
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.training import loop
 from convai_fast.training.options import TrainOptions
+from tests.helpers.killed_runs import STEPS
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ import time
 
 import pytest
 import torch
-from ranks import arguments_of, exit_codes, start_ranks
 from safetensors.torch import load_file
 
 from convai_fast.cli.main import main
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.training.checkpoints import STATE_FILE
 from convai_fast.training.options import TrainOptions
+from tests.helpers.command_line import arguments_of
+from tests.helpers.ranks import exit_codes, start_ranks
 
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop", "summary_first_dropout")
 

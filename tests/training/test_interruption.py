@@ -2,8 +2,11 @@
 
 import dataclasses
 import signal
+import time
+from pathlib import Path
 
 import pytest
+from transformers import GPT2DoubleHeadsModel
 
 from convai_fast.cli import info
 from convai_fast.cli.main import main
@@ -12,6 +15,7 @@ from convai_fast.training.interruption import stop_on_signal
 from convai_fast.training.loop import train
 from convai_fast.training.run_folder import RunFolder
 from convai_fast.training.step import TrainStep
+from tests.helpers.command_line import start
 
 
 @pytest.mark.parametrize(
@@ -108,3 +112,45 @@ def test_a_ctrl_c_while_python_ends_shows_no_traceback(monkeypatch):
         signal.signal(signal.SIGINT, handler)
     assert main(["info"]) == 130
     assert signal.getsignal(signal.SIGINT) == handler  # a caller's own
+
+
+def start_a_long_run(options, model_folder, data_file):
+    """A run in a process of its own that has taken its first step."""
+    options.from_scratch, options.model = True, str(model_folder)
+    options.dataset_path, options.n_epochs = str(data_file), 100_000
+    process = start(options)
+    metrics = Path(options.output) / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_ctrl_c_and_sigterm_save_before_they_stop(
+    options, model_folder, data_file, tmp_path, number, code
+):
+    process = start_a_long_run(options, model_folder, data_file)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "saved as" in output
+    assert f"continue with: convai-fast train --resume {tmp_path / 'run'}" in output
+    GPT2DoubleHeadsModel.from_pretrained(tmp_path / "run" / "last")
+
+
+@pytest.mark.parametrize("closed", ["both", "stdout"])
+def test_a_log_that_is_closed_first_does_not_keep_a_run_from_saving(
+    options, model_folder, data_file, tmp_path, closed
+):
+    """As Ctrl-C under `2>&1 | tee log` does, which ends tee, too."""
+    process = start_a_long_run(options, model_folder, data_file)
+    process.stdout.close()
+    if closed == "both":
+        process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert (tmp_path / "run" / "last" / "training_state.pt").exists()
+    if closed == "stdout":
+        assert "continue with: convai-fast train --resume" in process.stderr.read()
+        process.stderr.close()

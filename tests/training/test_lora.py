@@ -10,7 +10,6 @@ import sys
 
 import pytest
 import torch
-from interruptions import assert_equal_runs, die_at, in_a_process
 from peft import PeftModel
 from transformers import GPT2DoubleHeadsModel, OpenAIGPTDoubleHeadsModel
 
@@ -23,7 +22,8 @@ from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training import checkpoints, loop, lora, step
 from convai_fast.training.options import TrainOptions
-from tests.old_checkpoints import pack
+from tests.helpers.killed_runs import assert_equal_runs, die_at, in_a_process
+from tests.helpers.old_checkpoints import pack
 
 PEERS = {"gpt2": GPT2DoubleHeadsModel, "openai-gpt": OpenAIGPTDoubleHeadsModel}
 

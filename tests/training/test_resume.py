@@ -11,13 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from interruptions import STEPS, assert_equal_runs, chosen, die_at, in_a_process, records
 
 from convai_fast.cli.main import main
 from convai_fast.errors import UserError
 from convai_fast.training import checkpoints, loop, run_folder, step
 from convai_fast.training.evaluation import MetricSums
 from convai_fast.training.options import TrainOptions
+from tests.helpers.killed_runs import (
+    STEPS,
+    assert_equal_runs,
+    chosen,
+    die_at,
+    in_a_process,
+    records,
+)
 
 
 def resume_command(run, *arguments):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from interruptions import chosen, tree
 
 from convai_fast.cli.main import main
 from convai_fast.errors import UserError
@@ -16,6 +15,7 @@ from convai_fast.training import checkpoints, loop
 from convai_fast.training.evaluation import MetricSums
 from convai_fast.training.options import TrainOptions
 from convai_fast.training.resume import resume_command as resume_command_of
+from tests.helpers.killed_runs import chosen, tree
 
 
 def test_a_link_that_was_copied_as_a_folder_is_one_sentence(killed, undisturbed):

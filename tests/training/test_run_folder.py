@@ -8,11 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from interruptions import tree
 
 from convai_fast.errors import UserError
 from convai_fast.training import checkpoints, loop, run_folder
 from convai_fast.training.options import TrainOptions
+from tests.helpers.killed_runs import tree
 
 
 def test_a_run_can_be_made_in_the_empty_folder_it_is_started_in(run_options, tmp_path, monkeypatch):

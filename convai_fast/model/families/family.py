@@ -6,13 +6,15 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from convai_fast.errors import UserError, shown
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.layers import init_weights
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from convai_fast.model.transformer import Transformer
 
 
@@ -81,7 +83,7 @@ class Family(ABC):
                 raise UserError(f"{name} {shown(value)} is not supported; only {supported!r} is.")
         return self.read_config({**theirs().to_dict(), **given})
 
-    def peer(self, settings: Mapping[str, Any]) -> nn.Module:
+    def peer(self, settings: Mapping[str, Any]) -> "PreTrainedModel":
         """transformers' own model with these settings of its config class, and random weights."""
         import transformers
 

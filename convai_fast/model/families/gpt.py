@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convai_fast.errors import UserError, shown
-from convai_fast.model.config import TransformerConfig
+from convai_fast.model.config import Activation, NormPosition, TransformerConfig
 from convai_fast.model.families.family import Family
 
 # What transformers calls as it is called here.
@@ -89,8 +89,13 @@ class GPT(Family):
 
     activation_field = "afn"  # of config.json
     # What that may say -> ours. OpenAI GPT's "gelu" is the tanh approximation.
-    activations: ClassVar = {"gelu": "gelu_new", "relu": "relu", "silu": "silu", "swish": "silu"}
-    norm_position = "post"
+    activations: ClassVar[dict[str, Activation]] = {
+        "gelu": "gelu_new",
+        "relu": "relu",
+        "silu": "silu",
+        "swish": "silu",
+    }
+    norm_position: NormPosition = "post"
     final_norm = False
 
     def recognises(self, config: Mapping[str, Any], tensor_names: Collection[str]) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from convai_fast.model.config import TransformerConfig
+from convai_fast.model.config import Activation, NormPosition, TransformerConfig
 from convai_fast.model.families.gpt import GPT
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class GPT2(GPT):
         "transformer.final_norm": "transformer.ln_f",
     }
     activation_field = "activation_function"
-    activations: ClassVar = {
+    activations: ClassVar[dict[str, Activation]] = {
         "gelu_new": "gelu_new",
         "gelu_pytorch_tanh": "gelu_new",
         "gelu": "gelu",
@@ -40,7 +40,7 @@ class GPT2(GPT):
         "silu": "silu",
         "swish": "silu",
     }
-    norm_position = "pre"
+    norm_position: NormPosition = "pre"
     final_norm = True
 
     def recognises(self, config: Mapping[str, Any], tensor_names: Collection[str]) -> bool:
@@ -64,6 +64,6 @@ class GPT2(GPT):
         super().initialise(transformer)
         config = transformer.config
         std = config.initializer_range / math.sqrt(2 * config.n_layer)
-        for block in transformer.blocks:
-            nn.init.normal_(block.attention.out.weight, std=std)
-            nn.init.normal_(block.mlp.down.weight, std=std)
+        for name, parameter in transformer.blocks.named_parameters():
+            if name.endswith((".attention.out.weight", ".mlp.down.weight")):
+                nn.init.normal_(parameter, std=std)

@@ -69,14 +69,18 @@ Plan plan_of(const at::Tensor& offsets, const at::Tensor& branch_ids, int64_t to
   return plan;
 }
 
-void check_qkv(const at::Tensor& qkv, int64_t num_heads) {
-  const auto kind = qkv.scalar_type();
-  TORCH_CHECK_TYPE(kind == at::kFloat || kind == at::kBFloat16,
-                   "branch_attention: qkv must be float32 or bfloat16, not ", kind);
-  TORCH_CHECK_VALUE(
-      qkv.dim() == 2 && num_heads > 0 && qkv.size(1) > 0 && qkv.size(1) % (3 * num_heads) == 0,
-      "branch_attention: qkv must be [tokens, 3 * num_heads * head_dim], not ", qkv.sizes(),
-      " with ", num_heads, " heads");
+// q [tokens, num_heads, head_dim], and k and v [tokens, num_kv_heads, head_dim].
+void check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  const auto kind = q.scalar_type();
+  TORCH_CHECK_TYPE(at::isFloatingType(kind) && k.scalar_type() == kind && v.scalar_type() == kind,
+                   "branch_attention: q, k and v must be floating-point numbers of one type, not ",
+                   kind, ", ", k.scalar_type(), " and ", v.scalar_type());
+  TORCH_CHECK_VALUE(q.dim() == 3 && k.dim() == 3 && k.sizes() == v.sizes() &&
+                        q.size(0) == k.size(0) && q.size(2) == k.size(2) && q.size(2) > 0 &&
+                        k.size(1) > 0 && q.size(1) > 0 && q.size(1) % k.size(1) == 0,
+                    "branch_attention: q must be [tokens, num_heads, head_dim], and k and v "
+                    "[tokens, num_kv_heads, head_dim], not ",
+                    q.sizes(), ", ", k.sizes(), " and ", v.sizes());
 }
 
 Dropout dropout_of(double p, const std::optional<at::Tensor>& seed) {
@@ -87,12 +91,13 @@ Dropout dropout_of(double p, const std::optional<at::Tensor>& seed) {
   return {p, static_cast<uint64_t>(*seed->const_data_ptr<int64_t>())};
 }
 
-// A row's head is computed by one thread, so that nothing depends on their number.
+// A row's head of keys is computed by one thread, so that nothing depends on their number.
 template <typename Scalar>
 void attend_all(const Arguments<Scalar>& arguments, const Plan& plan, bool backward) {
   const auto kernel = backward ? CONVAI_FAST_DISPATCH(backward_kernel<Scalar>)
                                : CONVAI_FAST_DISPATCH(forward_kernel<Scalar>);
-  const int64_t tasks = static_cast<int64_t>(plan.rows.size()) * arguments.num_heads;
+  const int64_t num_heads = arguments.num_kv_heads;
+  const int64_t tasks = static_cast<int64_t>(plan.rows.size()) * num_heads;
   int64_t scratch_size = 0;
   for (const Row& row : plan.rows) {
     scratch_size = std::max(scratch_size, Scratch(arguments, row).size());
@@ -104,73 +109,90 @@ void attend_all(const Arguments<Scalar>& arguments, const Plan& plan, bool backw
     const auto scratch = at::empty({scratch_size}, at::kFloat);
     float* memory = scratch.template mutable_data_ptr<float>();
     for (int64_t task; begin < end && (task = next++) < tasks;) {
-      kernel(arguments, plan.rows[task / arguments.num_heads], task % arguments.num_heads, memory);
+      kernel(arguments, plan.rows[task / num_heads], task % num_heads, memory);
     }
   });
 }
 
-void attend(const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& logsumexp,
-            const at::Tensor* grad_out, const at::Tensor* grad_qkv, int64_t num_heads,
-            const Dropout& dropout, const Plan& plan) {
-  const auto attend_as = [&](auto scalar) {
-    using Scalar = decltype(scalar);
-    const auto data = [](const at::Tensor* tensor) {
-      return tensor ? static_cast<Scalar*>(tensor->data_ptr()) : nullptr;
-    };
-    attend_all<Scalar>({.qkv = data(&qkv),
-                        .out = data(&out),
-                        .logsumexp = logsumexp.data_ptr<float>(),
-                        .grad_out = data(grad_out),
-                        .grad_qkv = data(grad_qkv),
-                        .tokens = qkv.size(0),
-                        .num_heads = num_heads,
-                        .head_dim = qkv.size(1) / (3 * num_heads),
-                        .dropout = dropout},
-                       plan, grad_out != nullptr);
-  };
-  if (qkv.scalar_type() == at::kFloat) {
-    attend_as(float{});
+// What the operator was given and gives; the backward pass alone has the gradients.
+struct Tensors {
+  at::Tensor q, k, v, out, logsumexp, grad_out, grad_q, grad_k, grad_v;
+};
+
+template <typename Scalar>
+void attend_as(const Tensors& t, const Dropout& dropout, const Plan& plan) {
+  attend_all<Scalar>({.q = heads_of<const Scalar>(t.q),
+                      .k = heads_of<const Scalar>(t.k),
+                      .v = heads_of<const Scalar>(t.v),
+                      .out = heads_of<Scalar>(t.out),
+                      .logsumexp = t.logsumexp.data_ptr<float>(),
+                      .grad_out = heads_of<const Scalar>(t.grad_out),
+                      .grad_q = heads_of<Scalar>(t.grad_q),
+                      .grad_k = heads_of<Scalar>(t.grad_k),
+                      .grad_v = heads_of<Scalar>(t.grad_v),
+                      .tokens = t.q.size(0),
+                      .num_kv_heads = t.k.size(1),
+                      .group = t.q.size(1) / t.k.size(1),
+                      .dropout = dropout},
+                     plan, t.grad_out.defined());
+}
+
+void attend(const Tensors& tensors, const Dropout& dropout, const Plan& plan) {
+  if (tensors.q.scalar_type() == at::kFloat) {
+    attend_as<float>(tensors, dropout, plan);
   } else {
-    attend_as(simd::BFloat16{});
+    attend_as<simd::BFloat16>(tensors, dropout, plan);
   }
 }
 
-std::tuple<at::Tensor, at::Tensor> branch_attention_cpu(const at::Tensor& any_qkv,
-                                                        const at::Tensor& offsets,
-                                                        const at::Tensor& branch_ids,
-                                                        int64_t num_heads, double dropout_p,
-                                                        const std::optional<at::Tensor>& seed) {
-  check_qkv(any_qkv, num_heads);
-  const auto qkv = any_qkv.contiguous();
-  const auto plan = plan_of(offsets, branch_ids, qkv.size(0));
-  const auto dropout = dropout_of(dropout_p, seed);
-  auto out = at::empty({qkv.size(0), qkv.size(1) / 3}, qkv.options());
-  auto logsumexp = at::empty({num_heads, qkv.size(0)}, qkv.options().dtype(at::kFloat));
-  attend(qkv, out, logsumexp, nullptr, nullptr, num_heads, dropout, plan);
-  return {out, logsumexp};
+// What the kernel reads `x` as: other numbers than its own as float32, in which it computes.
+at::Tensor readable(const at::Tensor& x) {
+  const auto kind = x.scalar_type();
+  return with_dense_heads(kind == at::kFloat || kind == at::kBFloat16 ? x : x.to(at::kFloat));
 }
 
-at::Tensor branch_attention_backward_cpu(const at::Tensor& any_grad_out, const at::Tensor& any_qkv,
-                                         const at::Tensor& out, const at::Tensor& logsumexp,
-                                         const at::Tensor& offsets, const at::Tensor& branch_ids,
-                                         int64_t num_heads, double dropout_p,
-                                         const std::optional<at::Tensor>& seed) {
-  check_qkv(any_qkv, num_heads);
-  const auto qkv = any_qkv.contiguous(), grad_out = any_grad_out.contiguous();
-  const at::IntArrayRef shape = out.sizes();
-  check_tensor(grad_out, "branch_attention: grad_out", qkv.scalar_type(), 2);
-  check_tensor(out, "branch_attention: out", qkv.scalar_type(), 2);
-  check_tensor(logsumexp, "branch_attention: logsumexp", at::kFloat, 2);
-  TORCH_CHECK_VALUE(
-      shape == grad_out.sizes() && shape[0] == qkv.size(0) && shape[1] * 3 == qkv.size(1) &&
-          logsumexp.size(0) == num_heads && logsumexp.size(1) == qkv.size(0),
-      "branch_attention: grad_out ", grad_out.sizes(), ", qkv ", qkv.sizes(), ", out ", shape,
-      " and logsumexp ", logsumexp.sizes(), " do not fit each other");
-  const auto plan = plan_of(offsets, branch_ids, qkv.size(0));
+std::tuple<at::Tensor, at::Tensor> branch_attention_cpu(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& offsets,
+    const at::Tensor& branch_ids, double dropout_p, const std::optional<at::Tensor>& seed,
+    const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
+    const std::optional<at::Tensor>&, int64_t, int64_t) {
+  check_qkv(q, k, v);
+  const auto plan = plan_of(offsets, branch_ids, q.size(0));
   const auto dropout = dropout_of(dropout_p, seed);
-  auto grad_qkv = at::empty(qkv.sizes(), qkv.options());
-  attend(qkv, out, logsumexp, &grad_out, &grad_qkv, num_heads, dropout, plan);
-  return grad_qkv;
+  Tensors t{.q = readable(q), .k = readable(k), .v = readable(v)};
+  t.out = at::empty(q.sizes(), t.q.options());
+  t.logsumexp = at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
+  attend(t, dropout, plan);
+  return {t.out.to(q.scalar_type()), t.logsumexp};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> branch_attention_backward_cpu(
+    const at::Tensor& grad_out, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+    const at::Tensor& out, const at::Tensor& logsumexp, const at::Tensor& offsets,
+    const at::Tensor& branch_ids, double dropout_p, const std::optional<at::Tensor>& seed) {
+  check_qkv(q, k, v);
+  const auto kind = q.scalar_type();
+  TORCH_CHECK_TYPE(grad_out.scalar_type() == kind && out.scalar_type() == kind,
+                   "branch_attention: grad_out and out must be ", kind, ", not ",
+                   grad_out.scalar_type(), " and ", out.scalar_type());
+  check_tensor(logsumexp, "branch_attention: logsumexp", at::kFloat, 2);
+  TORCH_CHECK_VALUE(grad_out.sizes() == q.sizes() && out.sizes() == q.sizes() &&
+                        logsumexp.size(0) == q.size(1) && logsumexp.size(1) == q.size(0),
+                    "branch_attention: grad_out ", grad_out.sizes(), ", q ", q.sizes(), ", out ",
+                    out.sizes(), " and logsumexp ", logsumexp.sizes(), " do not fit each other");
+  const auto plan = plan_of(offsets, branch_ids, q.size(0));
+  const auto dropout = dropout_of(dropout_p, seed);
+  Tensors t{.q = readable(q),
+            .k = readable(k),
+            .v = readable(v),
+            .out = readable(out),
+            .logsumexp = logsumexp,
+            .grad_out = readable(grad_out)};
+  t.grad_q = at::empty(q.sizes(), t.q.options());
+  t.grad_k = at::empty(k.sizes(), t.q.options());
+  t.grad_v = at::empty(v.sizes(), t.q.options());
+  attend(t, dropout, plan);
+  return {t.grad_q.to(kind), t.grad_k.to(kind), t.grad_v.to(kind)};
 }
 
 }  // namespace

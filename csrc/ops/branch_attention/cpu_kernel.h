@@ -1,10 +1,10 @@
 // Attention within rows of tokens, of which each is a prefix and branches that do not see each
 // other, and its gradient: no torch.
 //
-// A row's queries, keys and values of one head are copied to scratch, where prefix and branches are
-// segments that begin at a multiple of 16 and are padded with 0. A block of queries of a segment
-// looks at two parts, the prefix and its own segment; products with both are made of full tiles,
-// and nothing else is computed.
+// A row's keys and values of one head, and the queries that look at them, are copied to scratch,
+// where prefix and branches are segments that begin at a multiple of 16 and are padded with 0. A
+// block of queries of a segment looks at two parts, the prefix and its own segment; products with
+// both are made of full tiles, and nothing else is computed.
 #include <cmath>
 
 #include "ops/branch_attention/products.h"
@@ -41,20 +41,14 @@ CONVAI_FAST_INLINE void visit_kept(const Block& block, const Dropout& dropout, i
   }
 }
 
+// Of one head of queries, by keys in panels and values in scratch.
 template <typename Scalar>
-CONVAI_FAST_TARGET void forward_kernel(const Arguments<Scalar>& a, const Row& row, int64_t head,
-                                       float* memory) {
-  const Scratch scratch(a, row, memory);
-  const int64_t dim = scratch.dim, width = a.num_heads * a.head_dim, packed = row.packed * dim;
-  float *queries = scratch.tokens(0), *keys = scratch.tokens(1);
-  float *panels = scratch.tokens(2), *values = scratch.tokens(3);
-  float *scores = scratch.scores(0), *out = scratch.block();
-  const Scalar* source = a.qkv + head * a.head_dim;
-  pack(row, source, 3 * width, a.head_dim, queries);
-  pack(row, source + width, 3 * width, a.head_dim, keys);
-  pack(row, source + 2 * width, 3 * width, a.head_dim, values);
-  scale(queries, packed, 1.0f / std::sqrt(static_cast<float>(a.head_dim)));
-  transpose(keys, row.packed, dim, panels);
+CONVAI_FAST_INLINE void attend(const Arguments<Scalar>& a, const Row& row, int64_t head,
+                               const Scratch& scratch, const float* panels, const float* values) {
+  const int64_t dim = scratch.dim, num_heads = a.num_kv_heads * a.group;
+  float *queries = scratch.tokens(0), *scores = scratch.scores(0), *out = scratch.block();
+  pack(row, a.q, head, queries);
+  scale(queries, row.packed * dim, 1.0f / std::sqrt(static_cast<float>(a.head_dim())));
 
   for (int64_t s = 0; s < row.num_segments; ++s) {
     const Segment& segment = row.segments[s];
@@ -72,7 +66,7 @@ CONVAI_FAST_TARGET void forward_kernel(const Arguments<Scalar>& a, const Row& ro
         }
       }
       if (a.dropout.threshold > 0) {
-        visit_kept(block, a.dropout, head, a.num_heads,
+        visit_kept(block, a.dropout, head, num_heads,
                    [&](int64_t i, int64_t column, Simd::Int keep) CONVAI_FAST_INLINE_LAMBDA {
                      float* weights = scores + i * row.columns + column;
                      Simd::store(weights, Simd::where(keep, Simd::load(weights)));
@@ -80,41 +74,45 @@ CONVAI_FAST_TARGET void forward_kernel(const Arguments<Scalar>& a, const Row& ro
       }
       sums_of_values(block, scores, row.columns, values, dim, out);
       for (int64_t i = 0; i < block.valid(); ++i) {
-        Scalar* target = a.out + (segment.first + first + i) * width + head * a.head_dim;
-        for (int64_t d = 0; d < a.head_dim; ++d)
+        Scalar* target = a.out.at(segment.first + first + i, head);
+        for (int64_t d = 0; d < a.head_dim(); ++d)
           simd::store(out[i * dim + d] * factors[i], target + d);
       }
     }
   }
 }
 
+template <typename Scalar>
+CONVAI_FAST_TARGET void forward_kernel(const Arguments<Scalar>& a, const Row& row, int64_t kv_head,
+                                       float* memory) {
+  const Scratch scratch(a, row, memory);
+  float *keys = scratch.tokens(1), *panels = scratch.tokens(2), *values = scratch.tokens(3);
+  pack(row, a.k, kv_head, keys);
+  pack(row, a.v, kv_head, values);
+  transpose(keys, row.packed, scratch.dim, panels);
+  for (int64_t i = 0; i < a.group; ++i) {
+    attend(a, row, kv_head * a.group + i, scratch, panels, values);
+  }
+}
+
 // With weights P, dropped and scaled D, and dD = dO V^T dropped and scaled likewise:
 //   dV = D^T dO,  dS = P * (dD - sum(dO * O)),  dQ = dS K scale,  dK = dS^T Q scale.
+// Of one head of queries, whose share is added to the gradients of its keys and values.
 template <typename Scalar>
-CONVAI_FAST_TARGET void backward_kernel(const Arguments<Scalar>& a, const Row& row, int64_t head,
-                                        float* memory) {
+CONVAI_FAST_INLINE void add_gradients(const Arguments<Scalar>& a, const Row& row, int64_t head,
+                                      const Scratch& scratch, const float* keys,
+                                      const float* key_panels, const float* value_panels,
+                                      float* grad_keys, float* grad_values) {
   using Float = Simd::Float;
   using Int = Simd::Int;
-  const Scratch scratch(a, row, memory);
-  const int64_t dim = scratch.dim, width = a.num_heads * a.head_dim, packed = row.packed * dim;
-  float *queries = scratch.tokens(0), *keys = scratch.tokens(1);
-  float *key_panels = scratch.tokens(2), *value_panels = scratch.tokens(3);
-  float *grad_out = scratch.tokens(4), *grad_keys = scratch.tokens(5);
-  float* grad_values = scratch.tokens(6);
+  const int64_t dim = scratch.dim, num_heads = a.num_kv_heads * a.group;
+  float *queries = scratch.tokens(0), *grad_out = scratch.tokens(4);
   float *weights = scratch.scores(0), *grad_scores = scratch.scores(1);
   float* grad_queries = scratch.block();
-  const float factor = 1.0f / std::sqrt(static_cast<float>(a.head_dim));
-  const Scalar* source = a.qkv + head * a.head_dim;
-  Scalar* target = a.grad_qkv + head * a.head_dim;
-  pack(row, source, 3 * width, a.head_dim, queries);
-  pack(row, source + width, 3 * width, a.head_dim, keys);
-  pack(row, source + 2 * width, 3 * width, a.head_dim, grad_values);
-  pack(row, a.grad_out + head * a.head_dim, width, a.head_dim, grad_out);
-  scale(queries, packed, factor);
-  transpose(keys, row.packed, dim, key_panels);
-  transpose(grad_values, row.packed, dim, value_panels);
-  std::fill_n(grad_keys, packed, 0.0f);
-  std::fill_n(grad_values, packed, 0.0f);
+  const float factor = 1.0f / std::sqrt(static_cast<float>(a.head_dim()));
+  pack(row, a.q, head, queries);
+  pack(row, a.grad_out, head, grad_out);
+  scale(queries, row.packed * dim, factor);
 
   for (int64_t s = 0; s < row.num_segments; ++s) {
     const Segment& segment = row.segments[s];
@@ -128,8 +126,7 @@ CONVAI_FAST_TARGET void backward_kernel(const Arguments<Scalar>& a, const Row& r
         if (i >= block.valid()) continue;
         const int64_t token = segment.first + first + i;
         logsumexp[i] = a.logsumexp[head * a.tokens + token];
-        const Scalar* out = a.out + token * width + head * a.head_dim;
-        deltas[i] = dot(grad_out + (block.packed() + i) * dim, out, a.head_dim);
+        deltas[i] = dot(grad_out + (block.packed() + i) * dim, a.out.at(token, head), a.head_dim());
       }
       const auto finish = [&](int64_t i, int64_t column, Int keep) CONVAI_FAST_INLINE_LAMBDA {
         float* weight = weights + i * row.columns + column;
@@ -140,7 +137,7 @@ CONVAI_FAST_TARGET void backward_kernel(const Arguments<Scalar>& a, const Row& r
         Simd::store(grad, p * (kept - deltas[i]));
       };
       if (a.dropout.threshold > 0) {
-        visit_kept(block, a.dropout, head, a.num_heads, finish);
+        visit_kept(block, a.dropout, head, num_heads, finish);
       } else {
         for (int64_t i = 0; i < block.rows; ++i) {
           for (int64_t j = 0; j < block.columns; j += kWidth) finish(i, j, ~Int{});
@@ -150,14 +147,34 @@ CONVAI_FAST_TARGET void backward_kernel(const Arguments<Scalar>& a, const Row& r
       add_sums_of_queries(block, grad_scores, row.columns, queries, dim, grad_keys);
       sums_of_values(block, grad_scores, row.columns, keys, dim, grad_queries);
       for (int64_t i = 0; i < block.valid(); ++i) {
-        Scalar* grad = target + (segment.first + first + i) * 3 * width;
-        for (int64_t d = 0; d < a.head_dim; ++d)
+        Scalar* grad = a.grad_q.at(segment.first + first + i, head);
+        for (int64_t d = 0; d < a.head_dim(); ++d)
           simd::store(grad_queries[i * dim + d] * factor, grad + d);
       }
     }
   }
-  unpack(row, grad_keys, 1.0f, 3 * width, a.head_dim, target + width);
-  unpack(row, grad_values, a.dropout.scale, 3 * width, a.head_dim, target + 2 * width);
+}
+
+template <typename Scalar>
+CONVAI_FAST_TARGET void backward_kernel(const Arguments<Scalar>& a, const Row& row, int64_t kv_head,
+                                        float* memory) {
+  const Scratch scratch(a, row, memory);
+  const int64_t dim = scratch.dim, packed = row.packed * dim;
+  float *keys = scratch.tokens(1), *key_panels = scratch.tokens(2);
+  float *value_panels = scratch.tokens(3), *grad_keys = scratch.tokens(5);
+  float* grad_values = scratch.tokens(6);
+  pack(row, a.k, kv_head, keys);
+  pack(row, a.v, kv_head, grad_values);
+  transpose(keys, row.packed, dim, key_panels);
+  transpose(grad_values, row.packed, dim, value_panels);
+  std::fill_n(grad_keys, packed, 0.0f);
+  std::fill_n(grad_values, packed, 0.0f);
+  for (int64_t i = 0; i < a.group; ++i) {
+    add_gradients(a, row, kv_head * a.group + i, scratch, keys, key_panels, value_panels, grad_keys,
+                  grad_values);
+  }
+  unpack(row, grad_keys, 1.0f, kv_head, a.grad_k);
+  unpack(row, grad_values, a.dropout.scale, kv_head, a.grad_v);
 }
 
 }  // namespace convai_fast::branch_attention::CONVAI_FAST_ISA

@@ -35,16 +35,16 @@ CONVAI_FAST_INLINE void multiply(int64_t rows, int64_t panels, int64_t depth, co
   for (; panel < panels; ++panel) tiles(Tile<kRows, 1>{}, panel);
 }
 
-// Copies a head's queries (part 0), keys (1) or values (2), or, with a stride of one part, outputs.
+// Copies a head of a row's tokens.
 template <typename Scalar>
-CONVAI_FAST_INLINE void pack(const Row& row, const Scalar* source, int64_t stride, int64_t head_dim,
+CONVAI_FAST_INLINE void pack(const Row& row, const Heads<const Scalar>& source, int64_t head,
                              float* packed) {
-  const int64_t dim = round_up(head_dim, kPanel);
+  const int64_t head_dim = source.head_dim, dim = round_up(head_dim, kPanel);
   for (int64_t s = 0; s < row.num_segments; ++s) {
     const Segment& segment = row.segments[s];
     float* target = packed + segment.packed * dim;
     for (int64_t i = 0; i < segment.count; ++i, target += dim) {
-      const Scalar* token = source + (segment.first + i) * stride;
+      const Scalar* token = source.at(segment.first + i, head);
       int64_t d = 0;
       for (; d + kWidth <= head_dim; d += kWidth) {
         Simd::store(target + d, Simd::load(token + d));
@@ -62,15 +62,15 @@ CONVAI_FAST_INLINE void pack(const Row& row, const Scalar* source, int64_t strid
 
 // The reverse of `pack`, times a factor.
 template <typename Scalar>
-CONVAI_FAST_INLINE void unpack(const Row& row, const float* packed, float factor, int64_t stride,
-                               int64_t head_dim, Scalar* target) {
-  const int64_t dim = round_up(head_dim, kPanel);
+CONVAI_FAST_INLINE void unpack(const Row& row, const float* packed, float factor, int64_t head,
+                               const Heads<Scalar>& target) {
+  const int64_t dim = round_up(target.head_dim, kPanel);
   for (int64_t s = 0; s < row.num_segments; ++s) {
     const Segment& segment = row.segments[s];
     for (int64_t i = 0; i < segment.count; ++i) {
-      for (int64_t d = 0; d < head_dim; ++d) {
-        simd::store(packed[(segment.packed + i) * dim + d] * factor,
-                    target + (segment.first + i) * stride + d);
+      Scalar* token = target.at(segment.first + i, head);
+      for (int64_t d = 0; d < target.head_dim; ++d) {
+        simd::store(packed[(segment.packed + i) * dim + d] * factor, token + d);
       }
     }
   }

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "ops/dropout/dropout.h"
+#include "ops/heads.h"
 #include "simd/vector_types.h"
 
 namespace convai_fast::branch_attention {
@@ -28,19 +29,21 @@ struct Row {
   int64_t columns = 0;  // keys that a query sees at most, padding included
 };
 
-// Scalar is float or simd::BFloat16. The backward pass alone reads grad_out and writes grad_qkv; it
-// reads what the forward pass writes.
+// Scalar is float or simd::BFloat16. The backward pass alone reads grad_out and writes the other
+// gradients; it reads what the forward pass writes. Each head of keys and values is that of `group`
+// heads of queries.
 template <typename Scalar>
 struct Arguments {
-  const Scalar* qkv;  // [tokens, 3, num_heads, head_dim]
-  Scalar* out;        // [tokens, num_heads, head_dim]
-  float* logsumexp;   // [num_heads, tokens]
-  const Scalar* grad_out;
-  Scalar* grad_qkv;
-  int64_t tokens, num_heads, head_dim;
+  Heads<const Scalar> q, k, v;
+  Heads<Scalar> out;
+  float* logsumexp;  // [num_heads, tokens]
+  Heads<const Scalar> grad_out;
+  Heads<Scalar> grad_q, grad_k, grad_v;
+  int64_t tokens, num_kv_heads, group;
   Dropout dropout;
 
-  int64_t dim() const { return round_up(head_dim, kPanel); }  // in scratch
+  int64_t head_dim() const { return q.head_dim; }
+  int64_t dim() const { return round_up(head_dim(), kPanel); }  // in scratch
 };
 
 // Keys that a block of queries looks at: packed [first, first + count), count a multiple of 16, in

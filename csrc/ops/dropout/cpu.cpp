@@ -28,8 +28,11 @@ void fill(const at::Tensor& x, at::Tensor& out, const Dropout& dropout) {
 
 at::Tensor dropout_cpu(const at::Tensor& x, double p, const at::Tensor& seed) {
   const auto kind = x.scalar_type();
-  TORCH_CHECK_TYPE(kind == at::kFloat || kind == at::kBFloat16,
-                   "dropout: x must be float32 or bfloat16, not ", kind);
+  TORCH_CHECK_TYPE(at::isFloatingType(kind), "dropout: x must be floating-point numbers, not ",
+                   kind);
+  if (kind != at::kFloat && kind != at::kBFloat16) {
+    return dropout_cpu(x.to(at::kFloat), p, seed).to(kind);
+  }
   check_tensor(seed, "dropout: seed", at::kLong, 0);
   const auto contiguous = x.contiguous();
   auto out = at::empty(x.sizes(), x.options());

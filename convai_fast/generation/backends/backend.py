@@ -1,0 +1,85 @@
+"""What every backend does: a step's tokens through the model, in one forward pass."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from convai_fast.errors import UserError
+from convai_fast.generation.scheduler import Copy, Step
+from convai_fast.model.context import Context
+from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.model.layers import to_device
+from convai_fast.model.transformer import Transformer
+
+WEIGHTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+
+
+class Backend(ABC):
+    """Slots for sequences, and the model that computes their next tokens.
+
+    Which tokens are in the slots, the scheduler knows. All but `allocate` are called in torch's
+    inference mode, in which keys and values are made.
+
+    Args:
+        model: as it is; a backend computes with a copy for inference, or with what they share.
+        num_slots: sequences that can be held at a time.
+        weights: a name of `WEIGHTS`.
+
+    Raises:
+        UserError: there are no such weights here, or not the memory for the slots.
+    """
+
+    transformer: Transformer
+    lm_head: Callable[[Tensor], Tensor]
+
+    @abstractmethod
+    def __init__(self, model: DoubleHeadsModel, num_slots: int, weights: str) -> None: ...
+
+    @abstractmethod
+    def allocate(self, capacity: int) -> None:
+        """Make room for sequences of `capacity` tokens; what the slots hold stays.
+
+        Raises:
+            UserError: there is not the memory.
+        """
+
+    @abstractmethod
+    def copy_prefix(self, copy: Copy) -> None:
+        """Let a slot begin as another one does."""
+
+    @abstractmethod
+    def context(self, step: Step) -> Context:
+        """What the new tokens look at: attending stores their keys and values as well."""
+
+    def forward(self, step: Step) -> Tensor:
+        """Hidden states [sequences, n_embd] at the last token of each sequence of `step`."""
+        device = self.transformer.token_embedding.weight.device
+        input_ids, token_type_ids, last = (
+            to_device(torch.from_numpy(ids), device)
+            for ids in (step.input_ids, step.token_type_ids, step.last)
+        )
+        wanted = None if len(last) == len(input_ids) else last
+        return self.transformer(input_ids, token_type_ids, self.context(step), wanted)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits [sequences, vocab_size] of hidden states."""
+        return self.lm_head(hidden)
+
+
+def allocating(
+    num_slots: int, capacity: int, allocate: Callable[[], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """The keys and values that `allocate` makes.
+
+    Raises:
+        UserError: there is not the memory.
+    """
+    try:
+        return allocate()
+    except (RuntimeError, MemoryError) as error:
+        raise UserError(
+            f"there is no memory for the keys and values of {num_slots} sequences of "
+            f"{capacity} tokens: choose a smaller batch size"
+        ) from error

@@ -1,0 +1,133 @@
+"""A model for inference, its linear layers' weights laid out once for this CPU's products.
+
+There are two ways to lay them out:
+
+- `rows_alone`, our operator: a row's sums are made in one order whatever stands beside it, so that
+  a reply does not depend on its batch; in float32, bfloat16 or int8. Generation takes it.
+- `throughput`, oneDNN's product as torch's own compiler calls it: faster for thousands of rows,
+  which it may round differently than a few. Evaluation takes it.
+
+A product by an ordinary weight lays it out anew at every call, and an activation reads and writes
+once more what a product has just written: together an eighth of the time of scoring.
+"""
+
+from collections.abc import Callable, Collection
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from convai_fast import ops
+from convai_fast.model.layers import Linear
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Packing(NamedTuple):
+    """How layers are packed.
+
+    Attributes:
+        pack: makes the module that stands for a layer and for the activation after it, if any.
+        activations: those that it can compute along with the layer.
+    """
+
+    pack: Callable[[nn.Linear, str | None], nn.Module]
+    activations: Collection[str]
+
+
+class PackedLinear(nn.Module):
+    """A linear layer by `convai_fast.ops.packed_linear`, and its GELU if there is one."""
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: bool = False
+    ) -> None:
+        super().__init__()
+        self.gelu = gelu
+        self.weight = ops.pack_weight(weight, dtype)
+        self.bias = None if bias is None else bias.detach().float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [..., in_features] to [..., out_features]."""
+        return ops.packed_linear(x, self.weight, self.bias, self.gelu)
+
+
+def rows_alone(dtype: torch.dtype) -> Packing:
+    """Layers in float32, bfloat16 or int8 whose results for a row depend on that row alone."""
+
+    def pack(layer: nn.Linear, activation: str | None) -> nn.Module:
+        return PackedLinear(layer.weight, layer.bias, dtype, gelu=activation is not None)
+
+    return Packing(pack, {"gelu_new"})
+
+
+# Our name of an activation -> oneDNN's, and which formula of it.
+_ONEDNN_ACTIVATIONS = {
+    "gelu_new": ("gelu", "tanh"),
+    "gelu": ("gelu", "none"),
+    "relu": ("relu", ""),
+    "silu": ("swish", ""),
+}
+
+
+class OneDnnLinear(nn.Module):
+    """A linear layer, and an activation if there is one, by oneDNN's product."""
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype, activation: str | None) -> None:
+        super().__init__()
+        self.dtype = dtype
+        weight = layer.weight.detach().to(dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+        self.activation, self.formula = _ONEDNN_ACTIVATIONS.get(activation or "", ("none", ""))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features] in the dtype of the weight."""
+        return torch.ops.mkldnn._linear_pointwise(
+            x.to(self.dtype), self.weight, self.bias, self.activation, [], self.formula
+        )
+
+
+def throughput(dtype: torch.dtype) -> Packing | None:
+    """Layers in float32 or bfloat16 for many rows; None in another dtype or without oneDNN."""
+    is_there = torch.backends.mkldnn.is_available() and hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    )
+    if not is_there or dtype not in (torch.float32, torch.bfloat16):
+        return None
+    return Packing(
+        lambda layer, activation: OneDnnLinear(layer, dtype, activation), _ONEDNN_ACTIVATIONS
+    )
+
+
+def for_inference(
+    module: Module, dtype: torch.dtype, packing: Packing | None = None, activation: str = ""
+) -> Module:
+    """`module` in eval mode and in `dtype`; the original stays as it is.
+
+    What has the dtype already is shared with it, not copied. With `packing`, its linear layers are
+    packed, and lose their forward hooks; each with the model's `activation` where that follows it
+    and can be computed while the layer's results are still in the processor's cache.
+    """
+    twin = type(module).__new__(type(module))
+    twin.__dict__.update(
+        module.__dict__
+    )  # not `copy`, which a module with parametrizations refuses
+    twin.training = False
+    twin._modules = {}
+    for name, child in module._modules.items():
+        if packing and isinstance(child, nn.Linear) and type(child) in (Linear, nn.Linear):
+            fused = None
+            if name == getattr(module, "activated_layer", "") and activation in packing.activations:
+                fused, twin.activation = activation, _same  # type: ignore[assignment]
+            twin._modules[name] = packing.pack(child, fused)
+        else:
+            twin._modules[name] = child and for_inference(child, dtype, packing, activation)
+    twin._parameters = {
+        name: parameter if parameter is None else nn.Parameter(parameter.to(dtype), False)
+        for name, parameter in module._parameters.items()
+    }
+    return twin
+
+
+def _same(x: Tensor) -> Tensor:
+    return x

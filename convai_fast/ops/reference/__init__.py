@@ -1,0 +1,26 @@
+"""Every operator in plain Python and PyTorch: the specification, written to be read.
+
+The compiled kernels are tested against these functions, which also serve where nothing is compiled.
+"""
+
+from convai_fast.ops.reference.branch_attention import branch_attention, branch_attention_backward
+from convai_fast.ops.reference.cached_attention import cached_attention
+from convai_fast.ops.reference.collate import collate, collate_shared
+from convai_fast.ops.reference.dropout import dropout
+from convai_fast.ops.reference.packed_linear import packed_linear
+from convai_fast.ops.reference.philox import philox, philox_words
+from convai_fast.ops.reference.sample import filter_probabilities, sample
+
+__all__ = [
+    "branch_attention",
+    "branch_attention_backward",
+    "cached_attention",
+    "collate",
+    "collate_shared",
+    "dropout",
+    "filter_probabilities",
+    "packed_linear",
+    "philox",
+    "philox_words",
+    "sample",
+]

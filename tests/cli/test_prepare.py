@@ -1,0 +1,95 @@
+"""`convai-fast prepare` as a user types it."""
+
+import json
+import re
+
+import pytest
+
+from convai_fast.cli.main import main
+from convai_fast.data.builtin import builtin_dialogues
+from convai_fast.data.store import DialogueStore
+
+
+def prepare(files, *arguments):
+    data, tokenizer = str(files / "dialogues.json"), str(files / "tokenizer")
+    return main(["prepare", "--data", data, "--tokenizer", tokenizer, *arguments])
+
+
+def test_prepare_writes_a_store_and_says_what_it_holds(files, tmp_path, capsys):
+    assert prepare(files, "--out", str(tmp_path / "store")) == 0
+    printed = capsys.readouterr().out
+    store = DialogueStore(tmp_path / "store")
+    tables = store.splits["train"]
+    assert f"train: 10 dialogues, {tables.num_examples} examples" in printed
+    assert f"{len(store.tokens):,} tokens" in printed
+    assert "candidates: 20.0 an example" in printed
+    assert "cut to fit: nothing" in printed
+    assert f"MB in {tmp_path / 'store'}" in printed
+
+
+def test_prepare_counts_what_it_cuts(files, tmp_path, capsys):
+    assert prepare(files, "--out", str(tmp_path / "store"), "--max_length", "30") == 0
+    assert "cut to fit: history in " in capsys.readouterr().out
+
+
+def test_preview_shows_text_speakers_segments_and_labels(files, capsys):
+    assert prepare(files, "--preview", "2") == 0
+    printed = capsys.readouterr().out
+    dialogue = builtin_dialogues(num_train=10, num_valid=3)["train"][0]
+    first = dialogue.utterances[0]
+    assert "<bos>" + "".join(dialogue.personality) in printed
+    assert f"<speaker2>{first.history[0]}" in printed
+    assert f"<speaker1> [{first.candidates[-1]}<eos>]" in printed
+    assert printed.count("example ") == 2
+    assert "… and 16 more" in printed
+
+
+def test_a_preview_of_more_than_there_is_shows_each_example_once(files, capsys):
+    assert prepare(files, "--preview", "1000") == 0
+    numbers = re.findall(r"^example (\d+):", capsys.readouterr().out, re.MULTILINE)
+    assert [int(number) for number in numbers] == list(range(len(numbers)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--data", "absent.json", "--tokenizer", "x", "--out", "y"], "absent.json"),
+        (["--tokenizer", "x", "--out", "y"], "no dialogues given"),
+        (["--data", "x.json", "--out", "y"], "no tokenizer given"),
+        (["--data", "x.json", "--tokenizer", "x"], "nowhere to put the store"),
+        (["--tokenizer", "x", "--preview", "1", "--max_history", "-2"], "--max_history must be"),
+        (["--tokenizer", "x", "--preview", "1", "--max_length", "2"], "--max_length must be"),
+        (
+            ["--data", "x", "--tokenizer", "x", "--out", "y", "--fill_candidates", "0"],
+            "fill_candidates must",
+        ),
+        (
+            ["--data", f"{__file__}=3", "--tokenizer", "x", "--out", "y"],
+            "test_prepare.py would be lost, since weights count in training: prepare a store for",
+        ),
+    ],
+)
+def test_what_prepare_lacks_is_one_sentence_and_code_2(arguments, says, capsys):
+    assert main(["prepare", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert says in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_store_is_tokenised_anew_for_another_tokenizer(files, tmp_path, capsys):
+    assert prepare(files, "--out", str(tmp_path / "store")) == 0
+    model = tmp_path / "model"
+    from convai_fast.data.builtin import train_builtin_tokenizer
+
+    other = train_builtin_tokenizer(builtin_dialogues(num_train=5, num_valid=1)["train"], 300)
+    other.save_pretrained(model)
+    config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 256}
+    (model / "config.json").write_text(json.dumps(config))
+    arguments = ["--dataset_path", str(tmp_path / "store"), "--model", str(model)]
+    arguments += ["--dataset_cache", str(tmp_path / "cache"), "--max_steps", "1"]
+    assert main(["train", *arguments, "--from_scratch", "--output", str(tmp_path / "run")]) == 0
+    assert "was made with another tokenizer" in capsys.readouterr().out
+    (cached,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    first, second = DialogueStore(tmp_path / "store"), DialogueStore(cached)
+    assert list(first.dialogues("train")) == list(second.dialogues("train"))
+    assert list(first.dialogues("valid")) == list(second.dialogues("valid"))

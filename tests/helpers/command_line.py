@@ -1,0 +1,41 @@
+"""The command line, in a process of its own."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+
+def arguments_of(options) -> list[str]:
+    """The command line that gives these options."""
+    arguments = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value is True:
+            arguments.append(f"--{field.name}")
+        elif isinstance(value, tuple):
+            arguments += [f"--{field.name}", *value] if value else []
+        elif value is not False:
+            arguments += [f"--{field.name}", str(value)]
+    return arguments
+
+
+def run(*arguments, **environment):
+    """A command from its beginning to its end, with these environment variables."""
+    return subprocess.run(
+        [sys.executable, "-m", "convai_fast", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def start(options, **environment):
+    """The command `train`, as a user starts it, under way."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "convai_fast", "train", *arguments_of(options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
