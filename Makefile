@@ -11,7 +11,7 @@ CUDA_ARCH ?= sm_90
 help:
 	@echo "make demo        train the small built-in model and see what it learnt (about a minute)"
 	@echo "make test        run the tests"
-	@echo "make lint        ruff and clang-format, as CI runs them"
+	@echo "make lint        ruff, mypy and clang-format, as CI runs them"
 	@echo "make bench       run the benchmarks (half an hour; those of generation are the longest)"
 	@echo "make faults      let every call that touches a file fail once (an hour; Linux)"
 	@echo "make sanitize    the operators' tests under AddressSanitizer and UBSan (gcc), and so many"
@@ -30,6 +30,7 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	git ls-files csrc | grep -E '\.(h|cuh|cpp|cu)$$' | xargs $(BIN)/clang-format --dry-run -Werror
 
 bench: $(VENV)/installed
