@@ -22,6 +22,8 @@ from convai_fast.dialogue.format import IGNORED
 _POOL = 1024
 _RUN = 16
 
+_LABEL_BATCHES = 256  # whose labels are found at once, so that a batch costs a slice
+
 _CANDIDATE_COUNT = ops.PLAN_COLUMNS.index("candidate_count")
 
 
@@ -314,7 +316,7 @@ class DialogueBatches:
                 mc_token_ids=mc_token_ids,
                 mc_labels=mc_labels,
             )
-        offsets = gathered.offsets[begin : end + 1] - gathered.offsets[begin]
+        offsets = gathered.offsets[begin + i : end + i + 1]
         input_ids, token_type_ids, position_ids, branch_ids, labels, mc_token_ids = (
             ops.collate_shared(*arguments, offsets, num_tokens, self.max_length, self.pin_memory)
         )
@@ -325,10 +327,18 @@ class DialogueBatches:
             branch_ids=branch_ids,
             offsets=offsets,
             labels=labels,
-            label_positions=gathered.label_positions(begin, end),
+            label_positions=gathered.label_positions(i),
             mc_token_ids=mc_token_ids,
             mc_labels=mc_labels,
         )
+
+
+class _Labels(NamedTuple):
+    """Where the labels of `_LABEL_BATCHES` batches are, one batch after another."""
+
+    number: int  # of these batches among all, counted so many at a time
+    positions: Tensor
+    bounds: list[int]  # where each batch's begin among them, and where the last one's end
 
 
 class _Gathered:
@@ -338,33 +348,48 @@ class _Gathered:
         rows = np.concatenate([*batches, np.zeros(0, np.int64)])
         plan = index.plan[rows]
         counts, padded_lengths = plan[:, _CANDIDATE_COUNT], index.padded_lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(index.shared_lengths[rows], dtype=np.int64)])
+        tokens = np.append(0, np.cumsum(index.shared_lengths[rows], dtype=np.int64))
+        sizes = np.array([len(batch) for batch in batches], np.int64)
+        ends = sizes.cumsum()
+        begins = ends - sizes
+        # Of each batch, from 0 to its number of tokens: one more than it has rows.
+        offsets = np.zeros(len(rows) + len(batches), np.int64)
+        places = np.arange(len(rows)) + np.repeat(np.arange(len(batches)), sizes) + 1
+        offsets[places] = tokens[1:] - np.repeat(tokens[begins], sizes)
         self.plan = torch.from_numpy(plan)
         self.mc_labels = torch.from_numpy(counts - 1)
         self.offsets = torch.from_numpy(offsets)
         # The labels of a row are one run of its last tokens, but for the <eos> of a reply that was
         # cut, which has none.
         self._num_labels = index.num_labels[rows].astype(np.int64)
-        self._label_ends = offsets[1:] - index.is_cut[rows]
-        ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64).tolist()
-        begins = [0, *ends][: len(ends)]
+        self._label_ends = offsets[places] - index.is_cut[rows]
+        self._labels = _Labels(-1, torch.zeros(0, dtype=torch.int64), [])
         self.batches = [  # first and last row, num_candidates, seq_len, num_tokens
             (
                 begin,
                 end,
                 int(counts[begin:end].max(initial=0)),
                 int(padded_lengths[begin:end].max(initial=0)),
-                int(offsets[end] - offsets[begin]),
+                int(tokens[end] - tokens[begin]),
             )
-            for begin, end in zip(begins, ends, strict=True)
+            for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
         ]
 
-    def label_positions(self, begin: int, end: int) -> Tensor:
-        """int64 [num_labels], those of the rows `begin` to `end`, counted from the first's begin.
+    def label_positions(self, i: int) -> Tensor:
+        """int64 [num_labels], those of batch `i`, counted from its first token."""
+        number, place = divmod(i, _LABEL_BATCHES)
+        labels = self._labels
+        if labels.number != number:
+            labels = self._labels = self._find_labels(number)
+        return labels.positions[labels.bounds[place] : labels.bounds[place + 1]]
 
-        Rows that end at 7 and at 12, with 2 and 3 labels: 5, 6, 9, 10, 11.
-        """
-        counts = self._num_labels[begin:end]
-        ends = self._label_ends[begin:end] - int(self.offsets[begin])
-        places = np.arange(counts.sum()) + np.repeat(ends - counts.cumsum(), counts)
-        return torch.from_numpy(places)
+    def _find_labels(self, number: int) -> _Labels:
+        """Two rows of a batch that end at 7 and at 12, with 2 and 3 labels: 5, 6, 9, 10, 11."""
+        batches = self.batches[number * _LABEL_BATCHES :][:_LABEL_BATCHES]
+        first, last = batches[0][0], batches[-1][1]
+        counts = self._num_labels[first:last]
+        totals = np.append(0, counts.cumsum())
+        row_ends = self._label_ends[first:last]
+        places = np.arange(totals[-1]) + np.repeat(row_ends - totals[1:], counts)
+        bounds = [0, *(int(totals[end - first]) for _, end, *_ in batches)]
+        return _Labels(number, torch.from_numpy(places), bounds)
