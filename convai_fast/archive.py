@@ -55,7 +55,8 @@ def unpacked(path: str | Path) -> Iterator[Unpacked]:
     if not source.is_file():
         if _is_store(source):
             raise UserError(
-                f"{path} is a store of dialogues, which --data takes: give the folder of a model"
+                f"{path} is a store of dialogues, which `dataset_path` takes: give the folder of "
+                "a model"
             )
         if _is_run(source):
             path = source = _best_checkpoint(source)

@@ -182,5 +182,5 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path):
 def test_a_store_of_dialogues_is_told_from_a_model(tmp_path):
     (tmp_path / "meta.json").write_text('{"format_version": 1, "sizes": {}}')
     for read in (DoubleHeadsModel.from_pretrained, load_tokenizer):
-        with pytest.raises(UserError, match="is a store of dialogues, which --data takes"):
+        with pytest.raises(UserError, match="is a store of dialogues, which `dataset_path` takes"):
             read(tmp_path)

@@ -80,7 +80,7 @@ class RequestFile:
         if not num_objects:
             raise UserError(
                 f"{path} holds no requests, since not one line is a JSON object ({first_bad}): "
-                "write one a line; dialogues are answered with --data"
+                "write one a line; dialogues are answered with `dataset_path`"
             )
         self.settings = {"input": digest.hexdigest()[:16]}
 
@@ -137,7 +137,7 @@ class RequestFile:
     def _changed(self, number: int) -> UserError:
         return UserError(
             f"{self.path} is not what it was when this run began (line {number}): put it back for "
-            "the same command to continue, or choose another --output"
+            "the same command to continue, or choose another `output`"
         )
 
 

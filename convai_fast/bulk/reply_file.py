@@ -110,7 +110,7 @@ class ReplyFile:
     def _lock(self) -> None:
         if not try_lock(self._file.fileno()):
             raise UserError(
-                f"another run is writing {self.partial}: wait for it, or choose another --output"
+                f"another run is writing {self.partial}: wait for it, or choose another `output`"
             )
 
     def _recover(self, settings: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ class ReplyFile:
         except (ValueError, TypeError, KeyError):
             is_ours = False
         if not is_ours:
-            return f"{self.partial} is no file of replies: move it away, or choose another --output"
+            return f"{self.partial} is no file of replies: move it away, or choose another `output`"
         header = json.loads(_to_line(header))  # a tuple becomes a list
         others = [name for name in header | found if header.get(name) != found.get(name)]
         added = (
@@ -150,7 +150,7 @@ class ReplyFile:
         )
         return (
             f"{self.partial} was begun with another {', '.join(others)}: delete it, or choose "
-            f"another --output{added}"
+            f"another `output`{added}"
         )
 
     def _append(self, line: bytes) -> None:
@@ -169,10 +169,10 @@ class ReplyFile:
             ) from error
 
 
-def check_absent(path: Path, option: str = "--output") -> None:
+def check_absent(path: Path, option: str = "output") -> None:
     """Raise UserError if there is something already where `option` wants a file."""
     if path.exists():
-        raise UserError(f"{path} is already there: choose another {option}, or give --overwrite")
+        raise UserError(f"{path} is already there: choose another `{option}`, or give `overwrite`")
 
 
 def written_paths(output: Path) -> tuple[Path, Path, Path]:
@@ -202,7 +202,7 @@ def _check_is_ours(errors: Path) -> None:
         names = set()
     if "reason" not in names or names - {"line", "id", "reason"}:
         raise UserError(
-            f"{errors} is no list of bad lines: move it away, or choose another --output"
+            f"{errors} is no list of bad lines: move it away, or choose another `output`"
         )
 
 

@@ -125,7 +125,7 @@ class BulkRun:
             where = first.id if first.line is None else f"line {first.line}"
             raise UserError(
                 f"not one request can be answered ({where}: {first.reason}): {self.replies.errors} "
-                "lists them all; dialogues are answered with --data"
+                "lists them all; dialogues are answered with `dataset_path`"
             )
         if bad:
             self.report(

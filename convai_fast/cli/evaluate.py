@@ -91,7 +91,7 @@ class EvaluateOptions(RememberedOptions):
             raise UserError("--output, --details and --plots must differ: name one file for each")
         for name, path in outputs.items():
             if not self.overwrite:
-                check_absent(path, f"--{name}")
+                check_absent(path, name)
             if path.exists() and not (path.is_dir() if name == "plots" else path.is_file()):
                 kind = "folder" if name == "plots" else "regular file"
                 raise UserError(f"{path} is there and no {kind}: choose another --{name}")

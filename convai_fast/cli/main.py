@@ -1,5 +1,6 @@
 """`convai-fast COMMAND …`: finds the command's file, parses its options, runs it."""
 
+import dataclasses
 import difflib
 import importlib
 import io
@@ -7,9 +8,10 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from convai_fast.errors import UserError
 
@@ -30,6 +32,7 @@ COMMANDS = {
 ALIASES = {"data": "dataset_path", "model_checkpoint": "model", "n": "num_return"}
 _LISTS = ("dataset_path", "reader", "metrics", "stop")
 _APPENDING = ("persona",)
+_SHOWN = {"dataset_path": "data"}  # the name that sentences use where it is not the option's own
 _OPTION = re.compile(r"(--[A-Za-z][\w-]*)(=.*)?", re.DOTALL)
 
 
@@ -81,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             module.run(options)
     except UserError as error:
-        print(f"convai-fast {name}: {error}", file=sys.stderr)
+        print(f"convai-fast {name}: {with_flags(str(error), name)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 1
@@ -101,6 +104,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         _flush()
     return 0
+
+
+def with_flags(sentence: str, command: str) -> str:
+    """`sentence` of the library as `command` prints it: with --lr for a `lr` in backticks."""
+
+    def shown(match: re.Match[str]) -> str:
+        name = match[1]
+        is_option = name in ALIASES.values() or name in _option_names(_options_class(command))
+        return f"--{_SHOWN.get(name, name)}" if is_option else match[0]
+
+    return re.sub(r"`(\w+)`", shown, sentence)
+
+
+def _options_class(command: str) -> type:
+    return getattr(importlib.import_module(f"convai_fast.cli.{command}"), COMMANDS[command][0])
+
+
+def _option_names(options_class: Any) -> Iterator[str]:
+    for field in dataclasses.fields(options_class):
+        nested: Any = field.default_factory
+        if dataclasses.is_dataclass(nested):  # its options are the command's own
+            yield from _option_names(nested)
+        else:
+            yield field.name
 
 
 def _flush() -> None:

@@ -57,8 +57,7 @@ class DataOptions:
         paths, readers = _texts(self.dataset_path), _texts(self.reader)
         if not paths:
             raise UserError(
-                "no dialogues given: name a file, folder or Hub dataset with --dataset_path (or "
-                "--data)"
+                "no dialogues given: name a file, folder or Hub dataset with `dataset_path`"
             )
         if len(readers) == 1:
             readers = readers * len(paths)
@@ -98,7 +97,7 @@ def check_at_least(options: Any, least: Mapping[str, float]) -> None:
     """Raise UserError at the first of these options that is less, or no number."""
     for name, value in least.items():
         if not getattr(options, name) >= value:
-            raise UserError(f"--{name} must be at least {value}, not {getattr(options, name)}")
+            raise UserError(f"`{name}` must be at least {value}, not {getattr(options, name)}")
 
 
 def _texts(value: str | Sequence[str]) -> tuple[str, ...]:

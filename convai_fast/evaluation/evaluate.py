@@ -96,7 +96,7 @@ class Evaluation:
 def check_metrics(metrics: Sequence[str]) -> None:
     """Raise UserError at the first name that is no metric."""
     if not metrics:
-        raise UserError(f"--metrics names none: choose from {', '.join(METRICS)}")
+        raise UserError(f"`metrics` names none: choose from {', '.join(METRICS)}")
     for name in metrics:
         if name not in METRICS and not re.fullmatch(r"hits@[1-9]\d{0,8}", name):
             raise UserError(
@@ -210,7 +210,7 @@ def _finite(values: list[float], example: ExampleResult) -> list[float]:
     if not all(map(math.isfinite, values)):
         raise UserError(
             f"the model's scores of {example.id} are no numbers: its weights are damaged, or "
-            "--precision fp32 is needed"
+            "`precision` fp32 is needed"
         )
     return values
 
@@ -235,7 +235,7 @@ class _Run:
             for turn in range(len(dialogue.utterances))
         ]
         if not self.turns:
-            raise UserError(f"the {split} split has no turn to answer: choose another --split")
+            raise UserError(f"the {split} split has no turn to answer: choose another `split`")
         self.rows = spread(len(self.turns), max_examples).tolist()
         self.examples = [
             ExampleResult(
@@ -260,7 +260,7 @@ class _Run:
                 raise UserError(
                     f"hits@{needed} needs {needed} candidates, and {example.id} (split, dialogue "
                     f"and turn, from 0) has {count}: ask for hits@{count} at most, or raise "
-                    "--fill_candidates where distractors are drawn"
+                    "`fill_candidates` where distractors are drawn"
                 )
 
     def score(self, ranks: bool, tokens: bool, batch_size: int, dtype: torch.dtype) -> None:

@@ -45,7 +45,7 @@ def _draw_ranks(examples: Sequence[ExampleResult], axes: Axes) -> None:
     most = max(measured(example.num_candidates for example in examples))
     places = np.arange(1, most + 1)
     axes.bar(places, [100 * counts[int(place)] / len(examples) for place in places])
-    axes.axhline(100 / most, color="gray", linestyle="--", linewidth=1, label="chance")
+    axes.axhline(100 / most, color="gray", linestyle="dashed", linewidth=1, label="chance")
     axes.set_xticks(places if most <= 20 else np.arange(0, most + 1, -(-most // 20)))
     axes.set_title("Place of the true reply among its candidates")
     axes.set_xlabel("rank (1: the multiple-choice head picks it)")

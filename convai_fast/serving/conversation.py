@@ -19,7 +19,7 @@ _HELP = """\
 Write a line to talk, or a command:
   /persona            show the persona
   /persona a | b | c  give it these sentences and start a new conversation
-  /persona random     the same, with a random persona of --dataset_path
+  /persona random     the same, with a random persona of the dialogues
   /rank a | b | c     rank these as replies to your last line (or as openings), best first
   /reset              forget the conversation
   /seed N             draw as from the start with seed N: the same lines get the same replies
@@ -142,7 +142,7 @@ class Conversation:
     def _persona_command(self, argument: str) -> str:
         if argument == "random":
             if not self.personas:
-                return "There are no personas to draw from: start with --dataset_path.\n"
+                return "There are no personas to draw from: start with dialogues that have some.\n"
             self._set_persona(self._random.choice(self.personas))
         elif argument:
             self._set_persona(_split(argument))

@@ -114,7 +114,7 @@ def last_checkpoint(run: Path) -> Path | None:
                 way_out = f"make it {run / 'checkpoints' / 'step-…'}, with the step in metrics.json"
             raise UserError(
                 f"{link} is a folder, but was a link to a checkpoint before it was copied: "
-                f"{way_out}, and --resume restores the link"
+                f"{way_out}, and `resume` restores the link"
             )
     if last.is_dir():
         return last
@@ -152,7 +152,7 @@ def read_training_state(folder: Path) -> TrainingState:
     if older:
         link = f"ln -sfn checkpoints/{saved[max(older)].name} {run / 'last'}"
         go_back = f"go on from an older checkpoint after `{link}`, or "
-    way_out = f"{go_back}start a new run from these weights with --model {folder}"
+    way_out = f"{go_back}start a new run from these weights with `model` {folder}"
     if not path.is_file():
         raise UserError(f"there is no {path}, without which a run cannot continue: {way_out}")
     try:

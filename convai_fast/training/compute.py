@@ -29,9 +29,9 @@ class Compute:
         self.dtype = resolve_precision(options.precision, self.device)
         self.is_sharded = options.fsdp
         if self.device.type == "cpu" and self.dtype == torch.float16:
-            raise UserError("--precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
+            raise UserError("`precision` fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
         if options.fsdp and self.dtype == torch.float16:
-            raise UserError("--fsdp and --precision fp16 do not go together: use bf16 or fp32")
+            raise UserError("`fsdp` and `precision` fp16 do not go together: use bf16 or fp32")
 
     def autocast(self) -> torch.autocast:
         """Within, matrix products are computed in `dtype`."""

@@ -65,7 +65,7 @@ class Ranks:
         if self.world_size == 1 or device.type != "cuda":
             return device
         if name not in ("auto", "cuda"):
-            raise UserError(f"--device {name} names one GPU for several ranks: use cuda or auto")
+            raise UserError(f"`device` {name} names one GPU for several ranks: use cuda or auto")
         if self.local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"there is no GPU for local rank {self.local_rank}: start no more processes than "
@@ -84,7 +84,7 @@ class Ranks:
         """
         if fsdp and self.world_size == 1:
             raise UserError(
-                "--fsdp shards over several processes: start them with torchrun --nproc_per_node"
+                "`fsdp` shards over several processes: start them with torchrun --nproc_per_node"
             )
         if self.world_size == 1:
             return model

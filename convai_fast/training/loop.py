@@ -297,8 +297,8 @@ class Trainer:
         except UserError as error:
             where = str(error)
         raise UserError(
-            f"the {bad}: {where}, and nothing of it was saved; start again with a lower --lr, or "
-            f"with --precision fp32"
+            f"the {bad}: {where}, and nothing of it was saved; start again with a lower `lr`, or "
+            f"with `precision` fp32"
         )
 
     def evaluate(self, stop: Stop | None = None) -> Metrics | None:

@@ -66,7 +66,7 @@ class Lora:
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
-            raise UserError("--lora_r needs peft: pip install 'convai-fast[lora]'") from error
+            raise UserError("`lora_r` needs peft: pip install 'convai-fast[lora]'") from error
         self.model, self.options, self.token_ids = model, options, list(token_ids)
         settings: dict[str, Any] = {
             "r": options.lora_r,
@@ -113,7 +113,7 @@ class Lora:
         with (
             explained(
                 f"the base model {self.base} cannot be kept in {kept}",
-                f"begin again with --resume {run}",
+                f"begin again with `resume` {run}",
             ),
             scratch_folder(run, ".base-") as folder,
         ):

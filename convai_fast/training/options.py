@@ -141,23 +141,23 @@ class TrainOptions(DataOptions):
             # The compiled operators count in 32 bits.
             value, most = getattr(self, name), at_most.get(name, 2**31 - 1)
             if isinstance(value, int) and value > most:
-                raise UserError(f"--{name} must be at most {most}, not {value}")
+                raise UserError(f"`{name}` must be at most {most}, not {value}")
         if not self.adam_beta2 < 1:
-            raise UserError(f"--adam_beta2 must be below 1, not {self.adam_beta2}")
+            raise UserError(f"`adam_beta2` must be below 1, not {self.adam_beta2}")
         if not self.lora_dropout < 1:
-            raise UserError(f"--lora_dropout must be below 1, not {self.lora_dropout}")
+            raise UserError(f"`lora_dropout` must be below 1, not {self.lora_dropout}")
         if not self.lora_alpha > 0:
-            raise UserError(f"--lora_alpha must be above 0, not {self.lora_alpha}")
+            raise UserError(f"`lora_alpha` must be above 0, not {self.lora_alpha}")
         if self.merge_lora and not self.lora_r:
-            raise UserError("--merge_lora without --lora_r: there is nothing to merge")
+            raise UserError("`merge_lora` without `lora_r`: there is nothing to merge")
         for name in ("lora_alpha", "lora_dropout"):
             if not self.lora_r and getattr(self, name) != getattr(TrainOptions, name):
-                raise UserError(f"--{name} without --lora_r: give LoRA's rank too, such as 16")
+                raise UserError(f"`{name}` without `lora_r`: give LoRA's rank too, such as 16")
         if self.lora_r and self.from_scratch:
-            raise UserError("--lora_r adapts trained weights: leave out --from_scratch")
+            raise UserError("`lora_r` adapts trained weights: leave out `from_scratch`")
         if self.fsdp and self.lora_r:
             raise UserError(
-                "--fsdp and --lora_r do not go together: what LoRA trains is small on every device"
+                "`fsdp` and `lora_r` do not go together: what LoRA trains is small on every device"
             )
         if self.lm_coef == self.mc_coef == 0:
-            raise UserError("--lm_coef and --mc_coef are both 0: there is nothing to learn")
+            raise UserError("`lm_coef` and `mc_coef` are both 0: there is nothing to learn")

@@ -71,8 +71,10 @@ def resolve_resume(
 
 def resume_command(options: TrainOptions, run: Path) -> str:
     """The command that continues `run`, which was started with `options`."""
-    reader = ["--reader", *options.reader] if any(map(is_function, options.reader)) else []
-    return shlex.join(["convai-fast", "train", "--resume", str(run), *reader])
+    folder = shlex.quote(str(run))
+    if any(map(is_function, options.reader)):
+        return f"convai-fast train --resume {folder} --reader {shlex.join(options.reader)}"
+    return f"convai-fast train --resume {folder}"
 
 
 def describe_kept(options: TrainOptions, run: Path) -> Iterator[str]:
@@ -95,12 +97,17 @@ def identity_of(run: "Trainer") -> dict[str, Any]:
         "tokenizer": store.meta["tokenizer"],
         "set of dialogues": store.meta["fingerprint"],
         "weighting of data sets": [source.weight for source in run.trained_with.sources],
-        **{f"--{name}": options[name] for name in sorted(fixed)},
+        **{f"`{name}`": options[name] for name in sorted(fixed)},
     }
 
 
 def check_identity(run: "Trainer", saved: dict[str, Any]) -> None:
     """Raise UserError where a checkpoint that is `saved` cannot be continued by `run`."""
+    # An earlier version named an option after two dashes.
+    saved = {
+        f"`{name.lstrip('-')}`" if name.startswith("-") else name: value
+        for name, value in saved.items()
+    }
     for name, value in identity_of(run).items():
         if saved.get(name) != value:
             raise UserError(
@@ -136,19 +143,20 @@ def _merge(
     if any(map(is_function, stored.reader)) and not named:
         reader = " ".join(stored.reader)
         raise UserError(
-            f"the run {run} was made with the reader {reader}, which is code: give --reader "
+            f"the run {run} was made with the reader {reader}, which is code: give `reader` "
             f"{reader} again to allow it"
         )
     if "output" in given and Path(options.output).resolve() != run.resolve():
-        raise UserError(f"--output {options.output} is not the run {run}: leave it out")
+        raise UserError(f"`output` {options.output} is not the run {run}: leave it out")
     for name in given:
         value, old = getattr(options, name), getattr(stored, name)
         if name in ("resume", "output") or value == old:
             continue
         if name not in changeable:
+            changeable_names = ", ".join(f"`{each}`" for each in CHANGEABLE)
             raise UserError(
-                f"--{name} {value} contradicts the run {run}, which has {old!r}: leave it out, or "
-                f"start a new run (--resume can change only --{', --'.join(CHANGEABLE)})"
+                f"`{name}` {value} contradicts the run {run}, which has {old!r}: leave it out, or "
+                f"start a new run (`resume` can change only {changeable_names})"
             )
         setattr(stored, name, value)
     stored.resume = stored.output = str(run)
@@ -160,7 +168,7 @@ def _read_options(run: Path) -> TrainOptions:
     values = read_json(
         path,
         way_out="get it back, or start a new run",
-        missing=f"{run} is not a run folder (there is no {path}): give --resume the folder that "
+        missing=f"{run} is not a run folder (there is no {path}): give `resume` the folder that "
         "`convai-fast train` made, or auto",
     )
     default = dataclasses.asdict(TrainOptions())

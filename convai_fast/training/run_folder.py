@@ -46,7 +46,7 @@ _OWN_NAME = re.compile(r"\.?step-\d+")
 def check_output(output: str) -> None:
     """Raise UserError if `output` cannot become a run folder; best known before hours of work."""
     path = Path(output)
-    with explained(f"{path} cannot become a run folder", "begin again, or name another --output"):
+    with explained(f"{path} cannot become a run folder", "begin again, or name another `output`"):
         can_be_made = not output or is_free(path) or _has_not_begun(path)
     if not can_be_made:
         is_run = (path / "options.json").exists()
@@ -54,8 +54,8 @@ def check_output(output: str) -> None:
             with Claim() as claim:
                 claim.take(path)  # raises when another process trains there, as of the same command
         what = "is not empty" if path.is_dir() else "is a file"
-        resume = ", or continue the run that it holds with --resume" if is_run else ""
-        raise UserError(f"{path} {what}: choose another run folder with --output{resume}")
+        resume = ", or continue the run that it holds with `resume`" if is_run else ""
+        raise UserError(f"{path} {what}: choose another run folder with `output`{resume}")
 
 
 class Claim:
@@ -162,7 +162,7 @@ class RunFolder:
                 return  # what else is wrong is said where it matters
             raise UserError(
                 f"no symbolic link can be made in {self.path} ({error.strerror}), as a run needs "
-                "for its last and best checkpoint: choose another file system with --output"
+                "for its last and best checkpoint: choose another file system with `output`"
             ) from error
 
     def _explained(self, what: str) -> AbstractContextManager[None]:
@@ -199,7 +199,7 @@ class RunFolder:
         saved = (self.path / "last").exists()
         with explained(
             f"step {state.progress.step:,} cannot be saved in {self.path}",
-            f"{'continue from the checkpoint before it' if saved else 'begin again'} with --resume",
+            f"{'continue from the checkpoint before it' if saved else 'begin again'} with `resume`",
         ):
             folder = self._write_checkpoint(write_model, metrics, state)
             for link in ["last", "best"] if best else ["last"]:
@@ -282,7 +282,7 @@ class RunFolder:
 
 
 def _explained(run: Path, what: str) -> AbstractContextManager[None]:
-    return explained(f"the run {run} {what}", f"continue it with --resume {run}")
+    return explained(f"the run {run} {what}", f"continue it with `resume` {run}")
 
 
 def _new_folder(options: TrainOptions, claim: Claim) -> Path:
@@ -293,7 +293,7 @@ def _new_folder(options: TrainOptions, claim: Claim) -> Path:
     default = Path("runs") / f"{stamp}_{socket.gethostname()}_{name}"
     path = Path(options.output or default)
     with explained(
-        f"the run folder {path} cannot be made", "begin again, or name another --output"
+        f"the run folder {path} cannot be made", "begin again, or name another `output`"
     ):
         # A folder that is there may be the one the command runs in: it is filled, not replaced.
         if options.output and path.is_dir():

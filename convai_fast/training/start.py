@@ -84,7 +84,7 @@ def _base(options: TrainOptions) -> str:
     if adapter.is_adapter(Path(base)):
         raise UserError(
             f"{options.model} is a LoRA adapter itself: merge it into ordinary weights with "
-            f"`convai-fast convert {options.model} NEW`, and give --model NEW"
+            f"`convai-fast convert {options.model} NEW`, and give `model` NEW"
         )
     return str(base)
 
@@ -99,7 +99,7 @@ def load_model_and_tokenizer(
     if options.from_scratch:
         with unpacked(options.model) as source:
             file = Path(source.path) / "config.json"
-            lack = f"--from_scratch needs the shape of the model: there is no {file}"
+            lack = f"`from_scratch` needs the shape of the model: there is no {file}"
             config = read_json(file, missing=lack)
         tokenizer = load_tokenizer(options.tokenizer or options.model)
         settings = {**config, "vocab_size": len(tokenizer)}

@@ -162,7 +162,7 @@ def test_the_folder_of_the_output_is_made_and_one_that_cannot_be_is_named(tmp_pa
 def test_what_another_run_finished_meanwhile_is_not_replaced(tmp_path):
     output = tmp_path / "replies.jsonl"
     output.write_text("those of another run\n")
-    with pytest.raises(UserError, match="already there: choose another --output"):
+    with pytest.raises(UserError, match="already there: choose another `output`"):
         ReplyFile(output, {"seed": 1})
     with ReplyFile(output, {"seed": 1}, overwrite=True) as replies:
         replies.add({"id": 1})

@@ -6,7 +6,7 @@ from typing import get_type_hints
 
 import pytest
 
-from convai_fast.cli.main import ALIASES, COMMANDS, main
+from convai_fast.cli.main import ALIASES, COMMANDS, main, with_flags
 from tests.helpers.command_line import run
 
 
@@ -62,6 +62,21 @@ def test_second_names_of_options_are_those_of_the_options_classes():
                 for alias in getattr(part, "aliases", None) or ():
                     found[alias.removeprefix("--")] = field
     assert found == ALIASES
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence", "printed"),
+    [
+        ("train", "`fsdp` and `precision` fp16 do not", "--fsdp and --precision fp16 do not"),
+        ("generate", "lower `temperature` or `num_return`", "lower --temperature or --num_return"),
+        ("convert", "a store, which `dataset_path` takes", "a store, which --data takes"),
+        ("demo", "another `output`, a lower `lr`", "another --output, a lower `lr`"),
+        ("train", "`convai-fast convert lr NEW`", "`convai-fast convert lr NEW`"),
+        ("generate", "no option is called `sampling`", "no option is called `sampling`"),
+    ],
+)
+def test_an_option_that_the_library_names_is_printed_as_a_flag(command, sentence, printed):
+    assert with_flags(sentence, command) == printed
 
 
 def test_a_command_that_is_misspelt_gets_the_one_that_is_meant(capsys):

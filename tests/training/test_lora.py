@@ -131,7 +131,7 @@ def test_an_adapter_that_cannot_be_written_is_one_sentence(lora_options):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "make room" not in str(raised.value)
-    assert str(raised.value).endswith("begin again with --resume")
+    assert str(raised.value).endswith("begin again with `resume`")
 
 
 @pytest.mark.parametrize("base", ["gpt2"], indirect=True)
@@ -176,10 +176,10 @@ def test_without_peft_there_is_one_sentence(lora_options, monkeypatch, capsys, t
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"from_scratch": True}, "--lora_r adapts trained weights"),
+        ({"from_scratch": True}, "`lora_r` adapts trained weights"),
         ({"lora_r": 0, "merge_lora": True}, "nothing to merge"),
-        ({"lora_alpha": 0.0}, "--lora_alpha must be above 0"),
-        ({"lora_dropout": 1.0}, "--lora_dropout must be below 1"),
+        ({"lora_alpha": 0.0}, "`lora_alpha` must be above 0"),
+        ({"lora_dropout": 1.0}, "`lora_dropout` must be below 1"),
     ],
 )
 def test_options_that_make_no_sense(change, says):

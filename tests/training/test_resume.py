@@ -158,6 +158,19 @@ def test_a_best_checkpoint_that_was_deleted_leaves_no_link(killed):
     assert (killed / "last").is_dir()
 
 
+def test_a_checkpoint_whose_options_are_named_as_flags_can_be_continued(killed, undisturbed):
+    path = killed / "last" / checkpoints.STATE_FILE
+    state = torch.load(path)
+    state["identity"] = {
+        f"--{name.strip('`')}" if "`" in name else name: value
+        for name, value in state["identity"].items()
+    }
+    assert "--lr" in state["identity"]
+    torch.save(state, path)
+    loop.train(TrainOptions(resume=str(killed)), lambda _: None)
+    assert_equal_runs(killed, undisturbed)
+
+
 def test_a_finished_run_says_so_and_changes_nothing(killed, undisturbed, capsys):
     assert main(["train", "--resume", str(killed)]) == 0
     printed = capsys.readouterr().out

@@ -82,7 +82,7 @@ def foreign_format(path):
         (cut_short, "metrics.jsonl", "has lost records that were saved"),
         (Path.unlink, "options.json", "is not a run folder"),
         (cut_short, "options.json", "options.json is not JSON"),
-        (lambda p: edit(p, num_candidates=3), "options.json", "with another --num_candidates"),
+        (lambda p: edit(p, num_candidates=3), "options.json", "with another `num_candidates`"),
         (lambda p: edit(p, lr="high"), "options.json", "lr cannot be 'high'"),
         (lambda p: edit(p, n_head=4), "last/config.json", r"another model shape \(config.json\)"),
     ],
