@@ -1,6 +1,10 @@
-"""Imports run one way, so that each part can be read, and used, without those above it."""
+"""Imports run one way, so that each part can be read, and used, without those above it.
+
+Nor does a part speak of what is above it, such as the flags of the command line.
+"""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +27,8 @@ LAYERS = [
     ["serving"],
     ["cli"],
 ]
+# Whole commands are a way out in themselves, whoever names them.
+COMMAND = re.compile(r"(convai-fast|pip install|`make|torchrun) [^`,:;]*")
 PARTS = {"_native": "ops"}  # it loads the compiled operators
 LAYER_OF = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 OUTSIDE = (PACKAGE / "__init__.py", PACKAGE / "__main__.py")
@@ -78,3 +84,23 @@ def test_the_scheduler_computes_with_plain_integers():
 def test_only_the_command_line_knows_its_parser(path):
     if part_of(path) != "cli":
         assert not [name for name in imported_modules(path) if name.split(".")[0] == "tyro"]
+
+
+def texts_of(path):
+    """The strings of a file but for its docstrings, with {} where a value is put in."""
+    parts = set()  # docstrings, and what belongs to an f-string
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Expr):
+            parts.add(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            parts.update(node.values)
+            yield "".join(v.value if isinstance(v, ast.Constant) else "{}" for v in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in parts:
+            yield node.value
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_command_line_speaks_of_flags(path):
+    if part_of(path) != "cli":
+        flags = [text for text in texts_of(path) if "--" in COMMAND.sub("", text)]
+        assert not flags, "name an option as `precision`: see CONTRIBUTING.md"
