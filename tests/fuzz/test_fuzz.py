@@ -16,7 +16,7 @@ CALLED = [f"{name} {how}" for name in MAKERS for how in ("computed", "refused")]
         ("operators", 4_000, CALLED),
         ("readers", 1_200, READ),
         ("requests", 2_000, ["asked", "refused"]),
-        ("converter", 90, ["converted", "refused"]),
+        ("converter", 70, ["converted", "refused"]),
     ],
 )
 def test_what_is_broken_is_understood_or_refused(name, count, expected):
