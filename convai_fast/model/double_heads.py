@@ -32,7 +32,8 @@ class DoubleHeadsOutput:
     Attributes:
         loss: language-model loss, a float32 scalar; None without labels.
         mc_loss: multiple-choice loss, a float32 scalar; None without labels.
-        logits: language-model logits [..., seq, vocab_size]; None where not asked for.
+        logits: language-model logits [..., seq, vocab_size], in the shared-prefix layout
+            [num_tokens, vocab_size]; None where not asked for.
         mc_logits: multiple-choice logits [...].
     """
 
@@ -61,6 +62,10 @@ class DoubleHeadsModel(nn.Module):
     logits only where there is a label. The language-model head shares its weight with the token
     embedding. A new model has random weights; `from_pretrained` reads saved ones.
 
+    Attributes:
+        head_is_new: whether the checkpoint that was loaded had no multiple-choice head, so that
+            nothing is ranked with it; set it to False where you have trained that head.
+
     Example:
         >>> config = TransformerConfig.from_transformers({"model_type": "gpt2", "n_layer": 4})
         >>> model = DoubleHeadsModel(config)
@@ -72,7 +77,7 @@ class DoubleHeadsModel(nn.Module):
         self.transformer = Transformer(config)
         self.mc_dropout = Dropout(config.summary_first_dropout)
         self.multiple_choice_head = RankingHead(config.n_embd, 1)
-        self.head_is_new = False  # whether a checkpoint was loaded that has no multiple-choice head
+        self.head_is_new = False
         self._init_multiple_choice_head()
 
     def _init_multiple_choice_head(self) -> None:
@@ -98,13 +103,13 @@ class DoubleHeadsModel(nn.Module):
 
         A batch in the shared-prefix layout, which `branch_ids` and `offsets` tell, is one row of
         tokens; see `convai_fast.ops.collate_shared` for its `input_ids`, `token_type_ids`,
-        `position_ids`, `labels` and `mc_token_ids`. All but the first are then required, except
-        labels. What comes out is that of the padded layout to within rounding, with dropout off;
-        with it, the candidates of an example share the mask of their prefix.
+        `position_ids`, `labels` and `mc_token_ids`. Beside the `branch_ids` it needs `offsets`,
+        `position_ids` and `mc_token_ids`. What comes out is that of the padded layout to within
+        rounding, with dropout off; with it, the candidates of an example share their prefix's mask.
 
         Args:
             input_ids: int64 [batch, seq] or [batch, candidates, seq], padded on the right.
-            token_type_ids: segment ids, shaped like `input_ids`.
+            token_type_ids: segment ids, shaped like `input_ids`; without them no segment is added.
             position_ids: shaped like `input_ids`, or [seq]; default 0, 1, 2, …
             mc_token_ids: int64 [batch] or [batch, candidates], the position whose hidden state the
                 multiple-choice head reads; default the last. -1 marks a candidate that does not
@@ -189,9 +194,10 @@ class DoubleHeadsModel(nn.Module):
         Args:
             input_ids, token_type_ids, context: as for `Transformer.forward`.
             ends: int64 of any shape, the last token of each candidate to be ranked, numbered over
-                all rows; -1 for one that does not exist.
+                all rows; -1 for one that does not exist. `mc_token_ids` of a `SharedBatch`; of a
+                `PaddedBatch` they are positions within a row.
             wanted: int64 [num_wanted], tokens whose hidden states the language-model head is to
-                read; each predicts the token after it.
+                read; each predicts the token after it, as `label_positions - 1` the labels.
 
         Returns:
             float32 multiple-choice logits, shaped like `ends`, -inf where there is no candidate;

@@ -173,8 +173,8 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
     if not fits or 0 in (q.shape[2], k.shape[1], q.shape[1]) or q.shape[1] % k.shape[1]:
         raise ValueError(
             "branch_attention: q must be [tokens, num_heads, head_dim], and k and v "
-            f"[tokens, num_kv_heads, head_dim], not {list(q.shape)}, {list(k.shape)} and "
-            f"{list(v.shape)}"
+            "[tokens, num_kv_heads, head_dim], where num_heads is a multiple of num_kv_heads, "
+            f"not {list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
         )
 
 

@@ -253,7 +253,7 @@ def test_what_does_not_fit_is_named():
         ({"q": q[None]}, ValueError, r"q must be \[tokens, num_heads, head_dim\]"),
         ({"q": q.flatten(1), "k": k.flatten(1), "v": v.flatten(1)}, ValueError, "q must be"),
         ({"q": q[:3]}, ValueError, r"not \[3, 2, 16\], \[4, 2, 16\] and \[4, 2, 16\]"),
-        ({"v": v[:, :1]}, ValueError, r"num_kv_heads, head_dim\], not .* and \[4, 1, 16\]"),
+        ({"v": v[:, :1]}, ValueError, r"head_dim\], where .* not .* and \[4, 1, 16\]"),
         ({"q": q[..., :8]}, ValueError, r"not \[4, 2, 8\]"),
         ({"q": q[:, [0, 1, 0]]}, ValueError, r"not \[4, 3, 16\]"),  # no multiple of 2
         ({"q": q[:, :0]}, ValueError, r"not \[4, 0, 16\]"),

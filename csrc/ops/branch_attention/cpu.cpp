@@ -75,12 +75,14 @@ void check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
   TORCH_CHECK_TYPE(at::isFloatingType(kind) && k.scalar_type() == kind && v.scalar_type() == kind,
                    "branch_attention: q, k and v must be floating-point numbers of one type, not ",
                    kind, ", ", k.scalar_type(), " and ", v.scalar_type());
-  TORCH_CHECK_VALUE(q.dim() == 3 && k.dim() == 3 && k.sizes() == v.sizes() &&
-                        q.size(0) == k.size(0) && q.size(2) == k.size(2) && q.size(2) > 0 &&
-                        k.size(1) > 0 && q.size(1) > 0 && q.size(1) % k.size(1) == 0,
-                    "branch_attention: q must be [tokens, num_heads, head_dim], and k and v "
-                    "[tokens, num_kv_heads, head_dim], not ",
-                    q.sizes(), ", ", k.sizes(), " and ", v.sizes());
+  TORCH_CHECK_VALUE(
+      q.dim() == 3 && k.dim() == 3 && k.sizes() == v.sizes() && q.size(0) == k.size(0) &&
+          q.size(2) == k.size(2) && q.size(2) > 0 && k.size(1) > 0 && q.size(1) > 0 &&
+          q.size(1) % k.size(1) == 0,
+      "branch_attention: q must be [tokens, num_heads, head_dim], and k and v "
+      "[tokens, num_kv_heads, head_dim], where num_heads is a multiple of num_kv_heads, "
+      "not ",
+      q.sizes(), ", ", k.sizes(), " and ", v.sizes());
 }
 
 Dropout dropout_of(double p, const std::optional<at::Tensor>& seed) {
