@@ -32,18 +32,45 @@ class Backend(ABC):
     """
 
     transformer: Transformer
+    keys: Tensor  # [layers, slots, …], as `values`
+    values: Tensor
     lm_head: Callable[[Tensor], Tensor]
 
     @abstractmethod
     def __init__(self, model: DoubleHeadsModel, num_slots: int, weights: str) -> None: ...
 
+    @property
     @abstractmethod
+    def capacity(self) -> int:
+        """Tokens that a slot can hold."""
+
+    @abstractmethod
+    def _make(self, capacity: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of slots with room for `capacity` tokens, at least."""
+
+    def _allocate(self, num_slots: int, capacity: int) -> tuple[Tensor, Tensor]:
+        try:
+            return self._make(capacity)
+        except (RuntimeError, MemoryError) as error:
+            raise UserError(
+                f"there is no memory for the keys and values of {num_slots} sequences of "
+                f"{capacity} tokens: choose a smaller batch size"
+            ) from error
+
+    @torch.inference_mode()  # as keys and values are written to
     def allocate(self, capacity: int) -> None:
         """Make room for sequences of `capacity` tokens; what the slots hold stays.
 
         Raises:
             UserError: there is not the memory.
         """
+        if capacity <= self.capacity:
+            return
+        most, num_slots = self.transformer.config.n_positions, self.keys.shape[1]
+        new = self._allocate(num_slots, max(capacity, min(2 * self.capacity, most)))
+        for target, held in zip(new, (self.keys, self.values), strict=True):
+            target[tuple(map(slice, held.shape))] = held
+        self.keys, self.values = new
 
     @abstractmethod
     def copy_prefix(self, copy: Copy) -> None:
@@ -66,20 +93,3 @@ class Backend(ABC):
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits [sequences, vocab_size] of hidden states."""
         return self.lm_head(hidden)
-
-
-def allocating(
-    num_slots: int, capacity: int, allocate: Callable[[], tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
-    """The keys and values that `allocate` makes.
-
-    Raises:
-        UserError: there is not the memory.
-    """
-    try:
-        return allocate()
-    except (RuntimeError, MemoryError) as error:
-        raise UserError(
-            f"there is no memory for the keys and values of {num_slots} sequences of "
-            f"{capacity} tokens: choose a smaller batch size"
-        ) from error

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from convai_fast import ops
-from convai_fast.generation.backends.backend import WEIGHTS, Backend, allocating
+from convai_fast.generation.backends.backend import WEIGHTS, Backend
 from convai_fast.generation.scheduler import Copy, Step
 from convai_fast.model.context import Context
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -26,39 +26,23 @@ class CpuBackend(Backend):
             model.transformer, torch.float32, rows_alone(dtype), config.activation
         )
         self.lm_head = PackedLinear(model.transformer.token_embedding.weight, None, dtype)
-        self._num_slots, self._heads = num_slots, (config.n_layer, num_slots, config.n_kv_head)
-        self._head_dim, self._most = config.head_dim, config.n_positions
+        self._heads = (config.n_layer, num_slots, config.n_kv_head)
+        self._head_dim = config.head_dim
         self._dtype = dtype if dtype == torch.float32 else torch.bfloat16
-        self.keys, self.values = self._make(capacity=1)
+        self.keys, self.values = self._allocate(num_slots, capacity=1)
 
     def _make(self, capacity: int) -> tuple[Tensor, Tensor]:
         capacity = -(-capacity // _MULTIPLE) * _MULTIPLE
         width = -(-self._head_dim // _MULTIPLE) * _MULTIPLE
         blocks = (capacity // ops.PANEL, self._head_dim, ops.PANEL)
         # Empty: memory that no token was written to is not taken from the machine.
-        return allocating(
-            self._num_slots,
-            capacity,
-            lambda: (
-                torch.empty(*self._heads, *blocks, dtype=self._dtype),
-                torch.empty(*self._heads, capacity, width, dtype=self._dtype),
-            ),
-        )
+        keys = torch.empty(*self._heads, *blocks, dtype=self._dtype)
+        return keys, torch.empty(*self._heads, capacity, width, dtype=self._dtype)
 
     @property
     def capacity(self) -> int:
-        """Tokens that a slot can hold."""
-        return self.values.shape[-2]
-
-    @torch.inference_mode()  # as they are written to
-    def allocate(self, capacity: int) -> None:
         """See `Backend`."""
-        if capacity <= self.capacity:
-            return
-        keys, values = self._make(max(capacity, min(2 * self.capacity, self._most)))
-        keys[..., : self.keys.shape[-3], :, :] = self.keys
-        values[..., : self.capacity, :] = self.values
-        self.keys, self.values = keys, values
+        return self.values.shape[-2]
 
     def copy_prefix(self, copy: Copy) -> None:
         """See `Backend`."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convai_fast.errors import UserError
-from convai_fast.generation.backends.backend import WEIGHTS, Backend, allocating
+from convai_fast.generation.backends.backend import WEIGHTS, Backend
 from convai_fast.generation.scheduler import Copy, Step
 from convai_fast.model.context import Context
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -29,30 +29,19 @@ class TorchBackend(Backend):
         self.transformer = for_inference(model.transformer, dtype)
         self.lm_head = partial(F.linear, weight=self.transformer.token_embedding.weight)
         self._shape = (config.n_layer, num_slots, config.n_kv_head, config.head_dim)
-        self._most = config.n_positions
-        self.keys, self.values = self._make(capacity=1)
+        self.keys, self.values = self._allocate(num_slots, capacity=1)
 
     def _make(self, capacity: int) -> tuple[Tensor, Tensor]:
         layers, slots, *heads = self._shape
         weight = self.transformer.token_embedding.weight
         # Zeros, not NaN by chance: what a mask hides is multiplied by a weight of 0.
         make = partial(weight.new_zeros, (layers, slots, capacity, *heads))
-        return allocating(slots, capacity, lambda: (make(), make()))
+        return make(), make()
 
     @property
     def capacity(self) -> int:
-        """Tokens that a slot can hold."""
-        return self.keys.shape[2]
-
-    @torch.inference_mode()  # as they are written to
-    def allocate(self, capacity: int) -> None:
         """See `Backend`."""
-        if capacity <= self.capacity:
-            return
-        keys, values = self._make(max(capacity, min(2 * self.capacity, self._most)))
-        keys[:, :, : self.capacity] = self.keys
-        values[:, :, : self.capacity] = self.values
-        self.keys, self.values = keys, values
+        return self.keys.shape[2]
 
     def copy_prefix(self, copy: Copy) -> None:
         """See `Backend`."""
