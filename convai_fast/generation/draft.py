@@ -45,3 +45,15 @@ class Job:
         self.id, self.params = id, request.params
         self.drafts: list[Draft] = []
         self.replies: dict[int, Reply] = {}  # those that are done, by their index
+
+    def result(self) -> list[Reply]:
+        """What the request asked for of its replies, which are all done; ranked, the best first."""
+        replies = [self.replies[index] for index in range(len(self.drafts))]
+        if self.params.best_of > 1:
+            replies.sort(key=_score, reverse=True)  # equal ones stay in their order
+        return replies[: self.params.n]
+
+
+def _score(reply: Reply) -> float:
+    assert reply.score is not None  # all drafts are ranked
+    return reply.score

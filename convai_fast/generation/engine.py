@@ -375,11 +375,8 @@ class GenerationEngine:
         job.replies[draft.index] = reply
         if len(job.replies) < len(job.drafts):
             return
-        replies = [job.replies[index] for index in range(len(job.drafts))]
-        if job.params.best_of > 1:
-            replies.sort(key=_score, reverse=True)
         del self._jobs[job.id]
-        self._tell(Done(job.id, replies[: job.params.n]))
+        self._tell(Done(job.id, job.result()))
 
     # --- what is told ---------------------------------------------------------------------------
 
@@ -398,8 +395,3 @@ class GenerationEngine:
 
     def _tell(self, event: Event) -> None:
         self._mailboxes.get(event.id, self._events).append(event)
-
-
-def _score(reply: Reply) -> float:
-    assert reply.score is not None  # all drafts are ranked
-    return reply.score
