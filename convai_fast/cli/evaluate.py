@@ -116,11 +116,6 @@ def run(options: EvaluateOptions) -> None:
     device = resolve_device(options.device)
     dtype = resolve_precision(options.precision, device)
     model, tokenizer = load(options.model)
-    if model.head_is_new and any(name.startswith("hits@") for name in options.metrics):
-        raise UserError(
-            f"{options.model} has no multiple-choice head, which hits@K is about: train it with "
-            "`convai-fast train`, or leave hits@K out of --metrics"
-        )
     described = {
         "architecture": model.config.family,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -140,12 +140,18 @@ def evaluate(
         sampling: how replies are drawn, each with a seed of its own, made of this seed and its id.
 
     Raises:
-        UserError: an unknown metric, no examples, or fewer candidates than hits@K needs.
+        UserError: an unknown metric, no examples, or for hits@K too few candidates or a
+            multiple-choice head that has learnt nothing.
 
     Source: ConvAI2 (Dinan et al. 2019, arXiv 1902.00098).
     """
     check_metrics(metrics)
     ks = [int(name.removeprefix("hits@")) for name in metrics if name.startswith("hits@")]
+    if ks and model.head_is_new:
+        raise UserError(
+            "hits@K is about the multiple-choice head, which this model has not learnt: fine-tune "
+            "it first, or leave hits@K out of `metrics`"
+        )
     writes_replies = not _OF_REPLIES.isdisjoint(metrics)
     params = replace(sampling or SamplingParams(), n=1)
     if writes_replies:

@@ -9,6 +9,7 @@ from torch import Tensor
 from convai_fast import ops
 from convai_fast.dialogue.fit import fit
 from convai_fast.dialogue.format import SpecialIds
+from convai_fast.errors import UserError
 from convai_fast.evaluation.overlap import normalize
 from convai_fast.evaluation.scoring import Rows, score
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -38,11 +39,17 @@ def rank_candidates(
 
     Raises:
         ValueError: there are no candidates.
+        UserError: the multiple-choice head has learnt nothing.
 
     Source: the multiple-choice head of TransferTransfo (arXiv 1901.08149).
     """
     if not candidates:
         raise ValueError("rank_candidates: there are no candidates")
+    if model.head_is_new:
+        raise UserError(
+            "candidates are ranked with the multiple-choice head, which this model has not learnt: "
+            "fine-tune it first"
+        )
     model.eval()
     n_positions = model.config.n_positions
     longest_reply = n_positions - 3  # beside <bos>, <speaker1> and <eos>

@@ -8,12 +8,13 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -36,6 +37,10 @@ WEIGHT_FILES = (
 
 # What the predecessor's run saved after each epoch, and renamed when it ended.
 _UNFINISHED = re.compile(r"checkpoint_mymodel_(\d+)\.pth?")
+
+# In the metadata of a safetensors file: transformers reads over it there, and does not write it
+# again beside weights that it has trained, as it would in config.json.
+_NEW_HEAD = {"multiple_choice_head": "new"}
 
 # Floating-point weights, and what constants beside them are stored as.
 _DTYPES = (
@@ -192,12 +197,24 @@ def write_config(
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: dict[str, Tensor], path: Path, *, head_is_new: bool) -> None:
     """Write a safetensors file, as readable for others as any file that is written here."""
+    metadata = {"format": "pt", **(_NEW_HEAD if head_is_new else {})}
     path.touch()
     mode = path.stat().st_mode  # safetensors leaves its files to their owner alone
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_file(tensors, path, metadata)
     path.chmod(mode)
+
+
+def has_new_head(path: Path) -> bool:
+    """Whether a file of weights says that nobody has trained the multiple-choice head in it yet.
+
+    Files of others, and of earlier versions, say nothing.
+    """
+    if path.suffix != ".safetensors":
+        return False
+    with _readable(path), safe_open(path, framework="pt") as file:
+        return _NEW_HEAD.items() <= (file.metadata() or {}).items()
 
 
 def write_folder(
@@ -205,6 +222,8 @@ def write_folder(
     config: TransformerConfig,
     weights: Mapping[str, Tensor],
     tokenizer: "PreTrainedTokenizerBase | None" = None,
+    *,
+    head_is_new: bool,
 ) -> None:
     """Write `model.safetensors`, `config.json` and the tokenizer's files for transformers to load.
 
@@ -216,6 +235,7 @@ def write_folder(
         config: the model's.
         weights: its parameters by our names.
         tokenizer: saved along; its bos, eos and pad ids go into `config.json`.
+        head_is_new: what `has_new_head` says of the file.
 
     Raises:
         UserError: the tokenizer has more tokens than the model, or the folder cannot be written.
@@ -229,7 +249,8 @@ def write_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with scratch_folder(folder, ".saving-") as staging:
-            save_tensors(to_transformers(weights, config), staging / "model.safetensors")
+            tensors = to_transformers(weights, config)
+            save_tensors(tensors, staging / "model.safetensors", head_is_new=head_is_new)
             write_config(staging, config, weights[EMBEDDING].dtype, tokenizer)
             if tokenizer is not None:
                 tokenizer.save_pretrained(staging)
@@ -244,7 +265,7 @@ def write_folder(
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    try:
+    with _readable(path):
         if path.suffix == ".safetensors":
             return load_file(path)
         if zipfile.is_zipfile(path):
@@ -255,12 +276,6 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice on pickles, which nobody here can follow
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged pickle can raise nearly anything.
-    except Exception as error:
-        raise UserError(
-            f"{path} cannot be read as weights: it is damaged, incomplete or holds more than "
-            "tensors (nothing in it was executed); get it again, or as model.safetensors."
-        ) from error
     if not isinstance(tensors, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
     ):
@@ -278,6 +293,18 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             f"of their own: {listing(odd)}; save the model's state_dict as dense float32 tensors."
         )
     return tensors
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    # A damaged pickle can raise nearly anything.
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as weights: it is damaged, incomplete or holds more than "
+            "tensors (nothing in it was executed); get it again, or as model.safetensors."
+        ) from error
 
 
 def _how_to_unpack(path: Path, content: Any) -> str:

@@ -63,8 +63,10 @@ class DoubleHeadsModel(nn.Module):
     embedding. A new model has random weights; `from_pretrained` reads saved ones.
 
     Attributes:
-        head_is_new: whether the checkpoint that was loaded had no multiple-choice head, so that
-            nothing is ranked with it; set it to False where you have trained that head.
+        head_is_new: whether the multiple-choice head has random weights, so that nothing is ranked
+            with it: in a new model, one from a checkpoint without that head, and one saved before
+            its head was trained. Training clears it; set it to False where you have trained the
+            head otherwise.
 
     Example:
         >>> config = TransformerConfig.from_transformers({"model_type": "gpt2", "n_layer": 4})
@@ -77,7 +79,7 @@ class DoubleHeadsModel(nn.Module):
         self.transformer = Transformer(config)
         self.mc_dropout = Dropout(config.summary_first_dropout)
         self.multiple_choice_head = RankingHead(config.n_embd, 1)
-        self.head_is_new = False
+        self.head_is_new = True
         self._init_multiple_choice_head()
 
     def _init_multiple_choice_head(self) -> None:
@@ -274,6 +276,7 @@ class DoubleHeadsModel(nn.Module):
                         f"correct base_model_name_or_path in its {adapter.CONFIG_FILE}"
                     )
             adapter.merge_adapter(folder, config, dict(model.named_parameters()))
+            model.head_is_new = checkpoint.has_new_head(folder / adapter.WEIGHTS_FILE)
             return model.to(dtype).eval()
         tensors, file = checkpoint.read_tensors(folder)
         config = checkpoint.read_config(folder, tensors)
@@ -286,7 +289,7 @@ class DoubleHeadsModel(nn.Module):
         model.to_empty(device="cpu")
         model._init_multiple_choice_head()
         model.load_state_dict(weights, strict=False)
-        model.head_is_new = len(weights) < len(shapes)
+        model.head_is_new = len(weights) < len(shapes) or checkpoint.has_new_head(file)
         return model.eval()
 
     def save_pretrained(
@@ -299,12 +302,19 @@ class DoubleHeadsModel(nn.Module):
 
         `weights` stand for the model's own state dict, where that is sharded over processes.
 
-        transformers' own double-heads classes and `AutoTokenizer` load the folder.
+        transformers' own double-heads classes and `AutoTokenizer` load the folder. That the
+        multiple-choice head is new is remembered in the metadata of `model.safetensors`.
 
         Raises:
             UserError: the tokenizer has more tokens than the model, or the folder is not writable.
         """
-        checkpoint.write_folder(folder, self.config, weights or self.state_dict(), tokenizer)
+        checkpoint.write_folder(
+            folder,
+            self.config,
+            weights or self.state_dict(),
+            tokenizer,
+            head_is_new=self.head_is_new,
+        )
 
 
 def _targets(

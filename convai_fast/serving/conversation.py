@@ -154,13 +154,17 @@ class Conversation:
             return
         # What was said last is the model's own reply; a candidate competes with it.
         history = self.history[:-1]
-        log_probabilities = rank_candidates(
-            self.engine.model,
-            self.engine.special_ids,
-            self.persona_ids,
-            history[-self.window :],
-            encode(self.tokenizer, candidates),
-        )
+        try:
+            log_probabilities = rank_candidates(
+                self.engine.model,
+                self.engine.special_ids,
+                self.persona_ids,
+                history[-self.window :],
+                encode(self.tokenizer, candidates),
+            )
+        except UserError as error:
+            yield f"{error}.\n"
+            return
         ranked = zip(log_probabilities.exp().tolist(), candidates, strict=True)
         for probability, candidate in sorted(ranked, key=lambda pair: -pair[0]):
             yield f"  {probability:.3f}  {candidate}\n"

@@ -150,7 +150,13 @@ class Lora:
         """
         config = self.model.config
         if self.options.merge_lora:
-            checkpoint.write_folder(folder, config, self._merged_weights(), tokenizer)
+            checkpoint.write_folder(
+                folder,
+                config,
+                self._merged_weights(),
+                tokenizer,
+                head_is_new=self.model.head_is_new,
+            )
             return
         tensors = {
             name: tensor.detach().cpu().contiguous()
@@ -158,7 +164,9 @@ class Lora:
             for name, tensor in zip(names, self._adapted(ours), strict=True)
         }
         self._saved_config.save_pretrained(str(folder))
-        checkpoint.save_tensors(tensors, folder / adapter.WEIGHTS_FILE)
+        checkpoint.save_tensors(
+            tensors, folder / adapter.WEIGHTS_FILE, head_is_new=self.model.head_is_new
+        )
         checkpoint.write_config(folder, config, torch.float32, tokenizer)
         tokenizer.save_pretrained(folder)
 

@@ -15,6 +15,7 @@ from convai_fast.errors import UserError
 from convai_fast.files import read_json
 from convai_fast.loading import load
 from convai_fast.model import adapter
+from convai_fast.model.checkpoint import has_new_head
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.checkpoints import (
@@ -72,6 +73,9 @@ def start_or_continue(options: TrainOptions, report: Callable[[str], None]) -> S
             f"{options.model} has {model.config.n_positions} positions (n_positions in its "
             "config.json), too few for any reply: name another model"
         )
+    if last is not None:  # the head of the state, not that of the base
+        name = "model.safetensors" if options.merge_lora else adapter.WEIGHTS_FILE
+        model.head_is_new = has_new_head(last / name)
     return Start(model, tokenizer, state, base, before)
 
 

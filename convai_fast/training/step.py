@@ -74,7 +74,7 @@ class TrainStep:
         """
         random = random_state(self.compute.device)
         try:
-            losses, num_tokens, flops = self._accumulate(batches, num_batches, stop)
+            losses, has_choice, num_tokens, flops = self._accumulate(batches, num_batches, stop)
         except StoppedError:
             self.optimizer.zero_grad(set_to_none=True)
             set_random_state(random, self.compute.device)
@@ -97,21 +97,26 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if lr and self.options.mc_coef and has_choice:
+            self.model.head_is_new = False
         self.log.end_step(losses.sum(0), num_tokens, flops, norm, lr)
 
     def _accumulate(
         self, batches: Iterable[tuple[Batch, Share]], num_batches: int, stop: Stop
-    ) -> tuple[Tensor, int, float]:
+    ) -> tuple[Tensor, bool, int, float]:
         """Add up the gradients of a step.
 
         Returns what each batch adds to the loss and to its parts of either head, float32
-        [batches, 3], and how many tokens and floating-point operations that were.
+        [batches, 3], whether an example had two candidates or more, without which the
+        multiple-choice head learns nothing, and how many tokens and floating-point operations that
+        were.
         """
-        options, parts, num_tokens, flops = self.options, [], 0, 0.0
+        options, parts, has_choice, num_tokens, flops = self.options, [], False, 0, 0.0
         with self.compute.weights_cast_once():
             for i, (batch, share) in enumerate(batches):
                 stop.raise_if_asked()
                 if share.examples:
+                    has_choice |= batch["mc_token_ids"].shape[1] > 1
                     num_labels = count_labels(batch)
                     num_batch_tokens = count_tokens(batch)
                     num_tokens += num_batch_tokens
@@ -124,7 +129,7 @@ class TrainStep:
                 loss = combined_loss(lm_loss, mc_loss, options.lm_coef, options.mc_coef)
                 self.scaler.scale(loss).backward()
                 parts.append(torch.stack([loss, lm_loss, mc_loss]).detach())
-        return torch.stack(parts), num_tokens, flops
+        return torch.stack(parts), has_choice, num_tokens, flops
 
     def weights(self) -> dict[str, Tensor]:
         """The model's, as one process without shards has them. Collective."""

@@ -80,7 +80,9 @@ def test_a_plain_language_model_is_converted_without_special_tokens(tmp_path, ca
     assert "added           a multiple-choice head with random weights" in printed
     assert "special tokens  none" in printed
     assert "<bos>, <eos>, <speaker1>, <speaker2>, <pad> will be added by `train`" in printed
-    assert DoubleHeadsModel.from_pretrained(tmp_path / "new").config.vocab_size == 259
+    model = DoubleHeadsModel.from_pretrained(tmp_path / "new")
+    assert model.config.vocab_size == 259
+    assert model.head_is_new
     with pytest.raises(UserError, match=r"lacks <bos>, <eos>, <speaker1>, .*: fine-tune"):
         load(str(tmp_path / "new"))
 

@@ -14,7 +14,7 @@ from convai_fast.cli.evaluate import finite
 from convai_fast.cli.main import main
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.model.config import TransformerConfig
-from convai_fast.model.double_heads import DoubleHeadsModel
+from tests.helpers.random_models import model_that_ranks
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def files(tokenizer, tmp_path_factory):
     torch.manual_seed(0)
     shape = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
     config = TransformerConfig.from_transformers({**shape, "vocab_size": len(tokenizer)})
-    DoubleHeadsModel(config).save_pretrained(folder / "model", tokenizer)
+    model_that_ranks(config).save_pretrained(folder / "model", tokenizer)
     return folder
 
 
@@ -165,7 +165,8 @@ def test_hits_of_a_head_that_was_never_trained_are_refused(files, tmp_path, caps
     save_file(kept, tmp_path / "model" / "model.safetensors")
     shutil.copy(files / "dialogues.json", tmp_path)
     assert evaluate(tmp_path, "--metrics", "hits@1") == 2
-    assert "has no multiple-choice head" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "has not learnt: fine-tune it first, or leave hits@K out of --metrics" in printed
     assert evaluate(tmp_path, "--metrics", "ppl") == 0
 
 

@@ -12,7 +12,7 @@ from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.fit import Fit, fit
 from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.model.config import TransformerConfig
-from convai_fast.model.double_heads import DoubleHeadsModel
+from tests.helpers.random_models import model_that_ranks
 
 SENTENCES, TURNS = [2, 1], [2, 1, 3]
 
@@ -98,7 +98,7 @@ def words(tokenizer):
 def model(tokenizer):
     config = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}
     config |= {"n_positions": MAX_LENGTH, "vocab_size": len(tokenizer)}
-    return DoubleHeadsModel(TransformerConfig.from_transformers(config))
+    return model_that_ranks(TransformerConfig.from_transformers(config))
 
 
 def prefix_in_training(dialogue, tokenizer, folder, layout):

@@ -3,6 +3,7 @@ import torch
 import transformers
 
 from convai_fast.dialogue.format import SpecialIds, build_sequence
+from convai_fast.errors import UserError
 from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.model import DoubleHeadsModel
 
@@ -105,3 +106,9 @@ def test_a_model_in_training_mode_ranks_without_dropout(models):
 def test_no_candidates_are_refused(models):
     with pytest.raises(ValueError, match="no candidates"):
         rank_candidates(models[1], SPECIAL, PERSONA, HISTORY, [])
+
+
+def test_a_head_that_has_learnt_nothing_ranks_nothing(models):
+    model = DoubleHeadsModel(models[1].config)
+    with pytest.raises(UserError, match="multiple-choice head, which this model has not learnt"):
+        rank_candidates(model, SPECIAL, PERSONA, HISTORY, CANDIDATES)

@@ -116,7 +116,9 @@ def make_inputs(folder: Path) -> None:
     (folder / "shape" / "config.json").write_text(json.dumps(shape))
     torch.manual_seed(0)
     config = TransformerConfig.from_transformers({**shape, "vocab_size": len(tokenizer)})
-    DoubleHeadsModel(config).save_pretrained(folder / "model", tokenizer)
+    model = DoubleHeadsModel(config)
+    model.head_is_new = False  # its random weights are asked to rank
+    model.save_pretrained(folder / "model", tokenizer)
     requests = [{"history": ["hello"]}, {"top_p": 7}, {"history": ["bye"], "n": 2}]
     (folder / "requests.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in requests))
 

@@ -12,8 +12,9 @@ from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
 from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
-from convai_fast.model import DoubleHeadsModel, TransformerConfig
+from convai_fast.model import TransformerConfig
 from tests.fuzz.damage import check_sentence, mutate_bytes, mutate_json
+from tests.helpers.random_models import model_that_ranks
 
 PARAMS = SamplingParams(max_length=12)
 MESSAGES = [
@@ -46,7 +47,7 @@ def fuzzer(folder: Path) -> Callable[[int], str]:
     shape = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 64}
     config = TransformerConfig.from_transformers({**shape, "vocab_size": len(tokenizer)})
     torch.manual_seed(0)
-    engine = GenerationEngine(DoubleHeadsModel(config).eval(), tokenizer)
+    engine = GenerationEngine(model_that_ranks(config).eval(), tokenizer)
 
     def ask(number: int) -> str:
         rng = random.Random(number)

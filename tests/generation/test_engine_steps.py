@@ -13,6 +13,7 @@ from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.events import Done, Failed, Tokens
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
+from convai_fast.model import DoubleHeadsModel
 
 PARAMS = SamplingParams(max_length=12, min_length=4, seed=1)
 
@@ -228,8 +229,8 @@ def test_ranking_needs_room_for_the_eos_after_the_longest_reply(engine):
     assert len(reply.token_ids) == 91
 
 
-def test_a_head_that_has_learnt_nothing_ranks_nothing(engine, ask, monkeypatch):
-    monkeypatch.setattr(engine.model, "head_is_new", True)
+def test_a_head_that_has_learnt_nothing_ranks_nothing(model, tokenizer, ask):
+    engine = GenerationEngine(DoubleHeadsModel(model.config), tokenizer)
     with pytest.raises(UserError, match="multiple-choice head, which this model has not learnt"):
         engine.add("a", ask(0, replace(PARAMS, best_of=2)))
 

@@ -5,7 +5,8 @@ import json
 import torch
 
 from convai_fast.dialogue.tokenizer import load_tokenizer
-from convai_fast.model import DoubleHeadsModel, TransformerConfig
+from convai_fast.model import TransformerConfig
+from tests.helpers.random_models import model_that_ranks
 
 LENGTH = ["--max_length", "12", "--min_length", "12"]
 
@@ -16,7 +17,7 @@ def save_model(folder, tokenizer, seed=0):
     torch.manual_seed(seed)
     config = {"model_type": "gpt2", "vocab_size": len(tokenizer), "n_positions": 64}
     config |= {"n_embd": 16, "n_layer": 1, "n_head": 2}
-    DoubleHeadsModel(TransformerConfig.from_transformers(config)).save_pretrained(folder, tokenizer)
+    model_that_ranks(TransformerConfig.from_transformers(config)).save_pretrained(folder, tokenizer)
     return str(folder)
 
 

@@ -7,7 +7,8 @@ from tokenizers import pre_tokenizers
 from transformers import GPT2Tokenizer, OpenAIGPTTokenizer
 
 from convai_fast.dialogue.tokenizer import add_special_tokens, load_tokenizer
-from convai_fast.model import DoubleHeadsModel, TransformerConfig
+from convai_fast.model import TransformerConfig
+from tests.helpers.random_models import model_that_ranks
 
 
 def gpt_tokenizer():
@@ -33,7 +34,7 @@ def save_model_of_letters(folder):
     config = TransformerConfig.from_transformers(
         dict(model_type="openai-gpt", vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4)
     )
-    DoubleHeadsModel(config).save_pretrained(folder, tokenizer)
+    model_that_ranks(config).save_pretrained(folder, tokenizer)
     return folder
 
 

@@ -57,6 +57,34 @@ def test_a_new_model_is_saved_and_loaded(architecture, tmp_path):
     assert saved.config == config
 
 
+def test_a_head_that_nobody_has_trained_is_new_when_it_is_loaded_again(architecture, tmp_path):
+    shape = dict(vocab_size=101, n_embd=32, n_layer=2, n_head=4)
+    config = TransformerConfig.from_transformers({"model_type": architecture, **shape})
+    model = DoubleHeadsModel(config)
+    assert model.head_is_new
+    model.save_pretrained(tmp_path / "new")
+    again = DoubleHeadsModel.from_pretrained(tmp_path / "new")
+    assert again.head_is_new
+    again.save_pretrained(tmp_path / "again")
+    assert DoubleHeadsModel.from_pretrained(tmp_path / "again").head_is_new
+    again.head_is_new = False
+    again.save_pretrained(tmp_path / "again")
+    assert not DoubleHeadsModel.from_pretrained(tmp_path / "again").head_is_new
+
+
+def test_a_new_head_that_transformers_has_saved_counts_as_trained(architecture, tmp_path):
+    # It may have trained it: who loads a model there does not know what is remembered here.
+    shape = dict(vocab_size=101, n_embd=32, n_layer=2, n_head=4)
+    config = TransformerConfig.from_transformers({"model_type": architecture, **shape})
+    DoubleHeadsModel(config).save_pretrained(tmp_path / "new")
+    peer, report = PEERS[architecture][1].from_pretrained(
+        tmp_path / "new", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    peer.save_pretrained(tmp_path / "theirs")
+    assert not DoubleHeadsModel.from_pretrained(tmp_path / "theirs").head_is_new
+
+
 def test_a_loaded_model_is_in_eval_mode_and_trainable(folder):
     model = DoubleHeadsModel.from_pretrained(folder)
     assert not model.training
@@ -157,6 +185,7 @@ def test_a_body_without_heads_and_prefix_gets_a_new_head_and_a_warning(
     with caplog.at_level(logging.WARNING):
         model = DoubleHeadsModel.from_pretrained(folder)
     assert "has no multiple-choice head" in caplog.text
+    assert model.head_is_new and not expected.head_is_new
     assert_same_weights(model.transformer, expected.transformer)
     assert (model.multiple_choice_head.bias == 0).all()
     assert 0.005 < model.multiple_choice_head.weight.std() < 0.05

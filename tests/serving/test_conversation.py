@@ -165,6 +165,13 @@ def test_rank_orders_candidates_as_replies_to_the_users_last_line(conversation, 
     assert len(conversation.history) == 2
 
 
+def test_rank_with_a_head_that_has_learnt_nothing_is_refused(conversation, monkeypatch):
+    monkeypatch.setattr(conversation.engine.model, "head_is_new", True)
+    said = say(conversation, "/rank hello |hi")
+    assert said.startswith("candidates are ranked with the multiple-choice head, which this model")
+    assert said.count("\n") == 1
+
+
 def test_rank_takes_openings_before_anything_is_said(conversation):
     assert say(conversation, "/rank hello |hi").count("\n") == 2
     assert say(conversation, "/rank hello") == "  1.000  hello\n"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from convai_fast.cli.main import main
 from convai_fast.data.builtin import builtin_dialogues
+from convai_fast.model.checkpoint import has_new_head
 from convai_fast.training.checkpoints import STATE_FILE
 from convai_fast.training.options import TrainOptions
 from tests.helpers.command_line import arguments_of
@@ -114,6 +115,7 @@ def test_two_ranks_train_and_evaluate_as_one_with_twice_the_batch(options, tmp_p
     assert main(["train", *arguments_of(one)]) == 0
     assert exit_codes(processes) == [0, 0]
     assert_same_run(tmp_path / "run", tmp_path / "one")
+    assert not has_new_head(tmp_path / "run" / "last" / "model.safetensors")
     assert "4 x 4 examples x 2 processes" in (tmp_path / "out-0").read_text()
     assert (tmp_path / "out-1").read_text() == (tmp_path / "err-1").read_text() == ""
     # Each draws its own dropout.
