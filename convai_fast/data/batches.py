@@ -5,7 +5,7 @@ batches of 1 and 2 batches of 4 take the same steps, and a run may go on with ot
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, TypedDict, cast, final
+from typing import Literal, NamedTuple, TypedDict, cast, final, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from convai_fast.data.index import ExampleIndex, index_examples
 from convai_fast.data.shuffle import permutation
 from convai_fast.data.store import DialogueStore
 from convai_fast.dialogue.format import IGNORED
+from convai_fast.errors import UserError
 
 # Examples are sorted by length within pools, and stay together in runs of similar length, which are
 # shuffled: long enough to leave little padding, short enough that a step sees many lengths.
@@ -160,6 +161,9 @@ class DialogueBatches:
         max_examples: keep only so many examples, spread evenly over the split (0: all).
         weights: how often an epoch sees the examples of each of the store's sources: 2 is twice,
             0.5 every other one; a single weight holds for all sources.
+
+    Raises UserError for a split that is not there and a layout or size of batches that makes no
+    sense; ValueError for what `index_examples` refuses.
     """
 
     def __init__(
@@ -182,6 +186,13 @@ class DialogueBatches:
         world_size: int = 1,
         pin_memory: bool = False,
     ) -> None:
+        if split not in store.splits:
+            raise UserError(f"there is no split {split!r}: choose from {', '.join(store.splits)}")
+        if layout not in get_args(Layout):
+            raise UserError(f"layout is {layout!r}, but must be {' or '.join(get_args(Layout))}")
+        for name, value in (("batch_size", batch_size), ("batches_per_step", batches_per_step)):
+            if value < 1:
+                raise UserError(f"{name} is {value}, but must be at least 1")
         self.store, self.tables = store, store.splits[split]
         self.batch_size, self.max_length, self.layout = batch_size, max_length, layout
         self.batches_per_step = batches_per_step

@@ -14,6 +14,7 @@ from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
+from convai_fast.errors import UserError
 from convai_fast.ops import PLAN_COLUMNS
 from tests.helpers.batches import make_batches
 
@@ -175,6 +176,21 @@ def test_both_layouts_hold_the_same_batches_of_the_same_candidates(store, num_ca
                 at = in_shared["mc_token_ids"][row, j]
                 assert in_shared["branch_ids"][at] == j + 1
                 assert in_shared["input_ids"][at] == store.special_ids.eos
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"split": "test"}, "there is no split 'test': choose from train, valid"),
+        ({"layout": "packed"}, "layout is 'packed', but must be shared or padded"),
+        ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
+        ({"batch_size": -1}, "batch_size is -1, but must be at least 1"),
+        ({"batches_per_step": 0}, "batches_per_step is 0, but must be at least 1"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused_in_one_sentence(store, given, says):
+    with pytest.raises(UserError, match=f"^{says}$"):
+        make_batches(store, **given)
 
 
 def test_an_empty_split_has_no_batches(tokenizer, tmp_path):
