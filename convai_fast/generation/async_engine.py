@@ -23,7 +23,8 @@ class AsyncEngine:
     closed or a coroutine that is cancelled, frees its slots within a step.
 
     Args:
-        engine: which nobody else uses from now on.
+        engine: used by that thread alone until `close` has returned; then it is idle, and yours
+            again.
 
     Example:
         >>> with AsyncEngine(engine) as shared:                        # in threads
@@ -59,8 +60,12 @@ class AsyncEngine:
     def stream(self, request: Request) -> Iterator[Tokens]:
         """Yield the tokens of a request's replies as they are drawn; see `Tokens`.
 
+        The request is made when the first of them is asked for.
+
         Raises:
-            UserError: it cannot be answered, or the engine is closed.
+            UserError: what `generate` raises, or that `best_of` chooses among whole replies, which
+                cannot be streamed; with the first tokens, not with the call. If a step fails, with
+                the tokens that it would have given.
         """
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         id = self._ask(request, events.put, stream=True)
@@ -83,7 +88,7 @@ class AsyncEngine:
             self._forget(id)
 
     async def stream_async(self, request: Request) -> AsyncIterator[Tokens]:
-        """As `stream`, without blocking the event loop."""
+        """As `stream`, also in when it raises, without blocking the event loop."""
         events, put = _async_queue()
         id = self._ask(request, put, stream=True)
         try:
@@ -96,7 +101,10 @@ class AsyncEngine:
     # --- the engine's thread --------------------------------------------------------------------
 
     def close(self) -> None:
-        """Take no more requests, and wait until those that are under way are answered."""
+        """Take no more requests, and wait until those that are under way are answered.
+
+        A stream whose first tokens nobody has asked for yet is not under way.
+        """
         with self._changed:
             self._is_closed = True
             self._changed.notify()

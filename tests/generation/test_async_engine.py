@@ -70,6 +70,21 @@ def test_a_request_that_cannot_be_answered_fails_alone(shared, asked):
         assert [future.result() for future in good] == expected
 
 
+def test_a_stream_that_cannot_be_raises_with_its_first_tokens(shared, ask):
+    async def first(stream):
+        return await anext(stream)
+
+    for bad, says in (
+        (Request(input_ids=[10**6]), "input_ids of the request holds 1000000"),
+        (ask(0, replace(PARAMS, best_of=2)), "best_of chooses among whole replies"),
+    ):
+        stream, stream_async = shared.stream(bad), shared.stream_async(bad)
+        with pytest.raises(UserError, match=says):
+            next(stream)
+        with pytest.raises(UserError, match=says):
+            asyncio.run(first(stream_async))
+
+
 @pytest.mark.parametrize("nonsense", [None, Request(history=None), Request(input_ids=5)])
 def test_what_is_no_request_at_all_fails_alone(shared, ask, nonsense):
     stream = shared.stream(ask(0, PARAMS))
@@ -102,6 +117,7 @@ def test_callers_that_go_away_free_their_slots(shared, ask):
 def test_closing_answers_what_is_under_way_and_takes_nothing_more(model, tokenizer, ask):
     shared = AsyncEngine(GenerationEngine(model, tokenizer, max_batch_size=1))
     may_step, step = threading.Event(), shared.engine.step
+    stream = shared.stream(ask(0, PARAMS))  # nobody asks for its first tokens
     shared.engine.step = lambda: may_step.wait(60) and step()
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(shared.generate, ask(number, PARAMS)) for number in range(3)]
@@ -115,6 +131,9 @@ def test_closing_answers_what_is_under_way_and_takes_nothing_more(model, tokeniz
         may_step.set()
         assert all(len(future.result(60)) == 1 for future in asked)
         closing.result(60)
+    with pytest.raises(UserError, match="the engine is closed"):
+        next(stream)
+    assert len(shared.engine.generate([ask(1, PARAMS)])) == 1  # it is the caller's again
 
 
 def test_a_step_that_fails_fails_those_under_way_and_no_others(shared, ask, monkeypatch):
