@@ -22,6 +22,15 @@ def test_every_command_explains_itself(name, capsys):
     assert f"usage: convai-fast {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["evaluate", "generate", "interact"])
+def test_options_of_how_replies_are_drawn_have_the_librarys_texts(name, capsys):
+    exit_code(name, "--help")
+    printed = " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert "--max_length INT Most tokens in a reply. (default: 20)" in printed
+    assert "so far become less likely (1: off). (default: 1.0)" in printed
+    assert "Draw so many replies and return the n that the multiple-choice head" in printed
+
+
 def test_without_a_command_the_commands_are_listed(capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
