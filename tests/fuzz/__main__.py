@@ -2,20 +2,33 @@
 
 import argparse
 import faulthandler
+import inspect
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
+import tests.fuzz
 from tests.fuzz import FUZZERS, fuzz
 
 
+def describe() -> str:
+    """What is broken, how, and by what, each as the docstring of its own module says it."""
+    modules = {name: inspect.getmodule(fuzzer) for name, fuzzer in FUZZERS.items()}
+    lines = (f"  {name:<11}{inspect.getdoc(m).splitlines()[0]}" for name, m in modules.items())
+    return "\n".join([tests.fuzz.__doc__, *lines])
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("fuzzer", choices=FUZZERS)
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--first", type=int, default=0, help="number of the first input")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz",
+        description=describe(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("fuzzer", choices=FUZZERS, help="what is broken: see above")
+    parser.add_argument("--count", type=int, default=10_000, help="inputs to try (%(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first (%(default)s)")
     options = parser.parse_args()
     faulthandler.enable()
     torch.set_num_threads(1)
