@@ -24,7 +24,8 @@ class Request:
 
     Attributes:
         persona: the model's sentences about itself, as text or as token ids.
-        history: the turns so far, oldest first, the partner's last turn last; text or token ids.
+        history: the turns so far, oldest first, the partner's last turn last; text, none of them
+            blank, or token ids.
         input_ids: instead of both, the whole prompt: what the reply is to follow.
         token_type_ids: the segment id of each of `input_ids`; without them every token has that of
             `<speaker1>`.
@@ -73,14 +74,18 @@ def build_prompt(
     """The prompt of `request`, of at most `room` tokens; persona and history are cut as `fit` says.
 
     Raises:
-        UserError: token ids that do not exist, or given together with persona or history, or too
-            many of them: nobody but the caller knows what could be left out.
+        UserError: a turn that is blank, as in training data; token ids that do not exist, or given
+            together with persona or history, or too many of them: nobody but the caller knows what
+            could be left out.
     """
     if request.input_ids is None:
         if request.token_type_ids is not None:
             raise UserError("the request has token_type_ids, but no input_ids")
         persona = _token_ids(request.persona, "persona", tokenizer, vocab_size)
         history = _token_ids(request.history, "history", tokenizer, vocab_size)
+        for i, turn in enumerate(request.history):
+            if isinstance(turn, str) and is_blank(turn):
+                raise UserError(f"history[{i}] of the request is blank: leave it out")
         return fit_prompt(persona, history, special_ids, room)
 
     if len(request.persona) or len(request.history):

@@ -69,6 +69,8 @@ def test_a_request_may_be_empty(engine):
         ({"history": [[None]]}, "^history of the request holds None"),
         ({"persona": "i like tea ."}, "^persona of the request is one text: give a list"),
         ({"history": "hello !"}, "^history of the request is one text: give a list"),
+        ({"history": ["hello !", ""]}, r"^history\[1\] of the request is blank: leave it out"),
+        ({"history": ["\u200b \n", "hello !"]}, r"^history\[0\] of the request is blank"),
         ({"history": ["hello !", [1]]}, "^history of the request mixes texts and token ids"),
         ({"persona": [[1], "hello !"]}, "^persona of the request mixes texts and token ids"),
     ],
