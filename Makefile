@@ -49,7 +49,7 @@ sanitize: $(VENV)/installed
 	git ls-files -z | xargs -0 cp --parents -t $(SANITIZED)
 	cd $(SANITIZED) && CONVAI_FAST_BUILD=cpu CXXFLAGS="$(SANITIZERS) -g1" LDFLAGS="$(SANITIZERS)" \
 	  $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
-	set -e; for isa in avx512 avx2 portable; do \
+	set -e; for isa in avx512_bf16 avx512 avx2 portable; do \
 	  echo "instruction set $$isa, or the best that is here"; \
 	  (cd $(SANITIZED) && CONVAI_FAST_BACKEND=native CONVAI_FAST_ISA=$$isa OMP_NUM_THREADS=2 \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \

@@ -38,9 +38,11 @@ def _load() -> str | None:
     global host
     if BACKEND not in ("auto", "native", "reference"):
         raise UserError(f"CONVAI_FAST_BACKEND must be auto, native or reference, not {BACKEND!r}")
-    isa = os.environ.get("CONVAI_FAST_ISA", "avx512")
-    if isa not in ("portable", "avx2", "avx512"):
-        raise UserError(f"CONVAI_FAST_ISA must be portable, avx2 or avx512, not {isa!r}")
+    isa = os.environ.get("CONVAI_FAST_ISA", "avx512_bf16")
+    if isa not in ("portable", "avx2", "avx512", "avx512_bf16"):
+        raise UserError(
+            f"CONVAI_FAST_ISA must be portable, avx2, avx512 or avx512_bf16, not {isa!r}"
+        )
     if BACKEND == "reference":
         return "CONVAI_FAST_BACKEND=reference"
     info = _build_info()
@@ -64,7 +66,7 @@ def native_info() -> dict[str, Any]:
 
     Returns `build` ("cuda", "cpu" or "none"), `reason` (why that was built), `torch` and `cuda`
     (versions it was built against), `loaded` (bool), `not_loaded_because` (a sentence or None) and
-    `isa` ("avx512", "avx2" or "portable": the CPU kernels' instruction set, or None).
+    `isa` ("avx512_bf16", "avx512", "avx2" or "portable": the CPU kernels' instructions; or None).
     """
     return {
         "torch": None,

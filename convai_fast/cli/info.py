@@ -7,14 +7,15 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from convai_fast import ops
 from convai_fast._native import BACKEND, native_info
+from convai_fast.generation.backends.backend import WEIGHTS
 from convai_fast.hardware import cpu_multiplies_bf16, describe_cuda_devices
 
 
 @dataclass
 class InfoOptions:
-    """Print versions, what is compiled, which instruction set is in use, and which devices there
-    are."""
+    """Print versions, what is compiled, the instructions in use, and which devices there are."""
 
 
 def run(options: InfoOptions) -> None:
@@ -36,6 +37,9 @@ def run(options: InfoOptions) -> None:
         "backend": f"{BACKEND} (CONVAI_FAST_BACKEND)",
         "cpu": f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads and "
         f"{torch.backends.cpu.get_cpu_capability()}",
+        "cpu products": ", ".join(
+            f"{name} {ops.product_instructions(dtype)}" for name, dtype in WEIGHTS.items()
+        ),
         "bf16 on the cpu": "faster than float32"
         if cpu_multiplies_bf16()
         else "no faster than float32",

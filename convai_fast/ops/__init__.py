@@ -2,14 +2,21 @@
 
 from convai_fast import _native  # noqa: F401  (loads the compiled kernels)
 from convai_fast.ops.branch_attention import branch_attention
-from convai_fast.ops.cached_attention import cached_attention
+from convai_fast.ops.cached_attention import PANEL, cached_attention
 from convai_fast.ops.collate import PLAN_COLUMNS, collate, collate_shared
 from convai_fast.ops.dropout import draw_seed, dropout
 from convai_fast.ops.key_index import KeyIndex, index_keys
-from convai_fast.ops.packed_linear import PANEL, PackedWeight, pack_weight, packed_linear
+from convai_fast.ops.packed_linear import (
+    BLOCK,
+    PackedWeight,
+    pack_weight,
+    packed_linear,
+    product_instructions,
+)
 from convai_fast.ops.sample import sample
 
 __all__ = [
+    "BLOCK",
     "PANEL",
     "PLAN_COLUMNS",
     "KeyIndex",
@@ -23,5 +30,6 @@ __all__ = [
     "index_keys",
     "pack_weight",
     "packed_linear",
+    "product_instructions",
     "sample",
 ]

@@ -6,6 +6,8 @@ from torch import Tensor
 from convai_fast.ops import reference
 from convai_fast.ops.schemas import library
 
+PANEL = 16  # positions whose keys lie side by side
+
 library.impl("cached_attention", reference.cached_attention, "CompositeExplicitAutograd")
 
 

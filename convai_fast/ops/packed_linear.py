@@ -9,9 +9,13 @@ from torch import Tensor
 from convai_fast.ops import reference
 from convai_fast.ops.schemas import library
 
-PANEL = 16  # columns that lie side by side: of packed weights, and of the keys in a cache
+BLOCK = 64  # output features that lie side by side
+_TOGETHER = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # input features, innermost
 
 library.impl("packed_linear", reference.packed_linear, "CompositeExplicitAutograd")
+library.impl(
+    "packed_linear_instructions", lambda weight: "plain PyTorch", "CompositeExplicitAutograd"
+)
 
 
 @torch.library.register_fake("convai_fast::packed_linear")
@@ -19,6 +23,7 @@ def _fake(
     x: Tensor,
     weight: Tensor,
     scales: Tensor | None,
+    column_sums: Tensor | None,
     bias: Tensor | None,
     out_features: int,
     gelu: bool,
@@ -30,14 +35,16 @@ class PackedWeight(NamedTuple):
     """A weight [out_features, in_features] as `packed_linear` reads it.
 
     Attributes:
-        data: float32 or bfloat16 [panels, in_features, 16], 16 output features a panel, padded with
-            0; or int8 [panels, ceil(in_features / 2), 16, 2].
+        data: [blocks, ceil(in_features / together), 64, together], 64 output features a block,
+            padded with 0; together are 1 input feature of float32, 2 of bfloat16, 4 of int8.
         scales: float32 [out_features], what one step of int8 is worth; None for the others.
+        column_sums: int32 [out_features], the sum of an output feature's int8; None for the others.
         out_features: their number, without padding.
     """
 
     data: Tensor
     scales: Tensor | None
+    column_sums: Tensor | None
     out_features: int
 
 
@@ -48,18 +55,16 @@ def pack_weight(weight: Tensor, dtype: torch.dtype = torch.float32) -> PackedWei
     weight, so that an error is at most 0.4 % of that.
     """
     out_features, in_features = weight.shape
-    weight = F.pad(weight.detach().float(), (0, 0, 0, -out_features % PANEL))
-    if dtype != torch.int8:
-        panels = weight.to(dtype).view(-1, PANEL, in_features)
-        return PackedWeight(panels.transpose(1, 2).contiguous(), None, out_features)
-    scales = weight.abs().amax(dim=1) / 127
-    steps = (weight / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round()
-    pairs = (
-        F.pad(steps, (0, in_features % 2)).to(torch.int8).view(-1, PANEL, (in_features + 1) // 2, 2)
-    )
-    return PackedWeight(
-        pairs.transpose(1, 2).contiguous(), scales[:out_features].contiguous(), out_features
-    )
+    weight = weight.detach().float()
+    scales = column_sums = None
+    if dtype == torch.int8:
+        scales = weight.abs().amax(dim=1) / 127
+        weight = (weight / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round()
+        column_sums = weight.sum(dim=1, dtype=torch.float64).int()
+    together = _TOGETHER[dtype]
+    padded = F.pad(weight.to(dtype), (0, -in_features % together, 0, -out_features % BLOCK))
+    blocks = padded.view(padded.shape[0] // BLOCK, BLOCK, padded.shape[1] // together, together)
+    return PackedWeight(blocks.transpose(1, 2).contiguous(), scales, column_sums, out_features)
 
 
 def packed_linear(
@@ -69,13 +74,26 @@ def packed_linear(
 
     With `gelu`, its GELU in the tanh approximation (Hendrycks and Gimpel 2016, arXiv 1606.08415).
 
-    The compiled operator sums each element in the order of the input features, whatever the number
-    of rows: a row's result does not depend on the rows beside it. With int8 weights a row of `x` is
-    rounded to int16, as finely as int32 sums of its products allow.
+    `x` is rounded to the format of the weight, and the products are summed in float32: for int8
+    weights, a row of `x` to 256 steps between its least and its largest value (or 0), and the
+    products in int32, exactly.
+
+    The compiled operator sums each element in one order, whatever the number of rows: a row's
+    result does not depend on the rows beside it.
 
     Raises:
-        ValueError, TypeError: shapes or dtypes do not fit.
+        ValueError, TypeError: shapes or dtypes do not fit, or int8 weights have more than 66,311
+            input features, whose sums int32 does not hold.
     """
     return torch.ops.convai_fast.packed_linear(
-        x, weight.data, weight.scales, bias, weight.out_features, gelu
+        x, weight.data, weight.scales, weight.column_sums, bias, weight.out_features, gelu
     )
+
+
+def product_instructions(dtype: torch.dtype) -> str:
+    """What `packed_linear` multiplies in on this CPU, such as "AVX512-BF16 by oneDNN".
+
+    Args:
+        dtype: of the weight: float32, bfloat16 or int8.
+    """
+    return torch.ops.convai_fast.packed_linear_instructions(torch.empty(0, dtype=dtype))

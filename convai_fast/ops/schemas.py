@@ -30,9 +30,10 @@ library.define(
 )
 
 library.define(
-    "packed_linear(Tensor x, Tensor weight, Tensor? scales, Tensor? bias, int out_features,"
-    " bool gelu) -> Tensor"
+    "packed_linear(Tensor x, Tensor weight, Tensor? scales, Tensor? column_sums, Tensor? bias,"
+    " int out_features, bool gelu) -> Tensor"
 )
+library.define("packed_linear_instructions(Tensor weight) -> str")
 
 library.define(
     "cached_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values,"

@@ -1,6 +1,6 @@
 // Which instruction set the CPU kernels use, decided once at run time, so that one build runs on
 // any x86-64. CONVAI_FAST_ISA=portable|avx2|avx512 lowers it (never raises it), for tests and
-// debugging.
+// debugging; avx512_bf16 is AVX-512 with its instructions for bfloat16 and for int8 (BF16, VNNI).
 #pragma once
 
 #include <cstdlib>
@@ -15,13 +15,16 @@
 
 namespace convai_fast::simd {
 
-enum class Isa { kPortable, kAvx2, kAvx512 };
+enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 
 inline const char* isa_name(Isa isa) {
-  return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "portable";
+  return isa == Isa::kAvx512Bf16 ? "avx512_bf16"
+         : isa == Isa::kAvx512   ? "avx512"
+         : isa == Isa::kAvx2     ? "avx2"
+                                 : "portable";
 }
 
-inline Isa detect_isa() {
+inline Isa best_isa() {
   Isa best = Isa::kPortable;
 #if CONVAI_FAST_X86
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -33,10 +36,19 @@ inline Isa detect_isa() {
       __builtin_cpu_supports("avx512vl")) {
     best = Isa::kAvx512;
   }
+  if (best == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16") &&
+      __builtin_cpu_supports("avx512vnni")) {
+    best = Isa::kAvx512Bf16;
+  }
 #endif
+  return best;
+}
+
+inline Isa detect_isa() {
+  const Isa best = best_isa();
   if (const char* wanted = std::getenv("CONVAI_FAST_ISA")) {
-    for (Isa isa : {Isa::kPortable, Isa::kAvx2}) {
-      if (isa < best && std::strcmp(wanted, isa_name(isa)) == 0) best = isa;
+    for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+      if (isa < best && std::strcmp(wanted, isa_name(isa)) == 0) return isa;
     }
   }
   return best;

@@ -11,6 +11,7 @@ template <int width>
 struct SimdOf : Vectors<width> {
   using typename Vectors<width>::Float;
   using typename Vectors<width>::Int;
+  using typename Vectors<width>::Word;
   using typename Vectors<width>::Halves;
 
   static CONVAI_FAST_INLINE Float load(const float* source) {
@@ -35,6 +36,37 @@ struct SimdOf : Vectors<width> {
     std::memcpy(&halves, source, sizeof(halves));
     return (Float)(__builtin_convertvector(halves, Int) << 16);
 #endif
+  }
+
+  static CONVAI_FAST_INLINE Int load(const int32_t* source) {
+    Int x;
+    std::memcpy(&x, source, sizeof(x));
+    return x;
+  }
+
+  static CONVAI_FAST_INLINE void store(int32_t* target, Int x) {
+    std::memcpy(target, &x, sizeof(x));
+  }
+
+  // To the nearest, and to even in the middle; a NaN stays one.
+  static CONVAI_FAST_INLINE void store(BFloat16* target, Float x) {
+    const Int bits = (Int)x;
+    const Int rounded = x == x ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
+    const auto halves = __builtin_convertvector((Word)rounded >> 16, Halves);
+    std::memcpy(target, &halves, sizeof(halves));
+  }
+
+  // The nearest whole numbers, the even ones in the middle, of numbers up to 2^22.
+  static CONVAI_FAST_INLINE Int nearest(Float x) {
+    constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
+    return __builtin_convertvector((x + kRounder) - kRounder, Int);
+  }
+
+  // Clamped to 0 ... 255.
+  static CONVAI_FAST_INLINE void store_bytes(uint8_t* target, Int x) {
+    const Int clamped = x < 0 ? Int{} : x > 255 ? x - x + 255 : x;
+    const auto bytes = __builtin_convertvector(clamped, typename Vectors<width>::Quarters);
+    std::memcpy(target, &bytes, sizeof(bytes));
   }
 
   static CONVAI_FAST_INLINE Float broadcast(float x) { return x - Float{}; }

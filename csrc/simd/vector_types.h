@@ -5,8 +5,8 @@
 
 namespace convai_fast::simd {
 
-// Of `width` floats, or of as many bytes; Halves and Bytes are half as long. The size of a vector
-// type must not depend on a template's parameter.
+// Of `width` floats, or of as many bytes; Halves are half as long, Quarters a quarter. The size of
+// a vector type must not depend on a template's parameter.
 template <int width>
 struct Vectors;
 
@@ -19,7 +19,7 @@ struct Vectors;
     typedef uint64_t Wide __attribute__((vector_size(4 * width)));   \
     typedef int16_t Pair __attribute__((vector_size(4 * width)));    \
     typedef uint16_t Halves __attribute__((vector_size(2 * width))); \
-    typedef int8_t Bytes __attribute__((vector_size(2 * width)));    \
+    typedef uint8_t Quarters __attribute__((vector_size(width)));    \
   };
 CONVAI_FAST_VECTORS(4)
 CONVAI_FAST_VECTORS(8)

@@ -125,21 +125,18 @@ def make_sample(rng: Rng) -> Arguments:
 
 def make_packed_linear(rng: Rng) -> Arguments:
     rows, in_features, out_features = (int(rng.integers(0, most)) for most in (9, 40, 70))
-    panels = -(-out_features // ops.PANEL)
-    int8 = rng.random() < 0.4
-    shape = (panels, in_features, 16) if not int8 else (panels, (in_features + 1) // 2, 16, 2)
-    weight = torch.from_numpy(rng.normal(0, 40, shape).astype(np.float32))
-    if int8 and in_features % 2:
-        weight[:, -1, :, 1] = 0
-    dtype = [torch.float32, torch.bfloat16][rng.integers(2)]
+    dtype = [torch.float32, torch.bfloat16, torch.int8][rng.integers(3)]
+    weight = torch.from_numpy(rng.normal(0, 1, (out_features, in_features)).astype(np.float32))
+    packed = ops.pack_weight(weight, dtype)
 
     def floats(*shape: int) -> Tensor:
         return torch.from_numpy(rng.normal(0, 1, shape).astype(np.float32))
 
     return {
         "x": floats(rows, in_features),
-        "weight": weight.clamp(-127, 127).to(torch.int8 if int8 else dtype),
-        "scales": floats(out_features).abs() if int8 else None,
+        "weight": packed.data,
+        "scales": packed.scales,
+        "column_sums": packed.column_sums,
         "bias": floats(out_features) if rng.random() < 0.7 else None,
         "out_features": out_features,
         "gelu": bool(rng.integers(2)),

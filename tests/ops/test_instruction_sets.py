@@ -12,7 +12,11 @@ from convai_fast import _native
 KERNELS = ("branch_attention", "cached_attention", "collate", "dropout", "packed_linear")
 OTHERS = ("branch_attention_grouped_heads", "sample_kernel")
 FILES = [Path(__file__).with_name(f"test_{name}.py") for name in (*KERNELS, *OTHERS)]
-BELOW = {"avx512": ["portable", "avx2"], "avx2": ["portable"]}
+BELOW = {
+    "avx512_bf16": ["portable", "avx2", "avx512"],
+    "avx512": ["portable", "avx2"],
+    "avx2": ["portable"],
+}
 
 
 def test_the_instruction_set_is_the_one_that_is_asked_for():
@@ -21,7 +25,7 @@ def test_the_instruction_set_is_the_one_that_is_asked_for():
 
 
 @pytest.mark.skipif(_native.host is None, reason="needs the compiled kernels")
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_lower_instruction_sets_compute_the_same(isa):
     """In a process each, since the set is chosen when the kernels are loaded."""
     if isa not in BELOW.get(_native.native_info()["isa"], []):

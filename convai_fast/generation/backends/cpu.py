@@ -15,7 +15,7 @@ _MULTIPLE = 64  # of a slot's capacity and of a value's width: what `cached_atte
 
 
 class CpuBackend(Backend):
-    """Everything is computed in float32 from weights packed in the format asked for.
+    """Weights are packed in the format asked for, and multiplied in it; the rest is float32.
 
     int8 is an approximation. Unless weights are float32, keys and values are kept in bfloat16.
     """

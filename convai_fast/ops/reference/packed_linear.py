@@ -1,4 +1,4 @@
-"""`packed_linear`, over the panels of the weight."""
+"""`packed_linear`, over the blocks of the weight."""
 
 import torch
 import torch.nn.functional as F
@@ -9,25 +9,41 @@ def packed_linear(
     x: Tensor,
     weight: Tensor,
     scales: Tensor | None,
+    column_sums: Tensor | None,
     bias: Tensor | None,
     out_features: int,
     gelu: bool,
 ) -> Tensor:
     """See `convai_fast.ops.packed_linear`."""
-    if scales is None:
-        out = _products(x, weight.float(), out_features)
-    else:  # [panels, pairs, 16, 2] -> [panels, in_features, 16]
-        weight = weight.transpose(2, 3).flatten(1, 2)[:, : x.shape[-1]]
-        largest_step = min(32767, max(1, 2**31 // (127 * max(1, x.shape[-1])) - 1))
-        x_scales = F.pad(x.abs(), (0, 1)).amax(-1, keepdim=True) / largest_step  # of none, 0
-        steps = (x / x_scales.clamp(min=torch.finfo(torch.float32).tiny)).round()
+    weight = weight.transpose(2, 3).flatten(1, 2)[:, : x.shape[-1]]  # [blocks, in_features, 64]
+    if scales is None or column_sums is None:
+        out = _products(x.to(weight.dtype).float(), weight.float(), out_features)
+    else:
+        steps, x_scales, zeros = _to_steps(x)
         sums = _products(steps.double(), weight.double(), out_features)  # exact: below 2**31
-        out = sums.float() * (x_scales * scales)
+        out = (sums - zeros * column_sums.double()).float() * (x_scales * scales)
     out = out if bias is None else out + bias
     return F.gelu(out, approximate="tanh") if gelu else out
 
 
-def _products(x: Tensor, panels: Tensor, out_features: int) -> Tensor:
-    """[..., in_features] by [panels, in_features, 16] to [..., out_features]."""
-    products = torch.atleast_2d(x).flatten(0, -2) @ panels  # [panels, rows, 16]
+def _to_steps(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`x` = (steps - zeros) * scales with steps from 0 to 255, a scale and a zero for each row.
+
+    >>> _to_steps(torch.tensor([[-1.0, 0.0, 4.1]]))
+    (tensor([[  0.,  50., 255.]]), tensor([[0.0200]]), tensor([[50.]]))
+    """
+    low = F.pad(x, (0, 1)).amin(-1, keepdim=True)  # 0 is always among the values
+    high = F.pad(x, (0, 1)).amax(-1, keepdim=True)
+    scales = high / 255 - low / 255
+    scales = torch.where(scales < torch.finfo(torch.float32).tiny, 0, scales)
+    scales = torch.where(scales.isfinite(), scales, torch.nan)
+    inverse = torch.where(scales > 0, 1 / scales, 0)
+    zeros = (-low * inverse).round()
+    steps = ((x * inverse).round() + zeros).clamp(0, 255)
+    return steps.nan_to_num(0), scales, zeros.nan_to_num(0)
+
+
+def _products(x: Tensor, blocks: Tensor, out_features: int) -> Tensor:
+    """[..., in_features] by [blocks, in_features, 64] to [..., out_features]."""
+    products = torch.atleast_2d(x).flatten(0, -2) @ blocks  # [blocks, rows, 64]
     return products.transpose(0, 1).flatten(1)[:, :out_features].view(*x.shape[:-1], out_features)

@@ -1,53 +1,110 @@
-// What the kernel of `packed_linear` is given, and the rounding of x for int8 weights.
+// The weight of `packed_linear`, what a product is given, and how both lie in memory.
+//
+// W [out_features, in_features] is packed in blocks of 64 output features. In a block, the 64
+// weights of an input feature lie side by side; of bfloat16 pairs of input features are innermost,
+// of int8 fours of them, as the processors' instructions add them up:
+//
+//   float32   [blocks, in_features, 64]
+//   bfloat16  [blocks, ceil(in_features / 2), 64, 2]
+//   int8      [blocks, ceil(in_features / 4), 64, 4]
+//
+// padded with 0. So with 3 input features, output feature n of a block of bfloat16 is
+//
+//   w[0, n, 0] w[0, n, 1]   input features 0 and 1
+//   w[1, n, 0] 0            input feature 2 and the padding
+//
+// x is rounded to the weight's format, once for all blocks. For int8 weights every row of it gets
+// a scale and a zero of its own: x = (u - zero) * scale with u from 0 to 255. Then
+//
+//   sum of x W = scale * scale of W * (sum of u W - zero * sum of W)
+//
+// where the sums of W, one for each output feature, are known from packing: all that is summed are
+// whole numbers, exactly, by any instructions.
 #pragma once
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
+#include <cstdint>
 
+#include "simd/half.h"
 #include "simd/vector_types.h"
 
 namespace convai_fast::packed_linear {
 
-using simd::kPanel;
+constexpr int64_t kBlock = 64;     // output features
+constexpr int64_t kMostRows = 64;  // that are multiplied by a block at a time
 
-struct Arguments {
-  const void* x;          // float [rows, in_features]; int16 for int8 weights
-  const float* x_scales;  // [rows], for int8 weights
-  const void* weight;
-  const float* scales;  // [out_features], for int8 weights
-  const float* bias;    // [out_features] or null
-  float* out;           // [rows, out_features]
-  int64_t rows, in_features, out_features;
-  bool gelu;  // whether out is activated by the tanh approximation of GELU
+// For each format of the weight: what x is rounded to, what products are summed in, and how many
+// input features lie together.
+template <typename Scalar>
+struct Format;
+
+template <>
+struct Format<float> {
+  using Activation = float;
+  using Sum = float;
+  static constexpr int64_t kTogether = 1;
 };
 
-// The largest int16 that `in_features` products with int8 weights can be made of without leaving
-// int32: 127 * 22,017 * 768 < 2^31.
-inline float largest_int16(int64_t in_features) {
-  const int64_t limit = (int64_t{1} << 31) / (127 * std::max<int64_t>(1, in_features)) - 1;
-  return static_cast<float>(std::clamp<int64_t>(limit, 1, 32767));
+template <>
+struct Format<simd::BFloat16> {
+  using Activation = simd::BFloat16;
+  using Sum = float;
+  static constexpr int64_t kTogether = 2;
+};
+
+template <>
+struct Format<int8_t> {
+  using Activation = uint8_t;
+  using Sum = int32_t;
+  static constexpr int64_t kTogether = 4;
+};
+
+// A sum is made in the order of the input features within a part of them, and part is added to
+// part. So the part of a block that is read again for every few rows stays in the second-level
+// cache, and a row's result is the same bits whatever stands beside it and whoever multiplies.
+template <typename Scalar>
+constexpr int64_t features_of_part() {
+  constexpr int64_t kPartBytes = 192 << 10;
+  return kPartBytes / (kBlock * sizeof(Scalar));
 }
 
-// Rounds one row to int16 and returns its scale. Padded to an even length with 0.
-inline float quantize_row(const float* x, int64_t in_features, int16_t* quantized) {
-  float largest = 0;
-  bool is_finite = true;
-  for (int64_t k = 0; k < in_features; ++k) {
-    largest = std::max(largest, std::fabs(x[k]));
-    is_finite &= std::fabs(x[k]) <= std::numeric_limits<float>::max();
+// The most input features whose products with int8 weights int32 holds: 255 * 127 * 66,311 < 2^31.
+constexpr int64_t kMostInt8Features = 66'311;
+
+template <typename Scalar>
+struct Weight {
+  const Scalar* data;
+  const float* scales;         // [out_features], of int8
+  const int32_t* column_sums;  // [out_features], of int8: the sum of an output feature's weights
+  const float* bias;           // [out_features] or null
+  int64_t in_features, out_features;
+
+  int64_t blocks() const { return simd::round_up(out_features, kBlock) / kBlock; }
+  int64_t padded_features() const { return simd::round_up(in_features, Format<Scalar>::kTogether); }
+  const Scalar* block(int64_t i) const { return data + i * padded_features() * kBlock; }
+};
+
+// Some rows of x in the weight's format, `stride` apart.
+template <typename Scalar>
+struct Rows {
+  const typename Format<Scalar>::Activation* data;
+  int64_t stride;
+  const float* scales;   // [rows], for int8
+  const int32_t* zeros;  // [rows], for int8
+
+  Rows from(int64_t row) const { return {data + row * stride, stride, scales + row, zeros + row}; }
+};
+
+// Where results go, float32 [rows, out_features], and what is done to them on the way.
+struct Results {
+  float* data;
+  int64_t stride;
+  bool gelu;              // the tanh approximation of GELU
+  const float* residual;  // added at the end, of the same shape and stride, or null; may be data
+
+  Results from(int64_t row) const {
+    return {data + row * stride, stride, gelu, residual ? residual + row * stride : nullptr};
   }
-  if (!is_finite) {  // no integer stands for it: let the scale carry it to the results
-    std::fill_n(quantized, in_features + in_features % 2, int16_t{0});
-    return std::numeric_limits<float>::quiet_NaN();
-  }
-  const float limit = largest_int16(in_features);
-  const float inverse = largest > 0 ? limit / largest : 0.0f;
-  for (int64_t k = 0; k < in_features; ++k) {
-    quantized[k] = static_cast<int16_t>(std::lrintf(x[k] * inverse));
-  }
-  if (in_features % 2) quantized[in_features] = 0;
-  return largest / limit;
-}
+};
 
 }  // namespace convai_fast::packed_linear

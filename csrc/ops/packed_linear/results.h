@@ -1,0 +1,54 @@
+// What becomes of the sums of a block before they leave the cache: int8's scales, bias, GELU, and
+// the sum with what was there before.
+#include "ops/packed_linear/arguments.h"
+
+namespace convai_fast::packed_linear::CONVAI_FAST_ISA {
+
+using namespace simd::CONVAI_FAST_ISA;
+
+// The 64 values of a vector that begin at `first`; the last block's are copied to `edge`.
+template <typename Value>
+CONVAI_FAST_INLINE const Value* block_of(const Value* vector, int64_t first, int64_t valid,
+                                         Value* edge) {
+  if (vector == nullptr) return edge;
+  if (valid == kBlock) return vector + first;
+  std::copy_n(vector + first, valid, edge);
+  return edge;
+}
+
+// `sums` [rows, 64] of the block of output features that begins at `first`.
+template <typename Scalar>
+CONVAI_FAST_TARGET void finish_kernel(const typename Format<Scalar>::Sum* sums, int64_t rows,
+                                      const Weight<Scalar>& weight, const Rows<Scalar>& x,
+                                      int64_t first, const Results& results) {
+  const int64_t valid = std::min(kBlock, weight.out_features - first);
+  float bias_edge[kBlock] = {}, scale_edge[kBlock] = {}, residual_edge[kBlock] = {}, out[kBlock];
+  int32_t sum_edge[kBlock] = {};
+  const float* bias = block_of(weight.bias, first, valid, bias_edge);
+  const float* scales = block_of(weight.scales, first, valid, scale_edge);
+  const int32_t* column_sums = block_of(weight.column_sums, first, valid, sum_edge);
+  for (int64_t row = 0; row < rows; ++row, sums += kBlock) {
+    float* to = results.data + row * results.stride + first;
+    const float* residual = results.residual;
+    if (residual) residual = block_of(residual + row * results.stride, first, valid, residual_edge);
+    float* target = valid == kBlock ? to : out;
+#pragma GCC unroll 4
+    for (int64_t n = 0; n < kBlock; n += kWidth) {
+      Simd::Float value;
+      if constexpr (std::is_same_v<Scalar, int8_t>) {
+        Simd::Int sum = Simd::load(sums + n) - Simd::load(column_sums + n) * x.zeros[row];
+        value =
+            __builtin_convertvector(sum, Simd::Float) * (Simd::load(scales + n) * x.scales[row]);
+      } else {
+        value = Simd::load(sums + n);
+      }
+      value += Simd::load(bias + n);
+      if (results.gelu) value = Simd::gelu(value);
+      if (residual) value += Simd::load(residual + n);
+      Simd::store(target + n, value);
+    }
+    if (valid < kBlock) std::copy_n(out, valid, to);
+  }
+}
+
+}  // namespace convai_fast::packed_linear::CONVAI_FAST_ISA

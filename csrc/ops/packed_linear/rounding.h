@@ -1,0 +1,75 @@
+// Rounding rows of x to the format of the weight.
+#include <cmath>
+#include <limits>
+
+#include "ops/packed_linear/arguments.h"
+
+namespace convai_fast::packed_linear::CONVAI_FAST_ISA {
+
+using namespace simd::CONVAI_FAST_ISA;
+
+CONVAI_FAST_INLINE void round_row(const float* x, int64_t in_features, int64_t, float* to, float*,
+                                  int32_t*) {
+  std::copy_n(x, in_features, to);
+}
+
+// To the nearest, and to even in the middle; padded with 0.
+CONVAI_FAST_INLINE void round_row(const float* x, int64_t in_features, int64_t padded,
+                                  simd::BFloat16* to, float*, int32_t*) {
+  int64_t k = 0;
+  for (; k + kWidth <= in_features; k += kWidth) Simd::store(to + k, Simd::load(x + k));
+  for (; k < in_features; ++k) simd::store(x[k], to + k);
+  std::fill(to + in_features, to + padded, simd::BFloat16{});
+}
+
+// To whole steps from 0 to 255 of a scale that just holds the row and 0; padded with 0. A row that
+// is not finite has no such scale: NaN carries it to the results.
+CONVAI_FAST_INLINE void round_row(const float* x, int64_t in_features, int64_t padded, uint8_t* to,
+                                  float* scale, int32_t* zero) {
+  Simd::Float least{}, most{}, difference{};
+  int64_t k = 0;
+  for (; k + kWidth <= in_features; k += kWidth) {
+    const auto values = Simd::load(x + k);
+    least = -Simd::max(-least, -values);
+    most = Simd::max(most, values);
+    difference += values - values;  // NaN if any is infinite or NaN
+  }
+  float low = -Simd::max(-least), high = Simd::max(most), is_finite = Simd::sum(difference);
+  for (int64_t rest = k; rest < in_features; ++rest) {
+    low = std::min(low, x[rest]);
+    high = std::max(high, x[rest]);
+    is_finite += x[rest] - x[rest];
+  }
+  *scale = high / 255 - low / 255;
+  *zero = 0;
+  std::fill(to + in_features, to + padded, uint8_t{0});
+  if (is_finite != 0 || !(*scale >= std::numeric_limits<float>::min())) {
+    std::fill_n(to, in_features, uint8_t{0});
+    *scale = is_finite != 0 ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
+    return;
+  }
+  const float inverse = 1 / *scale;
+  *zero = static_cast<int32_t>(std::nearbyint(-low * inverse));
+  k = 0;
+  for (; k + kWidth <= in_features; k += kWidth) {
+    Simd::store_bytes(to + k, Simd::nearest(Simd::load(x + k) * inverse) + *zero);
+  }
+  for (; k < in_features; ++k) {
+    const auto step = static_cast<int32_t>(std::nearbyint(x[k] * inverse)) + *zero;
+    to[k] = static_cast<uint8_t>(std::clamp(step, 0, 255));
+  }
+}
+
+template <typename Scalar>
+CONVAI_FAST_TARGET void round_rows_kernel(const float* x, int64_t stride, int64_t rows,
+                                          const Weight<Scalar>& weight,
+                                          typename Format<Scalar>::Activation* to, float* scales,
+                                          int32_t* zeros) {
+  const int64_t padded = weight.padded_features();
+  for (int64_t row = 0; row < rows; ++row) {
+    round_row(x + row * stride, weight.in_features, padded, to + row * padded, scales + row,
+              zeros + row);
+  }
+}
+
+}  // namespace convai_fast::packed_linear::CONVAI_FAST_ISA
