@@ -92,6 +92,16 @@ def keep_freed_memory() -> None:
         host.keep_freed_memory()
 
 
+def use_huge_pages(tensor: "torch.Tensor") -> None:
+    """Have a new tensor on the CPU lie in huge pages, where system and size allow it.
+
+    What is read from front to back, as weights are, then comes from memory up to half again as
+    fast. Without the compiled modules it does nothing.
+    """
+    if host:
+        host.use_huge_pages(tensor.data_ptr(), tensor.nbytes)
+
+
 _reason = _load()
 if _reason is not None:
     if BACKEND == "native":

@@ -2,8 +2,8 @@
 
 There are two ways to lay them out:
 
-- `rows_alone`, our operator: a row's sums are made in one order whatever stands beside it, so that
-  a reply does not depend on its batch; in float32, bfloat16 or int8. Generation takes it.
+- `pack_decoder`, for our operators: a row's sums are made in one order whatever stands beside it,
+  so that a reply does not depend on its batch; in float32, bfloat16 or int8. Generation takes it.
 - `throughput`, oneDNN's product as torch's own compiler calls it: faster for thousands of rows,
   which it may round differently than a few. Evaluation takes it.
 
@@ -11,14 +11,16 @@ A product by an ordinary weight lays it out anew at every call, and an activatio
 once more what a product has just written: together an eighth of the time of scoring.
 """
 
-from collections.abc import Callable, Collection
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from convai_fast import ops
+from convai_fast._native import use_huge_pages
 from convai_fast.model.layers import Linear
+from convai_fast.model.transformer import Transformer
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -33,31 +35,6 @@ class Packing(NamedTuple):
 
     pack: Callable[[nn.Linear, str | None], nn.Module]
     activations: Collection[str]
-
-
-class PackedLinear(nn.Module):
-    """A linear layer by `convai_fast.ops.packed_linear`, and its GELU if there is one."""
-
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: bool = False
-    ) -> None:
-        super().__init__()
-        self.gelu = gelu
-        self.weight = ops.pack_weight(weight, dtype)
-        self.bias = None if bias is None else bias.detach().float()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float32 [..., in_features] to [..., out_features]."""
-        return ops.packed_linear(x, self.weight, self.bias, self.gelu)
-
-
-def rows_alone(dtype: torch.dtype) -> Packing:
-    """Layers in float32, bfloat16 or int8 whose results for a row depend on that row alone."""
-
-    def pack(layer: nn.Linear, activation: str | None) -> nn.Module:
-        return PackedLinear(layer.weight, layer.bias, dtype, gelu=activation is not None)
-
-    return Packing(pack, {"gelu_new"})
 
 
 # Our name of an activation -> oneDNN's, and which formula of it.
@@ -131,3 +108,69 @@ def for_inference(
 
 def _same(x: Tensor) -> Tensor:
     return x
+
+
+class _Room:
+    """Memory for packed weights side by side, in the order they are read, in huge pages."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._memory = torch.empty(num_bytes, dtype=torch.uint8)
+        use_huge_pages(self._memory)
+        self._used = 0
+
+    def keep(self, weight: ops.PackedWeight) -> ops.PackedWeight:
+        data = weight.data
+        place = self._memory[self._used : self._used + data.nbytes].view(data.dtype).view_as(data)
+        self._used += data.nbytes
+        return weight._replace(data=place.copy_(data))
+
+
+def pack_decoder(
+    transformer: Transformer, dtype: torch.dtype
+) -> tuple[ops.PackedDecoder, ops.PackedWeight]:
+    """`transformer` for `convai_fast.ops.decoder_step`, and its language-model head.
+
+    Linear layers are in `dtype`. What is float32 and stays so is shared with the model, not copied.
+    """
+    config, embedding = transformer.config, transformer.token_embedding.weight
+    layers = (module.weight for module in transformer.modules() if isinstance(module, nn.Linear))
+    room = _Room(sum(ops.packed_bytes(weight.shape, dtype) for weight in [*layers, embedding]))
+
+    def floats(parameter: Tensor) -> Tensor:
+        return parameter.detach().float().contiguous()
+
+    def bias(module: Any) -> Tensor | None:
+        return None if getattr(module, "bias", None) is None else floats(module.bias)
+
+    def norm(module: Any) -> tuple[Tensor, Tensor | None]:
+        return floats(module.weight), bias(module)
+
+    def linear(layer: nn.Linear) -> tuple[ops.PackedWeight, Tensor | None]:
+        return room.keep(ops.pack_weight(layer.weight, dtype)), bias(layer)
+
+    positions = transformer.position_embedding
+    decoder = ops.PackedDecoder(
+        token_embedding=floats(embedding),
+        position_embedding=None if positions is None else floats(positions.weight),
+        final_norm=norm(transformer.final_norm) if config.final_norm else None,
+        layers=[
+            ops.PackedLayer(
+                attention_norm=norm(block.attention_norm),
+                mlp_norm=norm(block.mlp_norm),
+                qkv=linear(block.attention.qkv),
+                out=linear(block.attention.out),
+                gate=linear(block.mlp.gate) if config.gated else None,
+                up=linear(block.mlp.up),
+                down=linear(block.mlp.down),
+            )
+            for block in cast(Iterable[Any], transformer.blocks)
+        ],
+        num_heads=config.n_head,
+        n_inner=config.n_inner,
+        pre_norm=config.norm_position == "pre",
+        rms_norm=config.norm == "rms",
+        norm_eps=config.norm_eps,
+        activation=config.activation,
+        rope_theta=config.rope_theta,
+    )
+    return decoder, room.keep(ops.pack_weight(embedding, dtype))

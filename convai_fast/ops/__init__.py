@@ -2,14 +2,16 @@
 
 from convai_fast import _native  # noqa: F401  (loads the compiled kernels)
 from convai_fast.ops.branch_attention import branch_attention
-from convai_fast.ops.cached_attention import PANEL, cached_attention
+from convai_fast.ops.cached_attention import cached_attention, make_cache
 from convai_fast.ops.collate import PLAN_COLUMNS, collate, collate_shared
+from convai_fast.ops.decoder_step import PackedDecoder, PackedLayer, decoder_step
 from convai_fast.ops.dropout import draw_seed, dropout
 from convai_fast.ops.key_index import KeyIndex, index_keys
 from convai_fast.ops.packed_linear import (
     BLOCK,
     PackedWeight,
     pack_weight,
+    packed_bytes,
     packed_linear,
     product_instructions,
 )
@@ -17,18 +19,22 @@ from convai_fast.ops.sample import sample
 
 __all__ = [
     "BLOCK",
-    "PANEL",
     "PLAN_COLUMNS",
     "KeyIndex",
+    "PackedDecoder",
+    "PackedLayer",
     "PackedWeight",
     "branch_attention",
     "cached_attention",
     "collate",
     "collate_shared",
+    "decoder_step",
     "draw_seed",
     "dropout",
     "index_keys",
+    "make_cache",
     "pack_weight",
+    "packed_bytes",
     "packed_linear",
     "product_instructions",
     "sample",

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from convai_fast.ops import reference
+from convai_fast.ops.packed_linear import BLOCK, TOGETHER
 from convai_fast.ops.schemas import library
-
-PANEL = 16  # positions whose keys lie side by side
 
 library.impl("cached_attention", reference.cached_attention, "CompositeExplicitAutograd")
 
@@ -23,6 +22,31 @@ def _fake(
     lengths: Tensor,
 ) -> Tensor:
     return q.new_empty(q.shape)
+
+
+def make_cache(
+    *shape: int, capacity: int, head_dim: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Keys and values for `capacity` tokens, which is rounded up to a multiple of 64; empty.
+
+    Both are packed in blocks of 64 columns, as `packed_linear`'s weights are, with together 1
+    feature of float32 or 2 of bfloat16 innermost: keys have positions for columns, and values
+    dimensions.
+
+    Args:
+        shape: what comes before: layers, slots, num_kv_heads.
+        dtype: float32 or bfloat16.
+
+    Returns:
+        keys [*shape, capacity / 64, head_dim / together, 64, together] and
+        values [*shape, head_dim / 64, capacity / together, 64, together], rounded up.
+    """
+    together = TOGETHER[dtype]
+    blocks = -(-capacity // BLOCK)
+    keys = (blocks, -(-head_dim // together), BLOCK, together)
+    values = (-(-head_dim // BLOCK), blocks * BLOCK // together, BLOCK, together)
+    # Empty: memory that no token was written to is not taken from the machine.
+    return torch.empty(*shape, *keys, dtype=dtype), torch.empty(*shape, *values, dtype=dtype)
 
 
 def cached_attention(
@@ -45,11 +69,7 @@ def cached_attention(
         q: [tokens, num_heads, head_dim], queries of the new tokens; on a CPU float32.
         k, v: [tokens, num_kv_heads, head_dim], their keys and values, each for num_heads /
             num_kv_heads heads of queries. Read where they are if a token's heads lie side by side.
-        keys: [slots, num_kv_heads, capacity / 16, head_dim, 16], contiguous; positions are the last
-            dimension and the third from the left. Written to, in their own dtype: on a CPU float32
-            or bfloat16.
-        values: [slots, num_kv_heads, capacity, value_dim], of which head_dim are used, contiguous;
-            capacity and value_dim are multiples of 64. Written to.
+        keys, values: what `make_cache` makes, but for the layers. Written to.
         slots, lengths: int64 [sequences], on the CPU; each slot at most once.
         offsets: int64 [sequences + 1], on the CPU.
 
@@ -58,6 +78,8 @@ def cached_attention(
 
     Raises:
         ValueError, IndexError: shapes do not fit, or a sequence does not fit its slot.
+
+    In bfloat16, queries and attention weights are rounded to it before they are multiplied.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762); several sequences in one call without padding as
     in Yu et al., "Orca" (OSDI 2022).

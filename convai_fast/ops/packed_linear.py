@@ -10,7 +10,7 @@ from convai_fast.ops import reference
 from convai_fast.ops.schemas import library
 
 BLOCK = 64  # output features that lie side by side
-_TOGETHER = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # input features, innermost
+TOGETHER = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # input features, innermost
 
 library.impl("packed_linear", reference.packed_linear, "CompositeExplicitAutograd")
 library.impl(
@@ -26,7 +26,7 @@ def _fake(
     column_sums: Tensor | None,
     bias: Tensor | None,
     out_features: int,
-    gelu: bool,
+    activation: str | None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 
@@ -48,6 +48,14 @@ class PackedWeight(NamedTuple):
     out_features: int
 
 
+def packed_bytes(shape: torch.Size, dtype: torch.dtype) -> int:
+    """The size of `PackedWeight.data` for a weight of this shape."""
+    out_features, in_features = (
+        -(-n // m) * m for n, m in zip(shape, (BLOCK, TOGETHER[dtype]), strict=True)
+    )
+    return out_features * in_features * dtype.itemsize
+
+
 def pack_weight(weight: Tensor, dtype: torch.dtype = torch.float32) -> PackedWeight:
     """Pack `weight`, float32 [out_features, in_features], to float32, bfloat16 or int8.
 
@@ -58,21 +66,22 @@ def pack_weight(weight: Tensor, dtype: torch.dtype = torch.float32) -> PackedWei
     weight = weight.detach().float()
     scales = column_sums = None
     if dtype == torch.int8:
-        scales = weight.abs().amax(dim=1) / 127
+        scales = F.pad(weight.abs(), (0, 1)).amax(dim=1) / 127  # of none, 0
         weight = (weight / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round()
         column_sums = weight.sum(dim=1, dtype=torch.float64).int()
-    together = _TOGETHER[dtype]
+    together = TOGETHER[dtype]
     padded = F.pad(weight.to(dtype), (0, -in_features % together, 0, -out_features % BLOCK))
     blocks = padded.view(padded.shape[0] // BLOCK, BLOCK, padded.shape[1] // together, together)
     return PackedWeight(blocks.transpose(1, 2).contiguous(), scales, column_sums, out_features)
 
 
 def packed_linear(
-    x: Tensor, weight: PackedWeight, bias: Tensor | None = None, gelu: bool = False
+    x: Tensor, weight: PackedWeight, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
     """`x W^T + bias` in float32, [..., out_features], for contiguous x float32 [..., in_features].
 
-    With `gelu`, its GELU in the tanh approximation (Hendrycks and Gimpel 2016, arXiv 1606.08415).
+    With `activation`, what that makes of it: "gelu_new" (GELU in the tanh approximation; Hendrycks
+    and Gimpel 2016, arXiv 1606.08415), "gelu", "relu" or "silu".
 
     `x` is rounded to the format of the weight, and the products are summed in float32: for int8
     weights, a row of `x` to 256 steps between its least and its largest value (or 0), and the
@@ -86,7 +95,7 @@ def packed_linear(
             input features, whose sums int32 does not hold.
     """
     return torch.ops.convai_fast.packed_linear(
-        x, weight.data, weight.scales, weight.column_sums, bias, weight.out_features, gelu
+        x, weight.data, weight.scales, weight.column_sums, bias, weight.out_features, activation
     )
 
 

@@ -31,13 +31,20 @@ library.define(
 
 library.define(
     "packed_linear(Tensor x, Tensor weight, Tensor? scales, Tensor? column_sums, Tensor? bias,"
-    " int out_features, bool gelu) -> Tensor"
+    " int out_features, str? activation) -> Tensor"
 )
 library.define("packed_linear_instructions(Tensor weight) -> str")
 
 library.define(
     "cached_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values,"
     " Tensor slots, Tensor offsets, Tensor lengths) -> Tensor"
+)
+
+library.define(
+    "decoder_step(Tensor input_ids, Tensor? token_type_ids, Tensor slots, Tensor offsets,"
+    " Tensor lengths, Tensor(a!) keys, Tensor(b!) values, Tensor?[] weights, int num_heads,"
+    " int n_inner, bool pre_norm, bool rms_norm, float norm_eps, str activation, float? rope_theta)"
+    " -> Tensor"
 )
 
 library.define(

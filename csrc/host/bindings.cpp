@@ -3,9 +3,11 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdlib>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 #ifdef __GLIBC__
 #include <malloc.h>
-#include <sys/mman.h>
 #include <unistd.h>
 #endif
 
@@ -71,11 +73,23 @@ bool keep_freed_memory() {
 #endif
 }
 
+// Asks for huge pages where this memory is mapped: reading weights from front to back then waits
+// less for page tables. Before anything is written there.
+void use_huge_pages(uintptr_t first, size_t size) {
+#ifdef __linux__
+  constexpr uintptr_t kHugePage = 2 << 20;
+  const uintptr_t begin = (first + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (first + size) / kHugePage * kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 }  // namespace
 }  // namespace convai_fast
 
 PYBIND11_MODULE(_host, m) {
   m.def("index_examples", &convai_fast::index_examples);
+  m.def("use_huge_pages", &convai_fast::use_huge_pages);
   m.def("keep_freed_memory", &convai_fast::keep_freed_memory);
   m.def("isa", [] { return convai_fast::simd::isa_name(convai_fast::simd::current_isa()); });
 }

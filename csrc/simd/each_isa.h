@@ -21,6 +21,7 @@
 // marks does not serve: GCC takes comparisons of wide vectors apart before it inlines them.
 #include "simd/half.h"
 #include "simd/isa.h"
+#include "simd/packed.h"
 #include "simd/philox.h"
 #include "simd/vector_types.h"
 

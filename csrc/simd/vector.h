@@ -130,6 +130,12 @@ struct SimdOf : Vectors<width> {
     return x == x ? result : x;  // a NaN stays one
   }
 
+  // x / (1 + e^-x), also called swish (Ramachandran et al. 2017, arXiv 1710.05941).
+  static CONVAI_FAST_INLINE Float silu(Float x) {
+    const Float small = exp(x > 0 ? -x : x);
+    return x * (x > 0 ? broadcast(1.0f) : small) / (small + 1.0f);
+  }
+
   // The tanh approximation of GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415), written with
   // (1 + tanh(y)) / 2 = 1 / (1 + e^-2y).
   static CONVAI_FAST_INLINE Float gelu(Float x) {
@@ -143,6 +149,7 @@ using Simd = SimdOf<kWidth>;
 
 }  // namespace convai_fast::simd::CONVAI_FAST_ISA
 
+#include "simd/block_product.h"
 #include "simd/random_words.h"
 #include "simd/softmax.h"
 #include "simd/tile.h"

@@ -12,6 +12,7 @@ from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.fit import Fit, fit
 from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.model.config import TransformerConfig
+from tests.helpers.decoder_steps import recorded_steps
 from tests.helpers.random_models import model_that_ranks
 
 SENTENCES, TURNS = [2, 1], [2, 1, 3]
@@ -133,11 +134,9 @@ def prefix_in_generation(dialogue, tokenizer, model):
         history=dialogue.utterances[0].history,
         params=SamplingParams(max_length=REPLY_LENGTH + 1, no_sample=True),
     )
-    read = []
-    hook = model.transformer.register_forward_pre_hook(lambda _, args: read.append(args))
-    GenerationEngine(model, tokenizer).generate([request])
-    hook.remove()
-    return [ids.flatten()[:-1].tolist() for ids in read[0][:2]]
+    with recorded_steps(lambda *ids: ids) as read:
+        GenerationEngine(model, tokenizer).generate([request])
+    return [ids[:-1].tolist() for ids in read[0]]
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def make_packed_linear(rng: Rng) -> Arguments:
         "column_sums": packed.column_sums,
         "bias": floats(out_features) if rng.random() < 0.7 else None,
         "out_features": out_features,
-        "gelu": bool(rng.integers(2)),
+        "activation": [None, "gelu_new", "gelu", "relu", "silu"][rng.integers(5)],
     }
 
 
@@ -159,18 +159,79 @@ def make_cached_attention(rng: Rng) -> Arguments:
     runs = int(rng.integers(0, slots + 1))
     new = rng.integers(0, 6, runs)
     dtype = [torch.float32, torch.bfloat16][rng.integers(2)]
-    values_dim = -(-head_dim // 64) * 64
-
-    def cache(*shape: int) -> Tensor:
-        return torch.from_numpy(rng.normal(0, 1, shape).astype(np.float32)).to(dtype)
-
+    keys, values = ops.make_cache(
+        slots, num_kv_heads, capacity=capacity, head_dim=head_dim, dtype=dtype
+    )
+    for cache in (keys, values):
+        cache.copy_(torch.from_numpy(rng.normal(0, 1, cache.shape).astype(np.float32)))
     return {
         **make_heads(rng, int(new.sum()), num_kv_heads, head_dim),
-        "keys": cache(slots, num_kv_heads, capacity // 16, head_dim, 16),
-        "values": cache(slots, num_kv_heads, capacity, values_dim),
+        "keys": keys,
+        "values": values,
         "slots": torch.from_numpy(rng.permutation(slots)[:runs]),
         "offsets": torch.from_numpy(np.cumsum(np.r_[0, new])),
         "lengths": torch.from_numpy(rng.integers(0, capacity - 5, runs)),
+    }
+
+
+def make_decoder_step(rng: Rng) -> Arguments:
+    """A decoder of one or two layers, of any kind, in any format, and a step on it."""
+    num_kv_heads, group, layers = (int(n) for n in rng.integers(1, 3, 3))
+    head_dim, n_inner = int(rng.choice([2, 4, 10])), int(rng.choice([3, 17, 70]))
+    num_heads, vocab, capacity, slots = num_kv_heads * group, 13, 64, 3
+    n_embd, dtype = (
+        num_heads * head_dim,
+        [torch.float32, torch.bfloat16, torch.int8][rng.integers(3)],
+    )
+    rms, rope = bool(rng.integers(2)), bool(rng.integers(2))
+    sequences = int(rng.integers(1, slots + 1))
+    new = rng.integers(1, 6, sequences)
+
+    def floats(*shape: int) -> Tensor:
+        return torch.from_numpy(rng.normal(0, 0.3, shape).astype(np.float32))
+
+    def maybe(*shape: int) -> Tensor | None:
+        return floats(*shape) if rng.integers(2) else None
+
+    def linear(in_features: int, out_features: int) -> list[Tensor | None]:
+        packed = ops.pack_weight(floats(out_features, in_features), dtype)
+        return [packed.data, packed.scales, packed.column_sums, maybe(out_features)]
+
+    weights = [floats(vocab, n_embd), None if rope else floats(capacity, n_embd)]
+    weights += [floats(n_embd), maybe(n_embd)] if rng.integers(2) else [None, None]
+    for _ in range(layers):
+        weights += [floats(n_embd), maybe(n_embd), floats(n_embd), maybe(n_embd)]
+        weights += linear(n_embd, (num_heads + 2 * num_kv_heads) * head_dim) + linear(
+            n_embd, n_embd
+        )
+        weights += linear(n_embd, n_inner) if rng.integers(2) else [None] * 4
+        weights += linear(n_embd, n_inner) + linear(n_inner, n_embd)
+    kept = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    keys, values = ops.make_cache(
+        *(layers, slots, num_kv_heads), capacity=capacity, head_dim=head_dim, dtype=kept
+    )
+    for cache in (keys, values):
+        cache.copy_(torch.from_numpy(rng.normal(0, 1, cache.shape).astype(np.float32)))
+
+    def ids() -> Tensor:
+        return torch.from_numpy(rng.integers(0, vocab, int(new.sum())))
+
+    return {
+        "input_ids": ids(),
+        "token_type_ids": ids() if rng.integers(2) else None,
+        "slots": torch.from_numpy(rng.permutation(slots)[:sequences]),
+        "offsets": torch.from_numpy(np.cumsum(np.r_[0, new])),
+        "lengths": torch.from_numpy(rng.integers(0, capacity - 5, sequences)),
+        "keys": keys,
+        "values": values,
+        "weights": weights,
+        "num_heads": num_heads,
+        "n_inner": n_inner,
+        "pre_norm": bool(rng.integers(2)),
+        "rms_norm": rms,
+        "norm_eps": 1e-3,
+        "activation": ["gelu_new", "gelu", "relu", "silu"][rng.integers(4)],
+        "rope_theta": 100.0 if rope else None,
     }
 
 
@@ -225,6 +286,7 @@ MAKERS: dict[str, Callable[[Rng], Arguments]] = {
     "sample": make_sample,
     "packed_linear": make_packed_linear,
     "cached_attention": make_cached_attention,
+    "decoder_step": make_decoder_step,
     "branch_attention": make_branch_attention,
     "branch_attention_backward": make_branch_attention_backward,
     "dropout": make_dropout,

@@ -4,6 +4,7 @@ import pytest
 
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.request import Request
+from tests.helpers.decoder_steps import recorded_steps
 from tests.helpers.reply_peers import both_models
 
 WORDS = [
@@ -40,14 +41,10 @@ def engine(model, tokenizer):
 
 
 @pytest.fixture
-def computed(model):
-    """The number of tokens in each forward pass from here on: what the transformer computes."""
-    counts = []
-    hook = model.transformer.register_forward_pre_hook(
-        lambda module, args: counts.append(args[0].numel())
-    )
-    yield counts
-    hook.remove()
+def computed():
+    """The number of tokens in each step from here on: what the decoder computes."""
+    with recorded_steps(lambda input_ids, _: input_ids.numel()) as counts:
+        yield counts
 
 
 @pytest.fixture(scope="session")

@@ -78,16 +78,16 @@ def test_slots_that_do_not_fit_the_machine_are_refused_in_a_sentence(model):
 
 def test_the_copy_shares_what_is_float32_and_not_linear_and_leaves_the_model_alone(model):
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    backend = CpuBackend(model.train(), 1, "int8")
+    backend, other = CpuBackend(model.train(), 1, "int8"), TorchBackend(model, 1)
     try:
         assert model.training
-        dropouts = [m for m in backend.transformer.modules() if isinstance(m, torch.nn.Dropout)]
+        dropouts = [m for m in other.transformer.modules() if isinstance(m, torch.nn.Dropout)]
         assert dropouts and not any(dropout.training for dropout in dropouts)
     finally:
         model.eval()
-    assert backend.transformer.token_embedding.weight.data_ptr() == (
-        model.transformer.token_embedding.weight.data_ptr()
-    )
+    embedding = model.transformer.token_embedding.weight.data_ptr()
+    assert backend.decoder.token_embedding.data_ptr() == embedding
+    assert other.transformer.token_embedding.weight.data_ptr() == embedding
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from convai_fast import _native
+from convai_fast import _native, ops
 from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
@@ -283,22 +283,25 @@ def test_a_request_that_cannot_be_answered_is_named_and_the_engine_lives(small, 
     assert len(small.generate(requests[::2])) == 2
 
 
-def test_an_interruption_amid_a_forward_pass_leaves_nothing_half_computed_behind(
-    small, tokenizer, model, ask
+def test_an_interruption_with_a_forward_pass_leaves_nothing_half_computed_behind(
+    small, tokenizer, model, ask, monkeypatch
 ):
-    def interrupt(*_):
+    decoder_step = ops.decoder_step
+
+    def interrupt(*arguments):
+        decoder_step(*arguments)  # which leaves keys and values in the cache
         raise KeyboardInterrupt
 
     request = ask(0, SamplingParams(max_length=8, min_length=8, logprobs=True))
     requests = [request, replace(request, history=[*request.history, "tea ?"])]
     expected = GenerationEngine(model, tokenizer).generate(requests)
     stream = small.stream(request)
-    hook = small._backend.transformer.blocks[0].mlp.register_forward_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        list(stream)
-    with pytest.raises(KeyboardInterrupt):
-        small.generate(requests)
-    hook.remove()
+    with monkeypatch.context() as patch:
+        patch.setattr("convai_fast.ops.decoder_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            list(stream)
+        with pytest.raises(KeyboardInterrupt):
+            small.generate(requests)
     assert num_free(small) == 3
     assert small.generate(requests) == expected
 
@@ -312,7 +315,7 @@ def test_an_interruption_between_counting_tokens_and_computing_them_is_undone(
     requests = [ask(0, THREE)]
     expected = GenerationEngine(model, tokenizer).generate(requests)
     with monkeypatch.context() as patch:
-        patch.setattr("convai_fast.generation.backends.cpu.CpuStep.__init__", interrupt)
+        patch.setattr("convai_fast.ops.decoder_step", interrupt)
         with pytest.raises(KeyboardInterrupt):
             small.generate(requests)
     assert small.generate(requests) == expected
@@ -373,8 +376,12 @@ def test_an_interrupted_copy_is_not_taken_for_what_the_slot_held(small, ask, mon
         def __getitem__(self, _):
             raise KeyboardInterrupt
 
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
         patch.setattr(small._backend, "values", Interrupted())
+        patch.setattr("convai_fast.ops.decoder_step", interrupt)  # where nothing was copied
         for number in range(3, 6):
             with pytest.raises(KeyboardInterrupt):
                 small.generate([ask(number, THREE)])

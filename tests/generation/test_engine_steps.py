@@ -124,7 +124,7 @@ def test_an_interruption_anywhere_in_a_step_changes_no_reply(engine, ask, monkey
     requests = [ask(number, params) for number in range(4)]
     expected = engine.generate(requests)
     places = {
-        "forward": ("convai_fast.generation.backends.Backend.forward", 3),
+        "forward": ("convai_fast.generation.backends.CpuBackend.forward", 3),
         "logits": ("convai_fast.generation.backends.Backend.logits", 3),
         "draw": ("convai_fast.generation.engine.draw_tokens", 3),
         "text": ("convai_fast.generation.engine.Detokenizer.find_stop", 6),

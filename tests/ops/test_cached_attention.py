@@ -24,10 +24,11 @@ class Cache:
 
     def __init__(self, head_dim, counts=(2, 2), num_slots=3, capacity=192, dtype=torch.float32):
         self.counts, self.head_dim = counts, head_dim
-        value_dim, num_kv_heads = -(-head_dim // 64) * 64, counts[1]
-        keys = 100 * torch.randn(num_slots, num_kv_heads, capacity // 16, head_dim, 16)
-        values = 100 * torch.randn(num_slots, num_kv_heads, capacity, value_dim)
-        self.keys, self.values = keys.to(dtype), values.to(dtype)
+        self.keys, self.values = ops.make_cache(
+            num_slots, counts[1], capacity=capacity, head_dim=head_dim, dtype=dtype
+        )
+        self.keys.normal_(std=100)
+        self.values.normal_(std=100)
 
     def copy(self):
         other = copy.copy(self)
@@ -68,8 +69,8 @@ def test_a_worked_example():
     (out,) = cache.attend({0: (0, torch.tensor([[5.0, 0.0, 1.0], [1.0, 1.0, 3.0]]))})
     e = torch.e
     assert out[:, 0, 0].tolist() == pytest.approx([1.0, (1 + 3 * e) / (1 + e)])
-    assert cache.keys[0, 0, 0, 0, :2].tolist() == [0, 1]
-    assert cache.values[0, 0, :2, 0].tolist() == [1, 3]
+    assert cache.keys[0, 0, 0, 0, :2].flatten().tolist() == [0, 1]
+    assert cache.values[0, 0, 0, :2, 0].flatten().tolist() == [1, 3]
     (out,) = cache.attend({0: (2, torch.tensor([[0.0, 9.0, 5.0]]))})
     assert out.tolist() == [[[pytest.approx(3.0)]]]  # an indifferent query: the mean
 
@@ -228,28 +229,37 @@ def test_what_does_not_fit_is_named():
         ({"lengths": (0, 191)}, IndexError, "2 tokens after 191, but the cache holds 192"),
         ({"lengths": (0, 2**62)}, IndexError, "but the cache holds 192"),
         ({"lengths": (-1, 0)}, IndexError, "2 tokens after -1"),
-        ({"slots": (0, 3)}, IndexError, "run 1 has slot 3, but there are 3"),
-        ({"slots": (0, -1)}, IndexError, "run 1 has slot -1"),
-        ({"slots": (1, 1)}, IndexError, "each may have one run"),
-        ({"offsets": (0, 5, 4)}, IndexError, "run"),
+        ({"slots": (0, 3)}, IndexError, "sequence 1 has slot 3, but there are 3"),
+        ({"slots": (0, -1)}, IndexError, "sequence 1 has slot -1"),
+        ({"slots": (1, 1)}, IndexError, "each may have one sequence"),
+        ({"offsets": (0, 5, 4)}, IndexError, "sequence 1 has -1 tokens"),
         ({"offsets": (0, 2, 5)}, ValueError, "lead from 0 to the number of tokens, 4"),
         ({"offsets": (1, 2, 4)}, ValueError, "lead from 0 to the number of tokens, 4"),
         ({"offsets": (0, 4)}, ValueError, "2 slots need as many lengths and one offset more"),
         ({"lengths": (0,)}, ValueError, "2 slots need as many lengths"),
-        ({"slots": (0.0, 1.0)}, TypeError, "slots must be"),
-        ({"q": torch.zeros(4, 2, 15)}, ValueError, "do not fit each other"),
-        ({"q": torch.zeros(4, 32)}, ValueError, "do not fit each other"),
-        ({"q": torch.zeros(4, 3, 16)}, ValueError, "do not fit each other"),  # no multiple of 2
-        ({"k": torch.zeros(3, 2, 16)}, ValueError, "do not fit each other"),
-        ({"v": torch.zeros(4, 1, 16)}, ValueError, "do not fit each other"),
+        ({"slots": (0.0, 1.0)}, TypeError, "cached_attention: slots must be"),
+        ({"q": torch.zeros(4, 2, 15)}, ValueError, r"must be \[tokens, num_heads, head_dim\]"),
+        ({"q": torch.zeros(4, 32)}, ValueError, r"must be \[tokens, num_heads, head_dim\]"),
+        ({"q": torch.zeros(4, 3, 16)}, ValueError, "with the heads of keys"),  # no multiple of 2
+        ({"k": torch.zeros(3, 2, 16)}, ValueError, r"v .* \[tokens, num_kv_heads, head_dim\]"),
+        ({"v": torch.zeros(4, 1, 16)}, ValueError, r"v .* \[tokens, num_kv_heads, head_dim\]"),
         ({"q": torch.zeros(4, 2, 16).double()}, TypeError, "q must be float32, not Double"),
         ({"k": torch.zeros(4, 2, 16).bfloat16()}, TypeError, "k must be float32, not BFloat16"),
         ({"v": torch.zeros(4, 2, 16).int()}, TypeError, "v must be float32, not Int"),
         ({"keys": cache.keys.half()}, TypeError, "keys must be float32 or bfloat16, not Half"),
-        ({"keys": cache.keys[:, :1].contiguous()}, ValueError, "do not fit each other"),
-        ({"keys": cache.keys.transpose(0, 1)}, ValueError, "must be contiguous"),
-        ({"values": cache.values[..., :48].contiguous()}, ValueError, "do not fit each other"),
-        ({"values": cache.values[:2]}, ValueError, "do not fit each other"),
+        ({"keys": cache.keys[:, :1].contiguous()}, ValueError, "with the heads of keys"),
+        (
+            {"keys": cache.keys[:, :, :, :8].contiguous()},
+            ValueError,
+            r"must be \[slots.* 16, 64, 1",
+        ),
+        ({"keys": cache.keys[:, :, ::2]}, ValueError, "must be contiguous"),
+        (
+            {"values": cache.values[:, :, :, :48].contiguous()},
+            ValueError,
+            r"1, 192, 64, 1\] for keys",
+        ),
+        ({"values": cache.values[:2]}, ValueError, r"1, 192, 64, 1\] for keys"),
     ]:
         with pytest.raises(error, match=message):
             call(**wrong)

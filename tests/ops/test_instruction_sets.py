@@ -9,8 +9,8 @@ import pytest
 
 from convai_fast import _native
 
-KERNELS = ("branch_attention", "cached_attention", "collate", "dropout", "packed_linear")
-OTHERS = ("branch_attention_grouped_heads", "sample_kernel")
+KERNELS = ("branch_attention", "cached_attention", "collate", "decoder_step", "dropout")
+OTHERS = ("branch_attention_grouped_heads", "packed_linear", "sample_kernel")
 FILES = [Path(__file__).with_name(f"test_{name}.py") for name in (*KERNELS, *OTHERS)]
 BELOW = {
     "avx512_bf16": ["portable", "avx2", "avx512"],

@@ -1,5 +1,7 @@
 """`packed_linear` against its reference and `F.linear`, for all three formats of the weight."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,12 @@ from convai_fast import _native, ops
 from convai_fast.ops import reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.int8]
+ACTIVATIONS = {
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
 IN_FEATURES = [1, 2, 5, 17, 768, 1030, 3072]
 OUT_FEATURES = [1, 17, 63, 64, 65, 100]
 ROWS = [0, 1, 2, 3, 5, 6, 7, 8, 9, 13, 65, 200]
@@ -117,12 +125,12 @@ def test_products_with_a_whole_vocabulary(dtype):
     check(x, weight, None)
 
 
-@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_kernel_computes_what_the_reference_computes(dtype, gelu):
+def test_the_kernel_computes_what_the_reference_computes(dtype, activation):
     x, weight, bias = linear(13, 1030, 50, dtype)
-    arguments = (*weight[:3], bias, weight.out_features, gelu)
-    out = ops.packed_linear(x, weight, bias, gelu)
+    arguments = (*weight[:3], bias, weight.out_features, activation)
+    out = ops.packed_linear(x, weight, bias, activation)
     torch.testing.assert_close(out, reference.packed_linear(x, *arguments), rtol=1e-4, atol=1e-4)
 
 
@@ -130,19 +138,18 @@ def test_the_kernel_computes_what_the_reference_computes(dtype, gelu):
 def test_int8_is_the_same_bits_as_the_reference(in_features):
     """Whole numbers are summed, so that not even the last bit is left to the processor."""
     x, weight, _ = linear(13, in_features, 50, torch.int8)
-    arguments = (*weight[:3], None, weight.out_features, False)
+    arguments = (*weight[:3], None, weight.out_features, None)
     assert torch.equal(ops.packed_linear(x, weight), reference.packed_linear(x, *arguments))
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gelu_is_the_tanh_approximation_from_end_to_end_of_its_range(dtype):
-    # One weight of 1, so that each row's result is the GELU of its x.
-    x = torch.tensor([-1e30, -50, -9, -5, -1, -1e-3, 0, 1e-3, 1, 5, 9, 50, 1e30, torch.nan])[
-        :, None
-    ]
-    x = x.to(dtype).float() if dtype == torch.bfloat16 else x
-    out = ops.packed_linear(x, ops.pack_weight(torch.ones(1, 1), dtype), gelu=True)
-    expected = torch.nn.functional.gelu(x.double(), approximate="tanh").float()
+def test_activations_from_end_to_end_of_their_range(dtype, activation):
+    # One weight of 1, so that each row's result is the activation of its x.
+    x = torch.tensor([-1e30, -50, -9, -5, -1, -1e-3, 0, 1e-3, 1, 5, 9, 50, 1e30, torch.nan])
+    x = x[:, None].to(dtype).float() if dtype == torch.bfloat16 else x[:, None]
+    out = ops.packed_linear(x, ops.pack_weight(torch.ones(1, 1), dtype), None, activation)
+    expected = ACTIVATIONS[activation](x.double()).float()
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
@@ -259,8 +266,8 @@ def test_what_is_not_finite_shows_in_its_row_alone(dtype, bad):
 def test_what_does_not_fit_is_named():
     x, weight, bias = linear(3, 20, 18, torch.float32)
 
-    def call(x=x, data=weight.data, scales=None, sums=None, bias=bias, out_features=18):
-        return torch.ops.convai_fast.packed_linear(x, data, scales, sums, bias, out_features, False)
+    def call(x=x, data=weight.data, scales=None, sums=None, bias=bias, out_features=18, act=None):
+        return torch.ops.convai_fast.packed_linear(x, data, scales, sums, bias, out_features, act)
 
     call()
     int8 = ops.pack_weight(torch.randn(18, 20), torch.int8)
@@ -273,12 +280,13 @@ def test_what_does_not_fit_is_named():
     for wrong, error, message in [
         ({"x": x.double()}, TypeError, "x must be"),
         ({"x": x.t()}, ValueError, "x must be contiguous"),
-        ({"x": x[:, :19].contiguous()}, ValueError, "does not fit x of shape"),
+        ({"x": x[:, :19].contiguous()}, ValueError, "does not fit"),
         ({"x": torch.tensor(1.0)}, ValueError, "at least one dimension"),
         ({"data": weight.data.double()}, TypeError, "must be float32, bfloat16 or int8"),
         ({"data": weight.data[0]}, ValueError, "weight must have 4 dimension"),
-        ({"out_features": 65}, ValueError, "does not fit x of shape"),
+        ({"out_features": 65}, ValueError, "does not fit"),
         ({"out_features": -1}, ValueError, "does not fit"),
+        ({"act": "tanh"}, ValueError, "must be gelu_new, gelu, relu or silu, not tanh"),
         ({"bias": bias[:17]}, ValueError, "bias must have 18 values, not 17"),
         ({"bias": bias.double()}, TypeError, "bias must be"),
         ({"scales": int8.scales}, ValueError, "go with int8 weights"),
@@ -298,5 +306,5 @@ def test_opcheck_passes(dtype):
     for each in (x, x.view(1, 3, 20)):
         torch.library.opcheck(
             torch.ops.convai_fast.packed_linear.default,
-            (each, *weight[:3], bias, 18, True),
+            (each, *weight[:3], bias, 18, "gelu_new"),
         )

@@ -13,6 +13,7 @@ from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
 from convai_fast.model import DoubleHeadsModel
 from convai_fast.serving.conversation import Conversation
+from tests.helpers.decoder_steps import recorded_steps
 
 PERSONA = ["i like tea .", "i have a cat ."]
 
@@ -121,10 +122,7 @@ def test_turns_differ_but_a_seed_repeats_them(conversation):
 
 
 def test_a_turn_computes_what_is_new_and_what_was_interrupted_only_once(model_folder, tokenizer):
-    model, computed = DoubleHeadsModel.from_pretrained(model_folder), []
-    model.transformer.register_forward_pre_hook(
-        lambda module, args: computed.append(args[0].numel())
-    )
+    model = DoubleHeadsModel.from_pretrained(model_folder)
     conversation = Conversation(
         GenerationEngine(model, tokenizer, max_batch_size=1),
         tokenizer,
@@ -132,20 +130,21 @@ def test_a_turn_computes_what_is_new_and_what_was_interrupted_only_once(model_fo
         persona=PERSONA,
         max_history=5,
     )
-    say(conversation, "hi")
-    assert computed[0] > 10
-    assert computed[1:] == [1] * 5
-    for line in ("i like tea .", "do you ?"):
+    with recorded_steps(lambda input_ids, _: input_ids.numel()) as computed:
+        say(conversation, "hi")
+        assert computed[0] > 10
+        assert computed[1:] == [1] * 5
+        for line in ("i like tea .", "do you ?"):
+            computed.clear()
+            say(conversation, line)
+            # The reply's last token, <speaker2>, the line and <speaker1>.
+            assert computed == [3 + len(encode(tokenizer, [line])[0]), *[1] * 5]
+        pieces = conversation.handle("tea ?")
+        next(pieces)
+        pieces.close()
         computed.clear()
-        say(conversation, line)
-        # The reply's last token, <speaker2>, the line and <speaker1>.
-        assert computed == [3 + len(encode(tokenizer, [line])[0]), *[1] * 5]
-    pieces = conversation.handle("tea ?")
-    next(pieces)
-    pieces.close()
-    computed.clear()
-    say(conversation, "tea ?")
-    assert computed == [1] * 6
+        say(conversation, "tea ?")
+        assert computed == [1] * 6
 
 
 def test_rank_orders_candidates_as_replies_to_the_users_last_line(conversation, engine, tokenizer):

@@ -1,4 +1,4 @@
-"""What every backend does: a step's tokens through the model, in one forward pass."""
+"""What every backend does: slots that grow, and a step's tokens through the model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -8,10 +8,7 @@ from torch import Tensor
 
 from convai_fast.errors import UserError
 from convai_fast.generation.scheduler import Copy, Step
-from convai_fast.model.context import Context
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.model.layers import to_device
-from convai_fast.model.transformer import Transformer
 
 WEIGHTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
@@ -31,7 +28,7 @@ class Backend(ABC):
         UserError: there are no such weights here, or not the memory for the slots.
     """
 
-    transformer: Transformer
+    n_positions: int
     keys: Tensor  # [layers, slots, …], as `values`
     values: Tensor
     lm_head: Callable[[Tensor], Tensor]
@@ -66,7 +63,7 @@ class Backend(ABC):
         """
         if capacity <= self.capacity:
             return
-        most, num_slots = self.transformer.config.n_positions, self.keys.shape[1]
+        most, num_slots = self.n_positions, self.keys.shape[1]
         new = self._allocate(num_slots, max(capacity, min(2 * self.capacity, most)))
         for target, held in zip(new, (self.keys, self.values), strict=True):
             target[tuple(map(slice, held.shape))] = held
@@ -77,18 +74,8 @@ class Backend(ABC):
         """Let a slot begin as another one does."""
 
     @abstractmethod
-    def context(self, step: Step) -> Context:
-        """What the new tokens look at: attending stores their keys and values as well."""
-
     def forward(self, step: Step) -> Tensor:
         """Hidden states [sequences, n_embd] at the last token of each sequence of `step`."""
-        device = self.transformer.token_embedding.weight.device
-        input_ids, token_type_ids, last = (
-            to_device(torch.from_numpy(ids), device)
-            for ids in (step.input_ids, step.token_type_ids, step.last)
-        )
-        wanted = None if len(last) == len(input_ids) else last
-        return self.transformer(input_ids, token_type_ids, self.context(step), wanted)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits [sequences, vocab_size] of hidden states."""

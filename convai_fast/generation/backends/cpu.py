@@ -1,4 +1,6 @@
-"""Generation on a CPU: packed weights, and keys and values as `cached_attention` reads them."""
+"""Generation on a CPU: packed weights, one operator a step, and keys and values packed too."""
+
+from functools import partial
 
 import numpy as np
 import torch
@@ -7,11 +9,8 @@ from torch import Tensor
 from convai_fast import ops
 from convai_fast.generation.backends.backend import WEIGHTS, Backend
 from convai_fast.generation.scheduler import Copy, Step
-from convai_fast.model.context import Context
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.model.packed import PackedLinear, for_inference, rows_alone
-
-_MULTIPLE = 64  # of a slot's capacity and of a value's width: what `cached_attention` reads at once
+from convai_fast.model.packed import pack_decoder
 
 
 class CpuBackend(Backend):
@@ -22,48 +21,43 @@ class CpuBackend(Backend):
 
     def __init__(self, model: DoubleHeadsModel, num_slots: int, weights: str = "float32") -> None:
         config, dtype = model.config, WEIGHTS[weights]
-        self.transformer = for_inference(
-            model.transformer, torch.float32, rows_alone(dtype), config.activation
-        )
-        self.lm_head = PackedLinear(model.transformer.token_embedding.weight, None, dtype)
+        self.decoder, head = pack_decoder(model.transformer, dtype)
+        self.lm_head = partial(ops.packed_linear, weight=head)
+        self.n_positions, self._has_segments = config.n_positions, config.segments
         self._heads = (config.n_layer, num_slots, config.n_kv_head)
         self._head_dim = config.head_dim
         self._dtype = dtype if dtype == torch.float32 else torch.bfloat16
         self.keys, self.values = self._allocate(num_slots, capacity=1)
 
     def _make(self, capacity: int) -> tuple[Tensor, Tensor]:
-        capacity = -(-capacity // _MULTIPLE) * _MULTIPLE
-        width = -(-self._head_dim // _MULTIPLE) * _MULTIPLE
-        blocks = (capacity // ops.PANEL, self._head_dim, ops.PANEL)
-        # Empty: memory that no token was written to is not taken from the machine.
-        keys = torch.empty(*self._heads, *blocks, dtype=self._dtype)
-        return keys, torch.empty(*self._heads, capacity, width, dtype=self._dtype)
+        return ops.make_cache(
+            *self._heads, capacity=capacity, head_dim=self._head_dim, dtype=self._dtype
+        )
 
     @property
     def capacity(self) -> int:
         """See `Backend`."""
-        return self.values.shape[-2]
+        return self.keys.shape[3] * ops.BLOCK
 
     def copy_prefix(self, copy: Copy) -> None:
         """See `Backend`."""
-        blocks = -(-copy.length // ops.PANEL)
+        blocks = -(-copy.length // ops.BLOCK)
         self.keys[:, copy.slot, :, :blocks] = self.keys[:, copy.source, :, :blocks]
-        self.values[:, copy.slot, :, : copy.length] = self.values[:, copy.source, :, : copy.length]
+        words = -(-copy.length // self.values.shape[-1])
+        self.values[:, copy.slot, ..., :words, :, :] = self.values[
+            :, copy.source, ..., :words, :, :
+        ]
 
-    def context(self, step: Step) -> Context:
+    def forward(self, step: Step) -> Tensor:
         """See `Backend`."""
-        return CpuStep(self.keys, self.values, step)
-
-
-class CpuStep:
-    """The new tokens of several sequences, one sequence after another; a `Context`."""
-
-    def __init__(self, keys: Tensor, values: Tensor, step: Step) -> None:
-        self._keys, self._values = keys, values
         offsets = np.concatenate([[0], step.counts.cumsum()])
-        self._tables = [torch.from_numpy(table) for table in (step.slots, offsets, step.past)]
-        self.position_ids = torch.from_numpy(step.position_ids)
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
-        """Store a layer's new keys and values, and attend to them and to those before."""
-        return ops.cached_attention(q, k, v, self._keys[layer], self._values[layer], *self._tables)
+        return ops.decoder_step(
+            self.decoder,
+            torch.from_numpy(step.input_ids),
+            torch.from_numpy(step.token_type_ids) if self._has_segments else None,
+            torch.from_numpy(step.slots),
+            torch.from_numpy(offsets),
+            torch.from_numpy(step.past),
+            self.keys,
+            self.values,
+        )

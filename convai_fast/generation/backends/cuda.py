@@ -23,7 +23,7 @@ class CudaBackend(TorchBackend):
         self._used = np.zeros(num_slots, np.int64)  # tokens of each slot that were written to
 
     def context(self, step: Step) -> Context:
-        """See `Backend`."""
+        """See `TorchBackend`."""
         self._clear(step)
         return CudaStep(self.keys, self.values, step)
 

@@ -11,6 +11,7 @@ from convai_fast.generation.backends.backend import WEIGHTS, Backend
 from convai_fast.generation.scheduler import Copy, Step
 from convai_fast.model.context import Context
 from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.model.layers import to_device
 from convai_fast.model.packed import for_inference
 
 
@@ -28,6 +29,7 @@ class TorchBackend(Backend):
         dtype = embedding.dtype if weights == "float32" else WEIGHTS[weights]
         self.transformer = for_inference(model.transformer, dtype)
         self.lm_head = partial(F.linear, weight=self.transformer.token_embedding.weight)
+        self.n_positions = config.n_positions
         self._shape = (config.n_layer, num_slots, config.n_kv_head, config.head_dim)
         self.keys, self.values = self._allocate(num_slots, capacity=1)
 
@@ -49,8 +51,18 @@ class TorchBackend(Backend):
             cache[:, copy.slot, : copy.length] = cache[:, copy.source, : copy.length]
 
     def context(self, step: Step) -> Context:
-        """See `Backend`."""
+        """What the new tokens look at: attending stores their keys and values as well."""
         return TorchStep(self.keys, self.values, step)
+
+    def forward(self, step: Step) -> Tensor:
+        """See `Backend`."""
+        device = self.keys.device
+        input_ids, token_type_ids, last = (
+            to_device(torch.from_numpy(ids), device)
+            for ids in (step.input_ids, step.token_type_ids, step.last)
+        )
+        wanted = None if len(last) == len(input_ids) else last
+        return self.transformer(input_ids, token_type_ids, self.context(step), wanted)
 
 
 class TorchStep:

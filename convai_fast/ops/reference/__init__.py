@@ -6,6 +6,7 @@ The compiled kernels are tested against these functions, which also serve where 
 from convai_fast.ops.reference.branch_attention import branch_attention, branch_attention_backward
 from convai_fast.ops.reference.cached_attention import cached_attention
 from convai_fast.ops.reference.collate import collate, collate_shared
+from convai_fast.ops.reference.decoder_step import decoder_step
 from convai_fast.ops.reference.dropout import dropout
 from convai_fast.ops.reference.packed_linear import packed_linear
 from convai_fast.ops.reference.philox import philox, philox_words
@@ -17,6 +18,7 @@ __all__ = [
     "cached_attention",
     "collate",
     "collate_shared",
+    "decoder_step",
     "dropout",
     "filter_probabilities",
     "packed_linear",

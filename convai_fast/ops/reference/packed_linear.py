@@ -1,8 +1,18 @@
 """`packed_linear`, over the blocks of the weight."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 def packed_linear(
@@ -12,18 +22,17 @@ def packed_linear(
     column_sums: Tensor | None,
     bias: Tensor | None,
     out_features: int,
-    gelu: bool,
+    activation: str | None,
 ) -> Tensor:
     """See `convai_fast.ops.packed_linear`."""
-    weight = weight.transpose(2, 3).flatten(1, 2)[:, : x.shape[-1]]  # [blocks, in_features, 64]
     if scales is None or column_sums is None:
-        out = _products(x.to(weight.dtype).float(), weight.float(), out_features)
+        out = _products(x.to(weight.dtype).float(), weight, out_features)
     else:
         steps, x_scales, zeros = _to_steps(x)
-        sums = _products(steps.double(), weight.double(), out_features)  # exact: below 2**31
+        sums = _products(steps.double(), weight, out_features)  # exact: below 2**31
         out = (sums - zeros * column_sums.double()).float() * (x_scales * scales)
     out = out if bias is None else out + bias
-    return F.gelu(out, approximate="tanh") if gelu else out
+    return out if activation is None else _ACTIVATIONS[activation](out)
 
 
 def _to_steps(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,7 +52,9 @@ def _to_steps(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return steps.nan_to_num(0), scales, zeros.nan_to_num(0)
 
 
-def _products(x: Tensor, blocks: Tensor, out_features: int) -> Tensor:
-    """[..., in_features] by [blocks, in_features, 64] to [..., out_features]."""
+def _products(x: Tensor, weight: Tensor, out_features: int) -> Tensor:
+    """[..., in_features] by a packed weight to [..., out_features], in the dtype of `x`."""
+    blocks = weight.transpose(2, 3).to(x.dtype, memory_format=torch.contiguous_format)
+    blocks = blocks.flatten(1, 2)[:, : x.shape[-1]]  # [blocks, in_features, 64]
     products = torch.atleast_2d(x).flatten(0, -2) @ blocks  # [blocks, rows, 64]
     return products.transpose(0, 1).flatten(1)[:, :out_features].view(*x.shape[:-1], out_features)

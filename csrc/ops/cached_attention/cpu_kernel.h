@@ -1,10 +1,8 @@
 // Causal attention of new tokens to those of their sequence that a cache holds: no torch.
 //
-// Each sequence has a slot of the cache, for every head
-//   keys    [capacity / 16, head_dim, 16]: 16 positions side by side, as panels of a product
-//   values  [capacity, padded head_dim]
-// and both products are those of tile.h, so that a token's result depends on its own sequence
-// alone: not on how many tokens are computed with it, nor on which of them were there before.
+// A token's result depends on its own sequence alone: not on how many tokens are computed with it,
+// nor on which of them were there before. What a later query of the same product sees and an
+// earlier one does not gets a weight of 0 there, which adds nothing.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -15,86 +13,135 @@ namespace convai_fast::cached_attention::CONVAI_FAST_ISA {
 
 using namespace simd::CONVAI_FAST_ISA;
 
+constexpr int64_t kRowsAhead = 4;
+
+CONVAI_FAST_INLINE void round_to(const float* x, int64_t count, float* to) {
+  std::copy_n(x, count, to);
+}
+
+CONVAI_FAST_INLINE void round_to(const float* x, int64_t count, simd::BFloat16* to) {
+  int64_t k = 0;
+  for (; k + kWidth <= count; k += kWidth) Simd::store(to + k, Simd::load(x + k));
+  for (; k < count; ++k) simd::store(x[k], to + k);
+}
+
+// One position's key to its column, of which the features are a row of the block apart.
+CONVAI_FAST_INLINE void store_key(const float* key, int64_t padded_dim, float* column) {
+  for (int64_t d = 0; d < padded_dim; ++d) column[d * kBlock] = key[d];
+}
+
+CONVAI_FAST_INLINE void store_key(const simd::BFloat16* key, int64_t padded_dim,
+                                  simd::BFloat16* column) {
+  for (int64_t d = 0; d < padded_dim; d += 2) {
+    std::memcpy(column + d * kBlock, key + d, 2 * sizeof(simd::BFloat16));
+  }
+}
+
+// 64 values of a position to their row of a block; of bfloat16 to one half of the words of a pair
+// of positions. The first half clears the second, which is multiplied too, by 0, if it is the last.
+CONVAI_FAST_INLINE void store_values(const float* value, int64_t, float* row) {
+  std::copy_n(value, kBlock, row);
+}
+
+CONVAI_FAST_INLINE void store_values(const simd::BFloat16* value, int64_t half,
+                                     simd::BFloat16* row) {
+  for (int64_t n = 0; n < kBlock; ++n) {
+    uint32_t word;
+    std::memcpy(&word, row + 2 * n, sizeof(word));
+    word = half == 0 ? value[n].bits : (word & 0xffff) | uint32_t{value[n].bits} << 16;
+    std::memcpy(row + 2 * n, &word, sizeof(word));
+  }
+}
+
+// Starts to read a row that is needed soon: rows of q, k and v are far from each other.
+CONVAI_FAST_INLINE void fetch(const float* row, int64_t count) {
+  constexpr int64_t kLine = 16;
+  for (int64_t d = 0; d < count; d += kLine) __builtin_prefetch(row + d);
+}
+
 template <typename Kept>
 CONVAI_FAST_INLINE void store_keys_and_values(const Arguments<Kept>& a, const Run& run,
-                                              int64_t head, Kept* keys, Kept* values) {
+                                              int64_t head, Kept* keys, Kept* values,
+                                              const Scratch<Kept>& scratch) {
+  constexpr int64_t kTogether = Arguments<Kept>::kTogether;
+  const int64_t padded_dim = a.padded_dim(), value_dim = a.value_blocks() * kBlock;
+  Kept* rounded = scratch.rounded;
+  std::fill(rounded + a.head_dim(), rounded + value_dim, Kept{});
   for (int64_t row = run.first; row < run.end; ++row) {
-    const int64_t position = run.length + row - run.first;
-    const float *key = a.k.at(row, head), *value = a.v.at(row, head);
-    Kept* column = keys + position / kPanel * a.head_dim() * kPanel + position % kPanel;
-    for (int64_t d = 0; d < a.head_dim(); ++d) {
-      simd::store(key[d], column + d * kPanel);
-      simd::store(value[d], values + position * a.value_dim + d);
+    const int64_t position = run.length + row - run.first, half = position % kTogether;
+    if (row + kRowsAhead < run.end) {
+      fetch(a.k.at(row + kRowsAhead, head), a.head_dim());
+      fetch(a.v.at(row + kRowsAhead, head), a.head_dim());
+    }
+    round_to(a.k.at(row, head), a.head_dim(), rounded);
+    store_key(rounded, padded_dim,
+              keys + position / kBlock * padded_dim * kBlock + position % kBlock * kTogether);
+    round_to(a.v.at(row, head), a.head_dim(), rounded);
+    for (int64_t block = 0; block < a.value_blocks(); ++block) {
+      store_values(rounded + block * kBlock, half,
+                   values + (block * a.capacity + position - half) * kBlock);
     }
   }
 }
 
-// Attention of `kRows` tokens one after another, the first at `position` and in `row`.
-// `scratch` holds kRows * (capacity + head_dim) floats.
-template <int kRows, typename Kept>
-CONVAI_FAST_INLINE void attend(const Arguments<Kept>& a, int64_t head, int64_t row,
-                               int64_t position, const Kept* keys, const Kept* values,
-                               float* scratch) {
-  constexpr int kPanels = kRows == 1 ? 4 : 1;
-  const int64_t head_dim = a.head_dim();
-  float* queries = scratch;
-  float* scores = scratch + kRows * head_dim;
+// Attention of the `count` tokens from `row` on, the first at `position`, to rows `to` and
+// following of the results.
+template <typename Kept>
+CONVAI_FAST_INLINE void attend(const Arguments<Kept>& a, int64_t head, int64_t row, int64_t count,
+                               int64_t position, int64_t to, const Kept* keys, const Kept* values,
+                               const Scratch<Kept>& scratch) {
+  const int64_t head_dim = a.head_dim(), padded_dim = a.padded_dim();
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
-  for (int i = 0; i < kRows; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     const float* query = a.q.at(row + i, head);
-    for (int64_t d = 0; d < head_dim; ++d) queries[i * head_dim + d] = query[d] * scale;
+    for (int64_t d = 0; d < head_dim; ++d) scratch.scores[d] = query[d] * scale;
+    scratch.queries[(i + 1) * padded_dim - 1] = {};
+    round_to(scratch.scores, head_dim, scratch.queries + i * padded_dim);
   }
 
-  const int64_t num_keys = position + kRows;
-  for (int64_t first = 0; first < num_keys; first += kPanels * kPanel) {
-    Tile<kRows, kPanels> tile;
-    tile.clear();
-    tile.add_products(queries, head_dim, keys + first * head_dim, kPanel, head_dim * kPanel, 0,
-                      head_dim);
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) tile.store_row(i, scores + i * a.capacity + first);
+  const int64_t num_keys = position + count;
+  for (int64_t first = 0; first < num_keys; first += kBlock) {
+    block_product(scratch.queries, padded_dim, count, keys + first * padded_dim,
+                  std::min(kBlock, num_keys - first), padded_dim, scratch.scores + first,
+                  a.capacity);
   }
 
-  float inverse_sums[kRows];
-  for (int i = 0; i < kRows; ++i) {
-    float* row_scores = scores + i * a.capacity;
+  const int64_t padded_keys = simd::round_up(num_keys, kWidth);
+  float inverse_sums[kMostQueries];
+  for (int64_t i = 0; i < count; ++i) {
+    float* scores = scratch.scores + i * a.capacity;
     const int64_t seen = position + i + 1;
-    const int64_t padded = simd::round_up(seen, kPanel);
-    std::fill(row_scores + seen, row_scores + padded, -std::numeric_limits<float>::infinity());
-    inverse_sums[i] = 1.0f / exponentiate(row_scores, padded).sum;
-    // A later row of the tile sees keys that this one does not.
-    std::fill(row_scores + padded, row_scores + std::max(padded, num_keys), 0.0f);
+    const int64_t padded = simd::round_up(seen, kWidth);
+    std::fill(scores + seen, scores + padded, -std::numeric_limits<float>::infinity());
+    inverse_sums[i] = 1.0f / exponentiate(scores, padded).sum;
+    std::fill(scores + padded, scores + padded_keys, 0.0f);
+    round_to(scores, padded_keys, scratch.weights + i * a.capacity);
   }
 
-  float columns[kPanels * kPanel];
-  for (int64_t d = 0; d < head_dim; d += kPanels * kPanel) {
-    Tile<kRows, kPanels> tile;
-    tile.clear();
-    tile.add_products(scores, a.capacity, values + d, a.value_dim, kPanel, 0, num_keys);
-    const int64_t valid = std::min(kPanels * kPanel, head_dim - d);
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      tile.store_row(i, columns);
-      float* out = a.out.at(row + i, head) + d;
-      for (int64_t n = 0; n < valid; ++n) out[n] = columns[n] * inverse_sums[i];
+  float sums[kMostQueries * kBlock];
+  for (int64_t block = 0; block < a.value_blocks(); ++block) {
+    block_product(scratch.weights, a.capacity, count, values + block * a.capacity * kBlock,
+                  std::min(kBlock, head_dim - block * kBlock),
+                  simd::round_up(num_keys, Arguments<Kept>::kTogether), sums, kBlock);
+    const int64_t first = block * kBlock, valid = std::min(kBlock, head_dim - first);
+    for (int64_t i = 0; i < count; ++i) {
+      float* out = a.out.at(to + i, head) + first;
+      for (int64_t n = 0; n < valid; ++n) out[n] = sums[i * kBlock + n] * inverse_sums[i];
     }
   }
 }
 
 template <typename Kept>
 CONVAI_FAST_TARGET void cached_attention_kernel(const Arguments<Kept>& a, const Run& run,
-                                                int64_t kv_head, float* scratch) {
+                                                int64_t kv_head, const Scratch<Kept>& scratch) {
   const int64_t slot_head = run.slot * a.num_kv_heads + kv_head;
-  Kept* keys = a.keys + slot_head * a.capacity * a.head_dim();
-  Kept* values = a.values + slot_head * a.capacity * a.value_dim;
-  store_keys_and_values(a, run, kv_head, keys, values);
+  Kept* keys = a.keys + slot_head * a.keys_size();
+  Kept* values = a.values + slot_head * a.values_size();
+  store_keys_and_values(a, run, kv_head, keys, values, scratch);
   for (int64_t head = kv_head * a.group; head < (kv_head + 1) * a.group; ++head) {
-    int64_t row = run.first;
-    for (; row + 4 <= run.end; row += 4) {
-      attend<4>(a, head, row, run.length + row - run.first, keys, values, scratch);
-    }
-    for (; row < run.end; ++row) {
-      attend<1>(a, head, row, run.length + row - run.first, keys, values, scratch);
+    for (int64_t row = run.query; row < run.end; row += kMostQueries) {
+      attend(a, head, row, std::min(kMostQueries, run.end - row), run.length + row - run.first,
+             run.out + row - run.query, keys, values, scratch);
     }
   }
 }

@@ -58,9 +58,10 @@ bool they_run() {
 template <typename Scalar>
 bool onednn_multiplies() {
 #if CONVAI_FAST_ONEDNN
+  if (!at::globalContext().userEnabledMkldnn()) return false;
   static const bool is_there =
-      std::getenv("CONVAI_FAST_ISA") == nullptr && has_instructions<Scalar>() && they_run<Scalar>();
-  return is_there && at::globalContext().userEnabledMkldnn();
+      simd::current_isa() == simd::best_isa() && has_instructions<Scalar>() && they_run<Scalar>();
+  return is_there;
 #else
   return false;
 #endif
@@ -85,7 +86,7 @@ void onednn_product(const Rows<Scalar>& x, int64_t rows, const Scalar* block,
                     int64_t padded_features, typename Format<Scalar>::Sum* sums) {
 #if CONVAI_FAST_ONEDNN
   constexpr bool kIsInterleaved = Format<Scalar>::kTogether > 1;
-  constexpr int64_t kPart = features_of_part<Scalar>();
+  constexpr int64_t kPart = simd::features_of_part<Scalar>();
   for (int64_t first = 0; first < padded_features; first += kPart) {
     at::native::cpublas::brgemm(rows, kBlock, std::min(kPart, padded_features - first), x.stride,
                                 kBlock, kBlock,

@@ -1,126 +1,16 @@
-// A packed product over the threads: which rows and blocks each takes, and in which order.
+// A packed product over the threads.
 #pragma once
 
-#include <ATen/Parallel.h>
-
-#include <cstring>
-#include <random>
-#include <vector>
-
-#include "ops/packed_linear/onednn.h"
-
-#define CONVAI_FAST_KERNEL "ops/packed_linear/cpu_kernel.h"
-#include "simd/each_isa.h"
+#include "ops/packed_linear/arguments.h"
 
 namespace convai_fast::packed_linear {
 
-// Below this many multiplications a second thread costs more than it saves.
-constexpr int64_t kProductsPerTask = 1 << 17;
-// Of rounded rows: with a block of the weight they fit into the second-level cache.
-constexpr int64_t kChunkBytes = 256 << 10;
-
-// Up to so many rows wait for the weight, which our own loops fetch from memory ahead of use.
-constexpr int64_t kFewRows = 8;
-
-// Whether our own product makes oneDNN's sums, bit for bit, so that either may be taken for a row.
-// They do in all formats with AVX-512, whose instructions both use; AMX adds in another order.
+// results = x W^T + bias, with x float32, its rows `stride` apart; of x normalized, with a norm.
 template <typename Scalar>
-bool own_product_agrees() {
-  static const bool agrees = [] {
-    using F = Format<Scalar>;
-    constexpr int64_t kFeatures = features_of_part<Scalar>() + 64;
-    std::vector<typename F::Activation> x(kFeatures);
-    std::vector<Scalar> block(kFeatures * kBlock);
-    std::minstd_rand random(1);
-    const auto draw = [&](auto& value) {
-      if constexpr (std::is_same_v<Scalar, int8_t>) {
-        value = static_cast<std::remove_reference_t<decltype(value)>>(random() >> 16);
-      } else {
-        simd::store(static_cast<float>(random()) / static_cast<float>(1 << 30) - 1, &value);
-      }
-    };
-    for (auto& value : x) draw(value);
-    for (auto& weight : block) draw(weight);
-    typename F::Sum ours[kBlock], theirs[kBlock];
-    const Rows<Scalar> row{.data = x.data(), .stride = kFeatures};
-    CONVAI_FAST_DISPATCH(own_product_kernel<Scalar>)(row, 1, block.data(), kFeatures, ours);
-    onednn_product<Scalar>(row, 1, block.data(), kFeatures, theirs);
-    onednn_release();
-    return std::memcmp(ours, theirs, sizeof(ours)) == 0;
-  }();
-  return agrees;
-}
+void multiply(const float* x, int64_t stride, int64_t rows, const Norm* norm,
+              const Weight<Scalar>& weight, const Results& results);
 
-// A thread's rounded rows, kept for its next product.
-template <typename Scalar>
-struct RoundedRows {
-  std::vector<typename Format<Scalar>::Activation> data;
-  std::vector<float> scales;
-  std::vector<int32_t> zeros;
-};
-
-template <typename Scalar>
-RoundedRows<Scalar>& rounded_rows_of_this_thread() {
-  static thread_local RoundedRows<Scalar> rows;
-  return rows;
-}
-
-// results = x W^T + bias, with x float32, its rows `stride` apart.
-//
-// Rows are taken in chunks that stay in the second-level cache, rounded, while the blocks of the
-// weight pass by; every thread takes some blocks of some chunk, and rounds that by itself.
-template <typename Scalar>
-void multiply(const float* x, int64_t stride, int64_t rows, const Weight<Scalar>& weight,
-              const Results& results) {
-  using F = Format<Scalar>;
-  constexpr bool kIsRounded = !std::is_same_v<Scalar, float>;
-  const int64_t padded = weight.padded_features(), blocks = weight.blocks();
-  const int64_t row_bytes = std::max<int64_t>(1, padded * sizeof(typename F::Activation));
-  const int64_t most_rows = std::max(kMostRows, kChunkBytes / row_bytes);
-  const int64_t chunks = (rows + most_rows - 1) / most_rows;
-  const int64_t chunk = (rows + chunks - 1) / std::max<int64_t>(1, chunks);
-  const bool by_onednn = padded > 0 && onednn_multiplies<Scalar>() &&
-                         !(rows <= kFewRows && own_product_agrees<Scalar>());
-  const auto round_rows = CONVAI_FAST_DISPATCH(round_rows_kernel<Scalar>);
-  const auto own_product = CONVAI_FAST_DISPATCH(own_product_kernel<Scalar>);
-  const auto product = by_onednn ? onednn_product<Scalar> : own_product;
-  const auto finish = CONVAI_FAST_DISPATCH(finish_kernel<Scalar>);
-  const int64_t products = std::max<int64_t>(1, chunk * padded * kBlock);
-  at::parallel_for(
-      0, chunks * blocks, std::max<int64_t>(1, kProductsPerTask / products),
-      [&](int64_t task, int64_t end) {
-        auto& rounded = rounded_rows_of_this_thread<Scalar>();
-        alignas(64) typename F::Sum sums[kMostRows * kBlock];
-        Rows<Scalar> x_rows{};
-        int64_t first = 0, count = 0;
-        for (int64_t chunk_at_hand = -1; task < end; ++task) {
-          if (task / blocks != chunk_at_hand) {
-            chunk_at_hand = task / blocks;
-            first = chunk_at_hand * chunk;
-            count = std::min(chunk, rows - first);
-            if constexpr (kIsRounded) {
-              rounded.data.resize(std::max<size_t>(rounded.data.size(), count * padded));
-              rounded.scales.resize(std::max<size_t>(rounded.scales.size(), count));
-              rounded.zeros.resize(std::max<size_t>(rounded.zeros.size(), count));
-              round_rows(x + first * stride, stride, count, weight, rounded.data.data(),
-                         rounded.scales.data(), rounded.zeros.data());
-              x_rows = {rounded.data.data(), padded, rounded.scales.data(), rounded.zeros.data()};
-            } else {
-              x_rows = {x + first * stride, stride};
-            }
-          }
-          const int64_t block = task % blocks;
-          const int64_t parts = (count + kMostRows - 1) / kMostRows;
-          const int64_t together = (count + parts - 1) / parts;
-          for (int64_t row = 0; row < count; row += together) {
-            const int64_t num_rows = std::min(together, count - row);
-            product(x_rows.from(row), num_rows, weight.block(block), padded, sums);
-            finish(sums, num_rows, weight, x_rows.from(row), block * kBlock,
-                   results.from(first + row));
-          }
-        }
-        if (by_onednn) onednn_release();
-      });
-}
+// x [rows, features], where it is.
+void normalize(float* x, int64_t rows, int64_t features, const Norm& norm);
 
 }  // namespace convai_fast::packed_linear

@@ -1,5 +1,7 @@
-// What becomes of the sums of a block before they leave the cache: int8's scales, bias, GELU, and
-// the sum with what was there before.
+// What becomes of the sums of a block before they leave the cache: int8's scales, bias, activation,
+// and what they are multiplied with or added to.
+#include <cmath>
+
 #include "ops/packed_linear/arguments.h"
 
 namespace convai_fast::packed_linear::CONVAI_FAST_ISA {
@@ -16,20 +18,39 @@ CONVAI_FAST_INLINE const Value* block_of(const Value* vector, int64_t first, int
   return edge;
 }
 
+CONVAI_FAST_INLINE Simd::Float activated(Simd::Float x, Activation activation) {
+  switch (activation) {
+    case Activation::kNone:
+      return x;
+    case Activation::kGeluTanh:
+      return Simd::gelu(x);
+    case Activation::kRelu:
+      return x < 0 ? Simd::Float{} : x;  // a NaN stays one
+    case Activation::kSilu:
+      return Simd::silu(x);
+    case Activation::kGelu:
+      break;
+  }
+  for (int i = 0; i < kWidth; ++i) x[i] *= 0.5f * std::erfc(-x[i] * 0.707106781f);
+  return x;
+}
+
 // `sums` [rows, 64] of the block of output features that begins at `first`.
 template <typename Scalar>
 CONVAI_FAST_TARGET void finish_kernel(const typename Format<Scalar>::Sum* sums, int64_t rows,
                                       const Weight<Scalar>& weight, const Rows<Scalar>& x,
                                       int64_t first, const Results& results) {
   const int64_t valid = std::min(kBlock, weight.out_features - first);
-  float bias_edge[kBlock] = {}, scale_edge[kBlock] = {}, residual_edge[kBlock] = {}, out[kBlock];
+  float bias_edge[kBlock] = {}, scale_edge[kBlock] = {}, factor_edge[kBlock] = {};
+  float residual_edge[kBlock] = {}, out[kBlock];
   int32_t sum_edge[kBlock] = {};
   const float* bias = block_of(weight.bias, first, valid, bias_edge);
   const float* scales = block_of(weight.scales, first, valid, scale_edge);
   const int32_t* column_sums = block_of(weight.column_sums, first, valid, sum_edge);
   for (int64_t row = 0; row < rows; ++row, sums += kBlock) {
     float* to = results.data + row * results.stride + first;
-    const float* residual = results.residual;
+    const float *factor = results.factor, *residual = results.residual;
+    if (factor) factor = block_of(factor + row * results.stride, first, valid, factor_edge);
     if (residual) residual = block_of(residual + row * results.stride, first, valid, residual_edge);
     float* target = valid == kBlock ? to : out;
 #pragma GCC unroll 4
@@ -43,7 +64,8 @@ CONVAI_FAST_TARGET void finish_kernel(const typename Format<Scalar>::Sum* sums, 
         value = Simd::load(sums + n);
       }
       value += Simd::load(bias + n);
-      if (results.gelu) value = Simd::gelu(value);
+      if (results.activation != Activation::kNone) value = activated(value, results.activation);
+      if (factor) value *= Simd::load(factor + n);
       if (residual) value += Simd::load(residual + n);
       Simd::store(target + n, value);
     }

@@ -60,15 +60,58 @@ CONVAI_FAST_INLINE void round_row(const float* x, int64_t in_features, int64_t p
   }
 }
 
+// Sums are made in one order for every row.
+CONVAI_FAST_INLINE float sum_of_squares(const float* x, int64_t count, float mean) {
+  Simd::Float sums{};
+  int64_t k = 0;
+  for (; k + kWidth <= count; k += kWidth) {
+    const auto difference = Simd::load(x + k) - mean;
+    sums += difference * difference;
+  }
+  float sum = Simd::sum(sums);
+  for (; k < count; ++k) sum += (x[k] - mean) * (x[k] - mean);
+  return sum;
+}
+
+CONVAI_FAST_INLINE float sum_of(const float* x, int64_t count) {
+  Simd::Float sums{};
+  int64_t k = 0;
+  for (; k + kWidth <= count; k += kWidth) sums += Simd::load(x + k);
+  float sum = Simd::sum(sums);
+  for (; k < count; ++k) sum += x[k];
+  return sum;
+}
+
+// `to` may be `x`.
+CONVAI_FAST_INLINE void normalize_row(const float* x, int64_t count, const Norm& norm, float* to) {
+  const float mean = norm.rms ? 0.0f : sum_of(x, count) / static_cast<float>(count);
+  const float variance = sum_of_squares(x, count, mean) / static_cast<float>(count);
+  const float scale = 1 / std::sqrt(variance + norm.eps);
+  for (int64_t k = 0; k < count; ++k) {
+    to[k] = (x[k] - mean) * scale * norm.weight[k] + (norm.bias ? norm.bias[k] : 0.0f);
+  }
+}
+
+CONVAI_FAST_TARGET void normalize_rows_kernel(float* x, int64_t rows, int64_t features,
+                                              const Norm& norm) {
+  for (; rows > 0; --rows, x += features) normalize_row(x, features, norm, x);
+}
+
+// With a norm, of the rows normalized, for which `row` has the room of one.
 template <typename Scalar>
 CONVAI_FAST_TARGET void round_rows_kernel(const float* x, int64_t stride, int64_t rows,
+                                          const Norm* norm, float* row,
                                           const Weight<Scalar>& weight,
                                           typename Format<Scalar>::Activation* to, float* scales,
                                           int32_t* zeros) {
   const int64_t padded = weight.padded_features();
-  for (int64_t row = 0; row < rows; ++row) {
-    round_row(x + row * stride, weight.in_features, padded, to + row * padded, scales + row,
-              zeros + row);
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* values = x + i * stride;
+    if (norm) {
+      normalize_row(values, weight.in_features, *norm, row);
+      values = row;
+    }
+    round_row(values, weight.in_features, padded, to + i * padded, scales + i, zeros + i);
   }
 }
 

@@ -1,0 +1,98 @@
+"""`decoder_step`, of the other operators."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def decoder_step(
+    input_ids: Tensor,
+    token_type_ids: Tensor | None,
+    slots: Tensor,
+    offsets: Tensor,
+    lengths: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    weights: list[Tensor | None],
+    num_heads: int,
+    n_inner: int,
+    pre_norm: bool,
+    rms_norm: bool,
+    norm_eps: float,
+    activation: str,
+    rope_theta: float | None,
+) -> Tensor:
+    """See `convai_fast.ops.decoder_step`."""
+    tensors = iter(weights)
+    token_embedding, position_embedding = cast(Tensor, next(tensors)), next(tensors)
+    final_norm = (next(tensors), next(tensors))
+    n_embd, num_kv_heads = token_embedding.shape[1], keys.shape[2]
+    head_dim = n_embd // num_heads
+    heads = [num_heads, num_kv_heads, num_kv_heads]
+
+    def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        if rms_norm:
+            return F.rms_norm(x, (n_embd,), weight, norm_eps) + (0 if bias is None else bias)
+        return F.layer_norm(x, (n_embd,), weight, bias, norm_eps)
+
+    x = token_embedding[input_ids]
+    if token_type_ids is not None:
+        x = x + token_embedding[token_type_ids]
+    counts, last = offsets.diff(), offsets[1:] - 1
+    # 5 and 6 for two tokens after 5, then 0, 1 and 2 for three of a new sequence.
+    position_ids = torch.arange(len(input_ids)) + (lengths - offsets[:-1]).repeat_interleave(counts)
+    if position_embedding is not None:
+        x = x + position_embedding[position_ids]
+    for layer in range(len(keys)):
+        attention_norm = partial(norm, weight=next(tensors), bias=next(tensors))
+        mlp_norm = partial(norm, weight=next(tensors), bias=next(tensors))
+        qkv = _linear(tensors, sum(heads) * head_dim)
+        out, gate, up, down = (
+            _linear(tensors, size) for size in (n_embd, n_inner, n_inner, n_embd)
+        )
+        assert qkv and out and up and down
+        q, k, v = (
+            qkv(attention_norm(x) if pre_norm else x)
+            .unflatten(1, (-1, head_dim))
+            .split(heads, dim=1)
+        )
+        if rope_theta is not None:
+            q, k = (_rotate(part, position_ids, rope_theta) for part in (q, k))
+        attended = torch.ops.convai_fast.cached_attention(
+            q, k, v, keys[layer], values[layer], slots, offsets, lengths
+        ).flatten(1)
+        if layer == len(keys) - 1:
+            x, attended = x[last], attended[last]
+        x = x + out(attended)
+        x = x if pre_norm else attention_norm(x)
+        inner = mlp_norm(x) if pre_norm else x
+        inner = up(inner, activation) if gate is None else gate(inner, activation) * up(inner)
+        x = x + down(inner)
+        x = x if pre_norm else mlp_norm(x)
+    return x if final_norm[0] is None else norm(x, *final_norm)
+
+
+def _linear(tensors: Iterator[Tensor | None], out_features: int) -> Callable[..., Tensor] | None:
+    data, scales, column_sums, bias = (next(tensors) for _ in range(4))
+    if data is None:
+        return None
+
+    def linear(x: Tensor, activation: str | None = None) -> Tensor:
+        return torch.ops.convai_fast.packed_linear(
+            x.contiguous(), data, scales, column_sums, bias, out_features, activation
+        )
+
+    return linear
+
+
+def _rotate(x: Tensor, position_ids: Tensor, theta: float) -> Tensor:
+    """[tokens, heads, head_dim], turned as in Llama: halves of a head are paired."""
+    half = x.shape[-1] // 2
+    angles = position_ids[:, None] / theta ** (torch.arange(half) / half)
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -1,0 +1,174 @@
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "ops/cached_attention/check.h"
+#include "ops/decoder_step/decoder.h"
+#include "ops/packed_linear/check.h"
+
+namespace convai_fast::decoder_step {
+namespace {
+
+constexpr const char* kOp = "decoder_step";
+
+using Tensors = c10::List<std::optional<at::Tensor>>;
+
+// Takes the weights one after another, in the order of `DecoderWeights` (ops/decoder_step.py).
+class Reader {
+ public:
+  explicit Reader(const Tensors& tensors) : tensors_(tensors) {}
+
+  std::optional<at::Tensor> next() {
+    TORCH_CHECK_VALUE(next_ < tensors_.size(), kOp, ": there are only ", next_, " weights");
+    return tensors_.get(next_++);
+  }
+
+  at::Tensor matrix(const char* name) {
+    const auto tensor = next();
+    TORCH_CHECK_VALUE(tensor.has_value(), kOp, ": ", name, " is missing");
+    check_tensor(*tensor, name, at::kFloat, 2);
+    return *tensor;
+  }
+
+  // A norm's weight and bias, of which the weight may be missing too where `optional`.
+  Norm norm(int64_t size, double eps, bool rms, bool optional = false) {
+    const auto* weight = packed_linear::vector_of<float>(kOp, "the weight of a norm", next(), size);
+    const auto* bias = packed_linear::vector_of<float>(kOp, "the bias of a norm", next(), size);
+    TORCH_CHECK_VALUE(weight || optional, kOp, ": the weight of a norm is missing");
+    return {weight, bias, static_cast<float>(eps), rms};
+  }
+
+  // A linear layer; of one that is missing, data is null.
+  template <typename Scalar>
+  Weight<Scalar> linear(int64_t in_features, int64_t out_features) {
+    const auto data = next();
+    packed_linear::Packed packed{.scales = next(), .column_sums = next(), .bias = next()};
+    if (!data) return {};
+    packed.data = *data;
+    return packed_linear::weight_of<Scalar>(kOp, packed, in_features, out_features);
+  }
+
+  // The type of the linear layers, by the first.
+  const at::Tensor first_linear() const {
+    constexpr size_t kBefore = 4 + 4;  // embeddings, final norm, the first layer's norms
+    TORCH_CHECK_VALUE(tensors_.size() > kBefore && tensors_.get(kBefore).has_value(), kOp,
+                      ": there is no layer");
+    return *tensors_.get(kBefore);
+  }
+
+  bool is_done() const { return next_ == tensors_.size(); }
+
+ private:
+  const Tensors& tensors_;
+  size_t next_ = 0;
+};
+
+void check_ids(const char* name, const at::Tensor& ids, int64_t tokens, int64_t most) {
+  check_tensor(ids, name, at::kLong, 1);
+  TORCH_CHECK_VALUE(ids.size(0) == tokens, kOp, ": ", name, " must have ", tokens, " values, not ",
+                    ids.size(0));
+  for (int64_t i = 0; i < tokens; ++i) {
+    const int64_t id = ids.const_data_ptr<int64_t>()[i];
+    TORCH_CHECK_INDEX(id >= 0 && id < most, kOp, ": ", name, " holds ", id, ", but there are ",
+                      most, " tokens");
+  }
+}
+
+at::Tensor decoder_step_cpu(const at::Tensor& input_ids,
+                            const std::optional<at::Tensor>& token_type_ids,
+                            const at::Tensor& slots, const at::Tensor& offsets,
+                            const at::Tensor& lengths, at::Tensor& keys, at::Tensor& values,
+                            const Tensors& weights, int64_t num_heads, int64_t n_inner,
+                            bool pre_norm, bool rms_norm, double norm_eps,
+                            c10::string_view activation, std::optional<double> rope_theta) {
+  Reader reader(weights);
+  const auto token_embedding = reader.matrix("token_embedding");
+  const auto position_embedding = reader.next();
+  const int64_t n_embd = token_embedding.size(1), tokens = input_ids.numel();
+  if (position_embedding) {
+    check_tensor(*position_embedding, "position_embedding", at::kFloat, 2);
+    TORCH_CHECK_VALUE(position_embedding->size(1) == n_embd, kOp, ": position_embedding must be ",
+                      n_embd, " wide");
+  }
+  check_ids("input_ids", input_ids, tokens, token_embedding.size(0));
+  if (token_type_ids) check_ids("token_type_ids", *token_type_ids, tokens, token_embedding.size(0));
+
+  TORCH_CHECK_VALUE(keys.dim() == 7 && values.dim() == 7 && keys.size(0) == values.size(0) &&
+                        keys.size(0) > 0 && keys.is_contiguous() && values.is_contiguous(),
+                    kOp, ": keys ", keys.sizes(), " and values ", values.sizes(), " must be those ",
+                    "of `cached_attention` for each layer, and contiguous");
+  TORCH_CHECK_TYPE(values.scalar_type() == keys.scalar_type(), kOp, ": values must be ",
+                   keys.scalar_type(), ", as keys are");
+  const int64_t num_kv_heads = keys.size(2), head_dim = num_heads > 0 ? n_embd / num_heads : 0;
+  TORCH_CHECK_VALUE(head_dim > 0 && num_kv_heads > 0 && num_heads % num_kv_heads == 0 &&
+                        num_heads * head_dim == n_embd && n_inner > 0,
+                    kOp, ": ", num_heads, " heads do not fit a width of ", n_embd, " and keys ",
+                    keys.sizes());
+  const int64_t capacity = cached_attention::check_cache(kOp, keys[0], values[0], head_dim);
+  TORCH_CHECK_VALUE(!rope_theta || (*rope_theta > 0 && head_dim % 2 == 0), kOp,
+                    ": rope_theta must be above 0, and head_dim even");
+
+  Step step{.input_ids = input_ids.const_data_ptr<int64_t>(),
+            .token_type_ids = token_type_ids ? token_type_ids->const_data_ptr<int64_t>() : nullptr,
+            .tokens = tokens,
+            .sequences = cached_attention::check_runs(kOp, slots, offsets, lengths, tokens,
+                                                      keys.size(1), capacity),
+            .capacity = capacity};
+  for (const auto& sequence : step.sequences) {
+    const int64_t end = sequence.length + sequence.end - sequence.first;
+    TORCH_CHECK_INDEX(sequence.end > sequence.first, kOp, ": a sequence has no new token");
+    TORCH_CHECK_INDEX(!position_embedding || end <= position_embedding->size(0), kOp,
+                      ": a sequence has ", end, " tokens, but there are ",
+                      position_embedding ? position_embedding->size(0) : 0, " positions");
+  }
+
+  auto hidden = at::empty({slots.size(0), n_embd}, token_embedding.options());
+  packed_linear::for_format(kOp, reader.first_linear(), [&](auto scalar) {
+    using Scalar = decltype(scalar);
+    Decoder<Scalar> decoder{
+        .token_embedding = token_embedding.const_data_ptr<float>(),
+        .position_embedding =
+            position_embedding ? position_embedding->const_data_ptr<float>() : nullptr,
+        .final_norm = reader.norm(n_embd, norm_eps, rms_norm, /*optional=*/true),
+        .layers = {},
+        .n_embd = n_embd,
+        .n_inner = n_inner,
+        .num_heads = num_heads,
+        .num_kv_heads = num_kv_heads,
+        .head_dim = head_dim,
+        .pre_norm = pre_norm,
+        .activation = packed_linear::activation_of(kOp, activation),
+        .rope_theta = rope_theta.value_or(0)};
+    for (int64_t i = 0; i < keys.size(0); ++i) {
+      decoder.layers.push_back({.attention_norm = reader.norm(n_embd, norm_eps, rms_norm),
+                                .mlp_norm = reader.norm(n_embd, norm_eps, rms_norm),
+                                .qkv = reader.linear<Scalar>(n_embd, decoder.qkv_width()),
+                                .out = reader.linear<Scalar>(n_embd, n_embd),
+                                .gate = reader.linear<Scalar>(n_embd, n_inner),
+                                .up = reader.linear<Scalar>(n_embd, n_inner),
+                                .down = reader.linear<Scalar>(n_inner, n_embd)});
+      const auto& layer = decoder.layers.back();
+      TORCH_CHECK_VALUE(layer.qkv.data && layer.out.data && layer.up.data && layer.down.data, kOp,
+                        ": a linear layer is missing");
+    }
+    TORCH_CHECK_VALUE(reader.is_done(), kOp, ": there are weights of more than ", keys.size(0),
+                      " layers");
+    const auto run_with = [&](auto kept) {
+      using Kept = decltype(kept);
+      run(decoder, step, static_cast<Kept*>(keys.mutable_data_ptr()), keys.stride(0),
+          static_cast<Kept*>(values.mutable_data_ptr()), values.stride(0),
+          hidden.mutable_data_ptr<float>());
+    };
+    if (keys.scalar_type() == at::kFloat) {
+      run_with(float{});
+    } else {
+      run_with(simd::BFloat16{});
+    }
+  });
+  return hidden;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(convai_fast, CPU, m) { m.impl("decoder_step", &decoder_step_cpu); }
+
+}  // namespace convai_fast::decoder_step

@@ -1,0 +1,52 @@
+// A decoder as `decoder_step` runs it: its weights, and what a step is given.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "ops/cached_attention/arguments.h"
+#include "ops/packed_linear/arguments.h"
+
+namespace convai_fast::decoder_step {
+
+using packed_linear::Activation;
+using packed_linear::Norm;
+using packed_linear::Weight;
+
+template <typename Scalar>
+struct Layer {
+  Norm attention_norm, mlp_norm;
+  Weight<Scalar> qkv, out, gate, up, down;  // gate.data is null without one
+};
+
+template <typename Scalar>
+struct Decoder {
+  const float* token_embedding;     // [vocab_size, n_embd]
+  const float* position_embedding;  // [n_positions, n_embd] or null
+  Norm final_norm;                  // its weight is null without one
+  std::vector<Layer<Scalar>> layers;
+  int64_t n_embd, n_inner, num_heads, num_kv_heads, head_dim;
+  bool pre_norm;
+  Activation activation;
+  double rope_theta;  // 0 without rotary positions
+
+  int64_t qkv_width() const { return (num_heads + 2 * num_kv_heads) * head_dim; }
+};
+
+// The new tokens of some sequences, one sequence after another, and the cache.
+struct Step {
+  const int64_t* input_ids;
+  const int64_t* token_type_ids;  // or null
+  int64_t tokens;
+  std::vector<cached_attention::Run> sequences;
+  int64_t capacity;  // of a slot
+};
+
+// Hidden states of each sequence's last token, to hidden [sequences, n_embd]. Keys and values of
+// all new tokens are stored in the cache, that of a layer `keys_stride` or `values_stride` after
+// that of the one before.
+template <typename Scalar, typename Kept>
+void run(const Decoder<Scalar>& decoder, const Step& step, Kept* keys, int64_t keys_stride,
+         Kept* values, int64_t values_stride, float* hidden);
+
+}  // namespace convai_fast::decoder_step

@@ -1,0 +1,188 @@
+// The passes of a step. Between two of them the threads meet; there are five a layer:
+//
+//   queries, keys and values   norm, product
+//   attention                  which stores the keys and values
+//   its output                 product, added to the hidden states
+//   the MLP's middle           norm, product, activation
+//   the MLP's output           product, added to the hidden states
+//
+// A norm after the sum (as OpenAI GPT has it), a gate and rotary positions are passes of their own.
+#include <ATen/Parallel.h>
+#include <ATen/record_function.h>
+
+#include <cmath>
+
+#include "ops/cached_attention/attend.h"
+#include "ops/decoder_step/decoder.h"
+#include "ops/packed_linear/product.h"
+
+namespace convai_fast::decoder_step {
+namespace {
+
+using cached_attention::Run;
+using packed_linear::multiply;
+using packed_linear::normalize;
+
+// What lies between the passes, kept by the thread that calls for its next step.
+struct Scratch {
+  std::vector<float> x, qkv, attended, inner, rotation;
+};
+
+float* at_least(std::vector<float>& buffer, int64_t size) {
+  if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
+  return buffer.data();
+}
+
+template <typename Function>
+void for_tokens(const Step& step, const Function& function) {
+  constexpr int64_t kSequencesPerTask = 16;
+  at::parallel_for(0, step.sequences.size(), kSequencesPerTask, [&](int64_t i, int64_t end) {
+    for (; i < end; ++i) {
+      const Run& run = step.sequences[i];
+      for (int64_t row = run.first; row < run.end; ++row) {
+        function(row, run.length + row - run.first);
+      }
+    }
+  });
+}
+
+template <typename Scalar>
+void embed(const Decoder<Scalar>& decoder, const Step& step, float* x) {
+  const int64_t n = decoder.n_embd;
+  for_tokens(step, [&](int64_t row, int64_t position) {
+    const float* token = decoder.token_embedding + step.input_ids[row] * n;
+    float* to = x + row * n;
+    std::copy_n(token, n, to);
+    if (step.token_type_ids) {
+      const float* segment = decoder.token_embedding + step.token_type_ids[row] * n;
+      for (int64_t k = 0; k < n; ++k) to[k] += segment[k];
+    }
+    if (decoder.position_embedding) {
+      const float* place = decoder.position_embedding + position * n;
+      for (int64_t k = 0; k < n; ++k) to[k] += place[k];
+    }
+  });
+}
+
+// Cosines and sines of each token's angles, [tokens, head_dim]: of one half of a head each.
+template <typename Scalar>
+void fill_rotation(const Decoder<Scalar>& decoder, const Step& step, float* rotation) {
+  const int64_t half = decoder.head_dim / 2;
+  for_tokens(step, [&](int64_t row, int64_t position) {
+    float* cosines = rotation + row * decoder.head_dim;
+    for (int64_t k = 0; k < half; ++k) {
+      const double exponent = static_cast<double>(k) / half;
+      const double angle = position / std::pow(decoder.rope_theta, exponent);
+      cosines[k] = static_cast<float>(std::cos(angle));
+      cosines[half + k] = static_cast<float>(std::sin(angle));
+    }
+  });
+}
+
+// Turns the queries and keys of each token, which lie at the beginning of its row of qkv.
+template <typename Scalar>
+void rotate(const Decoder<Scalar>& decoder, const Step& step, const float* rotation, float* qkv) {
+  const int64_t half = decoder.head_dim / 2, heads = decoder.num_heads + decoder.num_kv_heads;
+  for_tokens(step, [&](int64_t row, int64_t) {
+    const float *cosines = rotation + row * decoder.head_dim, *sines = cosines + half;
+    float* first = qkv + row * decoder.qkv_width();
+    for (int64_t head = 0; head < heads; ++head, first += decoder.head_dim) {
+      float* second = first + half;
+      for (int64_t k = 0; k < half; ++k) {
+        const float a = first[k], b = second[k];
+        first[k] = a * cosines[k] - b * sines[k];
+        second[k] = b * cosines[k] + a * sines[k];
+      }
+    }
+  });
+}
+
+template <typename Scalar, typename Kept>
+void attend(const Decoder<Scalar>& decoder, const Step& step, const std::vector<Run>& sequences,
+            const float* qkv, Kept* keys, Kept* values, float* attended) {
+  RECORD_USER_SCOPE("convai_fast::attention");  // which a profile of PyTorch's shows
+  const int64_t width = decoder.qkv_width(), head_dim = decoder.head_dim;
+  const float *k = qkv + decoder.num_heads * head_dim, *v = k + decoder.num_kv_heads * head_dim;
+  cached_attention::attend<Kept>({.q = {qkv, width, head_dim},
+                                  .k = {k, width, head_dim},
+                                  .v = {v, width, head_dim},
+                                  .keys = keys,
+                                  .values = values,
+                                  .out = {attended, decoder.n_embd, head_dim},
+                                  .num_kv_heads = decoder.num_kv_heads,
+                                  .group = decoder.num_heads / decoder.num_kv_heads,
+                                  .capacity = step.capacity},
+                                 sequences);
+}
+
+// x [rows, n_embd] after a layer's MLP.
+template <typename Scalar>
+void run_mlp(const Decoder<Scalar>& decoder, const Layer<Scalar>& layer, int64_t rows, float* x,
+             float* inner) {
+  const int64_t n = decoder.n_embd, n_inner = decoder.n_inner;
+  const Norm* norm = decoder.pre_norm ? &layer.mlp_norm : nullptr;
+  if (layer.gate.data) {
+    multiply(x, n, rows, norm, layer.gate,
+             {.data = inner, .stride = n_inner, .activation = decoder.activation});
+    multiply(x, n, rows, norm, layer.up, {.data = inner, .stride = n_inner, .factor = inner});
+  } else {
+    multiply(x, n, rows, norm, layer.up,
+             {.data = inner, .stride = n_inner, .activation = decoder.activation});
+  }
+  multiply<Scalar>(inner, n_inner, rows, nullptr, layer.down,
+                   {.data = x, .stride = n, .residual = x});
+  if (!decoder.pre_norm) normalize(x, rows, n, layer.mlp_norm);
+}
+
+}  // namespace
+
+template <typename Scalar, typename Kept>
+void run(const Decoder<Scalar>& decoder, const Step& step, Kept* keys, int64_t keys_stride,
+         Kept* values, int64_t values_stride, float* hidden) {
+  static thread_local Scratch scratch;
+  const int64_t n = decoder.n_embd, width = decoder.qkv_width(), head_dim = decoder.head_dim;
+  int64_t rows = step.tokens;
+  float* x = at_least(scratch.x, rows * n);
+  float* qkv = at_least(scratch.qkv, rows * width);
+  float* attended = at_least(scratch.attended, rows * n);
+  float* inner = at_least(scratch.inner, rows * decoder.n_inner);
+  float* rotation = decoder.rope_theta > 0 ? at_least(scratch.rotation, rows * head_dim) : nullptr;
+
+  embed(decoder, step, x);
+  if (rotation) fill_rotation(decoder, step, rotation);
+  std::vector<Run> sequences = step.sequences;
+  for (const auto& layer : decoder.layers) {
+    const Norm* norm = decoder.pre_norm ? &layer.attention_norm : nullptr;
+    multiply(x, n, rows, norm, layer.qkv, {.data = qkv, .stride = width});
+    if (rotation) rotate(decoder, step, rotation, qkv);
+    if (&layer == &decoder.layers.back()) {  // nobody looks at the others after it
+      for (size_t i = 0; i < sequences.size(); ++i) {
+        sequences[i].query = sequences[i].end - 1;
+        sequences[i].out = static_cast<int64_t>(i);
+        std::copy_n(x + sequences[i].query * n, n, x + i * n);
+      }
+      rows = static_cast<int64_t>(sequences.size());
+    }
+    attend(decoder, step, sequences, qkv, keys, values, attended);
+    keys += keys_stride;
+    values += values_stride;
+    multiply<Scalar>(attended, n, rows, nullptr, layer.out,
+                     {.data = x, .stride = n, .residual = x});
+    if (!decoder.pre_norm) normalize(x, rows, n, layer.attention_norm);
+    run_mlp(decoder, layer, rows, x, inner);
+  }
+  if (decoder.final_norm.weight) normalize(x, rows, n, decoder.final_norm);
+  std::copy_n(x, rows * n, hidden);
+}
+
+#define CONVAI_FAST_RUN(Scalar, Kept) \
+  template void run(const Decoder<Scalar>&, const Step&, Kept*, int64_t, Kept*, int64_t, float*);
+CONVAI_FAST_RUN(float, float)
+CONVAI_FAST_RUN(float, simd::BFloat16)
+CONVAI_FAST_RUN(simd::BFloat16, float)
+CONVAI_FAST_RUN(simd::BFloat16, simd::BFloat16)
+CONVAI_FAST_RUN(int8_t, float)
+CONVAI_FAST_RUN(int8_t, simd::BFloat16)
+#undef CONVAI_FAST_RUN
+
+}  // namespace convai_fast::decoder_step
