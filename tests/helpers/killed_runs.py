@@ -47,6 +47,8 @@ def in_a_process(options, before=lambda: None):
     """Train in a fork of this process, which has imported all it needs."""
 
     def work():
+        # A tokenizer's threads do not come along, and a command that ran here asked for them.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         before()
         loop.train(options, lambda _: None)
 
