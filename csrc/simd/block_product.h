@@ -1,8 +1,8 @@
 // The product of some rows and one block of a packed matrix (simd/packed.h).
 //
-// For some input features at a time, rows are widened
-// to what the instructions multiply (bfloat16 to float32, bytes to pairs of 16 bits), and tiles of
-// them multiplied by as many columns as the registers hold sums for.
+// For some features at a time, rows are widened to what the instructions multiply (bfloat16 to
+// float32, bytes to pairs of 16 bits, unless the processor multiplies these), and tiles of a few
+// rows multiplied by as many columns as the registers hold sums for.
 #include <algorithm>
 
 namespace convai_fast::simd::CONVAI_FAST_ISA {

@@ -48,7 +48,7 @@ struct Format<int8_t> {
   static constexpr int64_t kTogether = 4;
 };
 
-// A sum is made in the order of the input features within a part of them, and part is added to
+// A sum is made in the order of the features within a part of them, and part is added to
 // part. So the part of a block that is read again for every few rows stays in the second-level
 // cache, and a row's result is the same bits whatever stands beside it and whoever multiplies.
 template <typename Scalar>

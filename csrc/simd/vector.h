@@ -152,4 +152,3 @@ using Simd = SimdOf<kWidth>;
 #include "simd/block_product.h"
 #include "simd/random_words.h"
 #include "simd/softmax.h"
-#include "simd/tile.h"

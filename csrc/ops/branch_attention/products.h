@@ -1,5 +1,6 @@
 // The matrix products of a block of queries, and the packed arrays that they are made of.
 #include "ops/branch_attention/rows.h"
+#include "ops/branch_attention/tile.h"
 
 namespace convai_fast::branch_attention::CONVAI_FAST_ISA {
 

@@ -1,8 +1,11 @@
-// The inner loop of every matrix product here: some rows of x by some panels of 16 columns, summed
+// The inner loop of attention's products: some rows of x by some panels of 16 columns, summed
 // in registers. A sum is taken in the order of k, whatever the number of rows and panels, so that a
 // row's result does not depend on what is computed beside it.
 
-namespace convai_fast::simd::CONVAI_FAST_ISA {
+namespace convai_fast::branch_attention::CONVAI_FAST_ISA {
+
+using namespace simd::CONVAI_FAST_ISA;
+using simd::kPanel;
 
 template <int kRows, int kPanels>
 struct Tile {
@@ -52,4 +55,4 @@ struct Tile {
   }
 };
 
-}  // namespace convai_fast::simd::CONVAI_FAST_ISA
+}  // namespace convai_fast::branch_attention::CONVAI_FAST_ISA
