@@ -9,8 +9,7 @@ namespace convai_fast::simd::CONVAI_FAST_ISA {
 
 constexpr int64_t kMostFeatures = 256;  // of which a tile's weights stay in the first-level cache
 constexpr int64_t kAhead = 8;  // words of a column that are fetched from memory ahead of use
-constexpr int kTileRows = kWidth == 16 ? 6 : kWidth == 8 ? 5 : 3;
-constexpr int kTileVectors = kWidth == 8 ? 2 : 4;  // of columns, beside so many rows
+constexpr int kTileVectors = kWidth == 8 ? 2 : 4;  // of columns, beside Words::kTileRows rows
 constexpr int kFewVectors = kWidth == 16 ? 4 : 8;  // beside a single one
 
 // Products of pairs of int16: lane n gets x[0] * w[2n] + x[1] * w[2n + 1].
@@ -38,6 +37,7 @@ struct Words;
 
 template <>
 struct Words<float> {
+  static constexpr int kTileRows = kWidth == 4 ? 3 : 6;
   using Wide = float;
   static constexpr int kOfX = 1;
   using Sums = Simd::Float;
@@ -54,6 +54,7 @@ struct Words<float> {
 
 // x as it is.
 struct DenseWords {
+  static constexpr int kTileRows = 6;
   using Wide = int32_t;
   static constexpr int kOfX = 1;
   static CONVAI_FAST_INLINE Simd::Int part(Simd::Int w, int) { return w; }
@@ -83,6 +84,7 @@ struct Words<int8_t> : DenseWords {
 
 template <>
 struct Words<BFloat16> {
+  static constexpr int kTileRows = kWidth == 16 ? 6 : kWidth == 8 ? 5 : 3;
   using Wide = float;
   static constexpr int kOfX = 2;
   using Sums = Simd::Float;
@@ -99,6 +101,7 @@ struct Words<BFloat16> {
 
 template <>
 struct Words<int8_t> {
+  static constexpr int kTileRows = kWidth == 16 ? 6 : kWidth == 8 ? 5 : 3;
   using Wide = int32_t;
   static constexpr int kOfX = 2;
   using Sums = Simd::Int;
@@ -193,10 +196,10 @@ CONVAI_FAST_INLINE void add_part(const typename Format<Scalar>::Activation* x, i
     }
     const auto add_columns = [&]<int kVectors>() CONVAI_FAST_INLINE_LAMBDA {
       for (; n + (kVectors - 1) * kWidth < columns; n += kVectors * kWidth) {
-        for (int64_t row = 0; row < rows; row += kTileRows) {
-          add_rows<kTileRows, kVectors, Scalar>(
-              wide + row * kStride, kStride, std::min<int64_t>(kTileRows, rows - row), weight + n,
-              words, sums + row * sums_stride + n, sums_stride);
+        for (int64_t row = 0; row < rows; row += W::kTileRows) {
+          add_rows<W::kTileRows, kVectors, Scalar>(
+              wide + row * kStride, kStride, std::min<int64_t>(W::kTileRows, rows - row),
+              weight + n, words, sums + row * sums_stride + n, sums_stride);
         }
       }
     };
