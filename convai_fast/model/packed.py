@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from convai_fast import ops
 from convai_fast._native import use_huge_pages
+from convai_fast.errors import UserError
 from convai_fast.model.layers import Linear
 from convai_fast.model.transformer import Transformer
 
@@ -131,6 +132,9 @@ def pack_decoder(
     """`transformer` for `convai_fast.ops.decoder_step`, and its language-model head.
 
     Linear layers are in `dtype`. What is float32 and stays so is shared with the model, not copied.
+
+    Raises:
+        UserError: a linear layer is wrapped, as by an adapter that is not merged.
     """
     config, embedding = transformer.config, transformer.token_embedding.weight
     layers = (module.weight for module in transformer.modules() if isinstance(module, nn.Linear))
@@ -145,7 +149,12 @@ def pack_decoder(
     def norm(module: Any) -> tuple[Tensor, Tensor | None]:
         return floats(module.weight), bias(module)
 
-    def linear(layer: nn.Linear) -> tuple[ops.PackedWeight, Tensor | None]:
+    def linear(layer: nn.Module) -> tuple[ops.PackedWeight, Tensor | None]:
+        if not isinstance(layer, nn.Linear):  # whose weight is not all that it computes
+            raise UserError(
+                f"a layer of the model is {type(layer).__name__} instead of Linear: merge adapters "
+                "into its weights first"
+            )
         return room.keep(ops.pack_weight(layer.weight, dtype)), bias(layer)
 
     positions = transformer.position_embedding

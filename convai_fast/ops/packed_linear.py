@@ -91,7 +91,7 @@ def packed_linear(
     result does not depend on the rows beside it.
 
     Raises:
-        ValueError, TypeError: shapes or dtypes do not fit, or int8 weights have more than 66,311
+        ValueError, TypeError: shapes or dtypes do not fit, or int8 weights have more than 65,793
             input features, whose sums int32 does not hold.
     """
     return torch.ops.convai_fast.packed_linear(

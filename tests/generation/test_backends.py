@@ -94,6 +94,14 @@ def test_the_copy_shares_what_is_float32_and_not_linear_and_leaves_the_model_alo
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_layer_with_an_adapter_around_it_is_refused_not_packed_without_it(model):
+    wrapped = DoubleHeadsModel(model.config)
+    mlp = wrapped.transformer.blocks[0].mlp
+    mlp.up = torch.nn.Sequential(mlp.up)
+    with pytest.raises(UserError, match="is Sequential instead of Linear: merge adapters"):
+        CpuBackend(wrapped, 1)
+
+
 @pytest.mark.skipif(_native.host is None, reason="nothing is compiled here")
 @pytest.mark.parametrize("n_embd", [6, 32])
 def test_logits_are_the_same_bits_alone_and_among_others(n_embd):

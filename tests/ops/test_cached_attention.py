@@ -239,6 +239,15 @@ def test_what_does_not_fit_is_named():
         ({"lengths": (0,)}, ValueError, "2 slots need as many lengths"),
         ({"slots": (0.0, 1.0)}, TypeError, "cached_attention: slots must be"),
         ({"q": torch.zeros(4, 2, 15)}, ValueError, r"must be \[tokens, num_heads, head_dim\]"),
+        (
+            {
+                **dict.fromkeys("qkv", torch.zeros(4, 2, 0)),
+                "keys": torch.zeros(3, 2, 3, 0, 64, 1),
+                "values": torch.zeros(3, 2, 0, 192, 64, 1),
+            },
+            ValueError,
+            r"q \[4, 2, 0\] must be",
+        ),
         ({"q": torch.zeros(4, 32)}, ValueError, r"must be \[tokens, num_heads, head_dim\]"),
         ({"q": torch.zeros(4, 3, 16)}, ValueError, "with the heads of keys"),  # no multiple of 2
         ({"k": torch.zeros(3, 2, 16)}, ValueError, r"v .* \[tokens, num_kv_heads, head_dim\]"),

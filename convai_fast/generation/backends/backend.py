@@ -17,7 +17,7 @@ class Backend(ABC):
     """Slots for sequences, and the model that computes their next tokens.
 
     Which tokens are in the slots, the scheduler knows. All but `allocate` are called in torch's
-    inference mode, in which keys and values are made.
+    inference mode.
 
     Args:
         model: as it is; a backend computes with a copy for inference, or with what they share.

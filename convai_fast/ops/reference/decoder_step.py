@@ -44,7 +44,8 @@ def decoder_step(
         x = x + token_embedding[token_type_ids]
     counts, last = offsets.diff(), offsets[1:] - 1
     # 5 and 6 for two tokens after 5, then 0, 1 and 2 for three of a new sequence.
-    position_ids = torch.arange(len(input_ids)) + (lengths - offsets[:-1]).repeat_interleave(counts)
+    shifts = (lengths - offsets[:-1]).repeat_interleave(counts)
+    position_ids = (torch.arange(len(input_ids)) + shifts).to(input_ids.device)
     if position_embedding is not None:
         x = x + position_embedding[position_ids]
     for layer in range(len(keys)):
@@ -92,7 +93,7 @@ def _linear(tensors: Iterator[Tensor | None], out_features: int) -> Callable[...
 def _rotate(x: Tensor, position_ids: Tensor, theta: float) -> Tensor:
     """[tokens, heads, head_dim], turned as in Llama: halves of a head are paired."""
     half = x.shape[-1] // 2
-    angles = position_ids[:, None] / theta ** (torch.arange(half) / half)
+    angles = position_ids[:, None] / theta ** (torch.arange(half, device=x.device) / half)
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

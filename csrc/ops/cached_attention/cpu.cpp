@@ -16,7 +16,7 @@ at::Tensor cached_attention_cpu(const at::Tensor& q, const at::Tensor& k, const 
   }
   TORCH_CHECK_VALUE(q.dim() == 3 && k.dim() == 3 && keys.dim() == 6 && k.sizes() == v.sizes() &&
                         k.size(0) == q.size(0) && k.size(2) == q.size(2) && k.size(1) > 0 &&
-                        k.size(1) == keys.size(1) && q.size(1) % k.size(1) == 0,
+                        k.size(1) == keys.size(1) && q.size(1) % k.size(1) == 0 && q.size(2) > 0,
                     "cached_attention: q ", q.sizes(), " must be [tokens, num_heads, head_dim], ",
                     "k ", k.sizes(), " and v ", v.sizes(), " [tokens, num_kv_heads, head_dim], ",
                     "with the heads of keys ", keys.sizes());

@@ -21,8 +21,8 @@ using simd::Format;
 using simd::kBlock;
 using simd::kMostRows;
 
-// The most input features whose products with int8 weights int32 holds: 255 * 127 * 66,311 < 2^31.
-constexpr int64_t kMostInt8Features = 66'311;
+// The most input features whose products with int8 weights int32 holds: 255 * 128 * 65,793 < 2^31.
+constexpr int64_t kMostInt8Features = 65'793;
 
 template <typename Scalar>
 struct Weight {

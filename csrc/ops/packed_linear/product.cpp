@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 
-#include <cstring>
 #include <random>
 #include <vector>
 
@@ -22,14 +21,15 @@ constexpr int64_t kChunkBytes = 256 << 10;
 // Up to so many rows wait for the weight, which our own loops fetch from memory ahead of use.
 constexpr int64_t kFewRows = 8;
 
-// Whether our own product makes oneDNN's sums, bit for bit, so that either may be taken for a row.
+// Whether our own product makes oneDNN's sums, bit for bit and beside any number of rows, so that
+// either may be taken for a row.
 // They do in all formats with AVX-512, whose instructions both use; AMX adds in another order.
 template <typename Scalar>
 bool own_product_agrees() {
   static const bool agrees = [] {
     using F = Format<Scalar>;
-    constexpr int64_t kFeatures = simd::features_of_part<Scalar>() + 64;
-    std::vector<typename F::Activation> x(kFeatures);
+    constexpr int64_t kFeatures = simd::features_of_part<Scalar>() + 60;
+    std::vector<typename F::Activation> x(kMostRows * kFeatures);
     std::vector<Scalar> block(kFeatures * kBlock);
     std::minstd_rand random(1);
     const auto draw = [&](auto& value) {
@@ -41,12 +41,17 @@ bool own_product_agrees() {
     };
     for (auto& value : x) draw(value);
     for (auto& weight : block) draw(weight);
-    typename F::Sum ours[kBlock], theirs[kBlock];
-    const Rows<Scalar> row{.data = x.data(), .stride = kFeatures};
-    CONVAI_FAST_DISPATCH(own_product_kernel<Scalar>)(row, 1, block.data(), kFeatures, ours);
-    onednn_product<Scalar>(row, 1, block.data(), kFeatures, theirs);
+    std::vector<typename F::Sum> ours(kMostRows * kBlock), theirs(kMostRows * kBlock);
+    const Rows<Scalar> rows{.data = x.data(), .stride = kFeatures};
+    const auto own_product = CONVAI_FAST_DISPATCH(own_product_kernel<Scalar>);
+    own_product(rows, kMostRows, block.data(), kFeatures, ours.data());
+    bool is_same = true;
+    for (int64_t count : {int64_t{1}, int64_t{7}, int64_t{9}, int64_t{31}, kMostRows}) {
+      onednn_product<Scalar>(rows, count, block.data(), kFeatures, theirs.data());
+      is_same &= std::equal(theirs.begin(), theirs.begin() + count * kBlock, ours.begin());
+    }
     onednn_release();
-    return std::memcmp(ours, theirs, sizeof(ours)) == 0;
+    return is_same;
   }();
   return agrees;
 }
