@@ -92,7 +92,7 @@ def keep_freed_memory() -> None:
         host.keep_freed_memory()
 
 
-def use_huge_pages(tensor: "torch.Tensor") -> None:
+def use_huge_pages(tensor: torch.Tensor) -> None:
     """Have a new tensor on the CPU lie in huge pages, where system and size allow it.
 
     What is read from front to back, as weights are, then comes from memory up to half again as

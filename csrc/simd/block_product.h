@@ -35,16 +35,20 @@ CONVAI_FAST_INLINE Simd::Int multiply_pairs(Simd::Int x, Simd::Int w) {
 template <typename Scalar>
 struct Words;
 
-template <>
-struct Words<float> {
-  static constexpr int kTileRows = kWidth == 4 ? 3 : 6;
+// Of floats, a word a feature.
+struct FloatWords {
   using Wide = float;
-  static constexpr int kOfX = 1;
   using Sums = Simd::Float;
-  static CONVAI_FAST_INLINE Simd::Int part(Simd::Int w, int) { return w; }
   static CONVAI_FAST_INLINE void add(Sums& sums, float x, Simd::Int w) {
     sums += x * (Simd::Float)w;
   }
+};
+
+template <>
+struct Words<float> : FloatWords {
+  static constexpr int kTileRows = kWidth == 4 ? 3 : 6;
+  static constexpr int kOfX = 1;
+  static CONVAI_FAST_INLINE Simd::Int part(Simd::Int w, int) { return w; }
   static CONVAI_FAST_INLINE void widen(const float* x, int64_t words, float* to) {
     std::copy_n(x, words, to);
   }
@@ -82,17 +86,14 @@ struct Words<int8_t> : DenseWords {
 
 #else
 
+constexpr int kWidenedRows = kWidth == 16 ? 6 : kWidth == 8 ? 5 : 3;
+
 template <>
-struct Words<BFloat16> {
-  static constexpr int kTileRows = kWidth == 16 ? 6 : kWidth == 8 ? 5 : 3;
-  using Wide = float;
+struct Words<BFloat16> : FloatWords {
+  static constexpr int kTileRows = kWidenedRows;
   static constexpr int kOfX = 2;
-  using Sums = Simd::Float;
   static CONVAI_FAST_INLINE Simd::Int part(Simd::Int w, int odd) {
     return odd ? w & static_cast<int32_t>(0xffff0000) : w << 16;
-  }
-  static CONVAI_FAST_INLINE void add(Sums& sums, float x, Simd::Int w) {
-    sums += x * (Simd::Float)w;
   }
   static CONVAI_FAST_INLINE void widen(const BFloat16* x, int64_t words, float* to) {
     for (int64_t k = 0; k < 2 * words; ++k) to[k] = to_float(x[k]);
@@ -101,7 +102,7 @@ struct Words<BFloat16> {
 
 template <>
 struct Words<int8_t> {
-  static constexpr int kTileRows = kWidth == 16 ? 6 : kWidth == 8 ? 5 : 3;
+  static constexpr int kTileRows = kWidenedRows;
   using Wide = int32_t;
   static constexpr int kOfX = 2;
   using Sums = Simd::Int;

@@ -151,4 +151,5 @@ using Simd = SimdOf<kWidth>;
 
 #include "simd/block_product.h"
 #include "simd/random_words.h"
+#include "simd/round_to.h"
 #include "simd/softmax.h"

@@ -26,8 +26,6 @@ CONVAI_FAST_VECTORS(8)
 CONVAI_FAST_VECTORS(16)
 #undef CONVAI_FAST_VECTORS
 
-constexpr int64_t kPanel = 16;  // columns of a packed matrix that lie side by side
-
 constexpr int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }

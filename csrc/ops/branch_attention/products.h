@@ -23,8 +23,8 @@ CONVAI_FAST_INLINE void multiply(int64_t rows, int64_t panels, int64_t depth, co
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; ++i) tile.load_row(i, target + i * out_stride);
       }
-      tile.add_products(x + m * x_row, x_row, weight + panel * panel_stride, stride, panel_stride,
-                        0, depth, x_step);
+      tile.add_products(x + m * x_row, x_row, x_step, weight + panel * panel_stride, stride,
+                        panel_stride, depth);
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) tile.store_row(i, target + i * out_stride);
     }

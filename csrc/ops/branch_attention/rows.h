@@ -11,10 +11,10 @@
 namespace convai_fast::branch_attention {
 
 using dropout::Dropout;
-using simd::kPanel;
 using simd::round_up;
 
 constexpr int64_t kQueries = 16;  // that are computed at once
+constexpr int64_t kPanel = 16;    // columns of a packed matrix that lie side by side
 
 // Tokens of a prefix or a branch: `count` of the batch from `first`, in scratch from `packed`.
 struct Segment {

@@ -5,7 +5,6 @@
 namespace convai_fast::branch_attention::CONVAI_FAST_ISA {
 
 using namespace simd::CONVAI_FAST_ISA;
-using simd::kPanel;
 
 template <int kRows, int kPanels>
 struct Tile {
@@ -31,14 +30,13 @@ struct Tile {
     for (int v = 0; v < kColumns; ++v) Simd::store(target + v * kWidth, sums[i][v]);
   }
 
-  // sums[i][n] += x[i][k] * weight[k][n] for k in [begin, end). Row i of x begins at i * x_stride
+  // sums[i][n] += x[i][k] * weight[k][n] for k < depth. Row i of x begins at i * x_stride
   // and goes on by x_step; the 16 weights of k are at k * stride, those of the next panel
   // panel_stride further on.
-  template <typename Weight>
-  CONVAI_FAST_INLINE void add_products(const float* x, int64_t x_stride, const Weight* weight,
-                                       int64_t stride, int64_t panel_stride, int64_t begin,
-                                       int64_t end, int64_t x_step = 1) {
-    for (int64_t k = begin; k < end; ++k) {
+  CONVAI_FAST_INLINE void add_products(const float* x, int64_t x_stride, int64_t x_step,
+                                       const float* weight, int64_t stride, int64_t panel_stride,
+                                       int64_t depth) {
+    for (int64_t k = 0; k < depth; ++k) {
       Simd::Float w[kColumns];
 #pragma GCC unroll 16
       for (int v = 0; v < kColumns; ++v) {

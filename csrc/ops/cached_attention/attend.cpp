@@ -4,17 +4,13 @@
 
 #include <atomic>
 
+#include "ops/scratch.h"
+
 #define CONVAI_FAST_KERNEL "ops/cached_attention/cpu_kernel.h"
 #include "simd/each_isa.h"
 
 namespace convai_fast::cached_attention {
 namespace {
-
-template <typename Value>
-Value* at_least(std::vector<Value>& buffer, int64_t size) {
-  if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
-  return buffer.data();
-}
 
 // Kept by a thread for its next heads.
 template <typename Kept>

@@ -26,26 +26,19 @@ at::Tensor cached_attention_cpu(const at::Tensor& q, const at::Tensor& k, const 
   const auto queries = with_dense_heads(q), new_keys = with_dense_heads(k),
              new_values = with_dense_heads(v);
   auto out = at::empty(q.sizes(), q.options());
-  const auto attend_as = [&](auto kept_scalar) {
-    using Kept = decltype(kept_scalar);
+  for_kept(keys, [&](auto kept) {
+    using Kept = decltype(kept);
     attend<Kept>({.q = heads_of<const float>(queries),
                   .k = heads_of<const float>(new_keys),
                   .v = heads_of<const float>(new_values),
                   .keys = static_cast<Kept*>(keys.mutable_data_ptr()),
                   .values = static_cast<Kept*>(values.mutable_data_ptr()),
                   .out = heads_of<float>(out),
-
                   .num_kv_heads = k.size(1),
                   .group = q.size(1) / k.size(1),
-
                   .capacity = capacity},
                  runs);
-  };
-  if (keys.scalar_type() == at::kBFloat16) {
-    attend_as(simd::BFloat16{});
-  } else {
-    attend_as(float{});
-  }
+  });
   return out;
 }
 

@@ -15,16 +15,6 @@ using namespace simd::CONVAI_FAST_ISA;
 
 constexpr int64_t kRowsAhead = 4;
 
-CONVAI_FAST_INLINE void round_to(const float* x, int64_t count, float* to) {
-  std::copy_n(x, count, to);
-}
-
-CONVAI_FAST_INLINE void round_to(const float* x, int64_t count, simd::BFloat16* to) {
-  int64_t k = 0;
-  for (; k + kWidth <= count; k += kWidth) Simd::store(to + k, Simd::load(x + k));
-  for (; k < count; ++k) simd::store(x[k], to + k);
-}
-
 // One position's key to its column, of which the features are a row of the block apart.
 CONVAI_FAST_INLINE void store_key(const float* key, int64_t padded_dim, float* column) {
   for (int64_t d = 0; d < padded_dim; ++d) column[d * kBlock] = key[d];

@@ -152,17 +152,12 @@ at::Tensor decoder_step_cpu(const at::Tensor& input_ids,
     }
     TORCH_CHECK_VALUE(reader.is_done(), kOp, ": there are weights of more than ", keys.size(0),
                       " layers");
-    const auto run_with = [&](auto kept) {
+    cached_attention::for_kept(keys, [&](auto kept) {
       using Kept = decltype(kept);
       run(decoder, step, static_cast<Kept*>(keys.mutable_data_ptr()), keys.stride(0),
           static_cast<Kept*>(values.mutable_data_ptr()), values.stride(0),
           hidden.mutable_data_ptr<float>());
-    };
-    if (keys.scalar_type() == at::kFloat) {
-      run_with(float{});
-    } else {
-      run_with(simd::BFloat16{});
-    }
+    });
   });
   return hidden;
 }

@@ -15,6 +15,7 @@
 #include "ops/cached_attention/attend.h"
 #include "ops/decoder_step/decoder.h"
 #include "ops/packed_linear/product.h"
+#include "ops/scratch.h"
 
 namespace convai_fast::decoder_step {
 namespace {
@@ -27,11 +28,6 @@ using packed_linear::normalize;
 struct Scratch {
   std::vector<float> x, qkv, attended, inner, rotation;
 };
-
-float* at_least(std::vector<float>& buffer, int64_t size) {
-  if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
-  return buffer.data();
-}
 
 template <typename Function>
 void for_tokens(const Step& step, const Function& function) {

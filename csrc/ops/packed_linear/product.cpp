@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ops/packed_linear/onednn.h"
+#include "ops/scratch.h"
 
 #define CONVAI_FAST_KERNEL "ops/packed_linear/cpu_kernel.h"
 #include "simd/each_isa.h"
@@ -22,8 +23,8 @@ constexpr int64_t kChunkBytes = 256 << 10;
 constexpr int64_t kFewRows = 8;
 
 // Whether our own product makes oneDNN's sums, bit for bit and beside any number of rows, so that
-// either may be taken for a row.
-// They do in all formats with AVX-512, whose instructions both use; AMX adds in another order.
+// either may be taken for a row. It does in all formats with AVX-512, whose instructions both use;
+// AMX adds in another order.
 template <typename Scalar>
 bool own_product_agrees() {
   static const bool agrees = [] {
@@ -92,42 +93,41 @@ void multiply(const float* x, int64_t stride, int64_t rows, const Norm* norm,
   const auto product = by_onednn ? onednn_product<Scalar> : own_product;
   const auto finish = CONVAI_FAST_DISPATCH(finish_kernel<Scalar>);
   const int64_t products = std::max<int64_t>(1, chunk * padded * kBlock);
-  at::parallel_for(
-      0, chunks * blocks, std::max<int64_t>(1, kProductsPerTask / products),
-      [&](int64_t task, int64_t end) {
-        auto& rounded = rounded_rows_of_this_thread<Scalar>();
-        alignas(64) typename F::Sum sums[kMostRows * kBlock];
-        Rows<Scalar> x_rows{};
-        int64_t first = 0, count = 0;
-        for (int64_t chunk_at_hand = -1; task < end; ++task) {
-          if (task / blocks != chunk_at_hand) {
-            chunk_at_hand = task / blocks;
-            first = chunk_at_hand * chunk;
-            count = std::min(chunk, rows - first);
-            if (is_rounded) {
-              rounded.data.resize(std::max<size_t>(rounded.data.size(), count * padded));
-              rounded.scales.resize(std::max<size_t>(rounded.scales.size(), count));
-              rounded.zeros.resize(std::max<size_t>(rounded.zeros.size(), count));
-              rounded.row.resize(std::max<size_t>(rounded.row.size(), weight.in_features));
-              round_rows(x + first * stride, stride, count, norm, rounded.row.data(), weight,
-                         rounded.data.data(), rounded.scales.data(), rounded.zeros.data());
-              x_rows = {rounded.data.data(), padded, rounded.scales.data(), rounded.zeros.data()};
-            } else if constexpr (std::is_same_v<Scalar, float>) {
-              x_rows = {x + first * stride, stride};
-            }
-          }
-          const int64_t block = task % blocks;
-          const int64_t parts = (count + kMostRows - 1) / kMostRows;
-          const int64_t together = (count + parts - 1) / parts;
-          for (int64_t row = 0; row < count; row += together) {
-            const int64_t num_rows = std::min(together, count - row);
-            product(x_rows.from(row), num_rows, weight.block(block), padded, sums);
-            finish(sums, num_rows, weight, x_rows.from(row), block * kBlock,
-                   results.from(first + row));
-          }
-        }
-        if (by_onednn) onednn_release();
-      });
+  at::parallel_for(0, chunks * blocks, std::max<int64_t>(1, kProductsPerTask / products),
+                   [&](int64_t task, int64_t end) {
+                     auto& rounded = rounded_rows_of_this_thread<Scalar>();
+                     alignas(64) typename F::Sum sums[kMostRows * kBlock];
+                     Rows<Scalar> x_rows{};
+                     int64_t first = 0, count = 0;
+                     for (int64_t chunk_at_hand = -1; task < end; ++task) {
+                       if (task / blocks != chunk_at_hand) {
+                         chunk_at_hand = task / blocks;
+                         first = chunk_at_hand * chunk;
+                         count = std::min(chunk, rows - first);
+                         if (is_rounded) {
+                           auto* data = at_least(rounded.data, count * padded);
+                           float* scales = at_least(rounded.scales, count);
+                           int32_t* zeros = at_least(rounded.zeros, count);
+                           float* row = at_least(rounded.row, weight.in_features);
+                           round_rows(x + first * stride, stride, count, norm, row, weight, data,
+                                      scales, zeros);
+                           x_rows = {data, padded, scales, zeros};
+                         } else if constexpr (std::is_same_v<Scalar, float>) {
+                           x_rows = {x + first * stride, stride};
+                         }
+                       }
+                       const int64_t block = task % blocks;
+                       const int64_t parts = (count + kMostRows - 1) / kMostRows;
+                       const int64_t together = (count + parts - 1) / parts;
+                       for (int64_t row = 0; row < count; row += together) {
+                         const int64_t num_rows = std::min(together, count - row);
+                         product(x_rows.from(row), num_rows, weight.block(block), padded, sums);
+                         finish(sums, num_rows, weight, x_rows.from(row), block * kBlock,
+                                results.from(first + row));
+                       }
+                     }
+                     if (by_onednn) onednn_release();
+                   });
 }
 
 void normalize(float* x, int64_t rows, int64_t features, const Norm& norm) {

@@ -8,18 +8,12 @@ namespace convai_fast::packed_linear::CONVAI_FAST_ISA {
 
 using namespace simd::CONVAI_FAST_ISA;
 
-CONVAI_FAST_INLINE void round_row(const float* x, int64_t in_features, int64_t, float* to, float*,
-                                  int32_t*) {
-  std::copy_n(x, in_features, to);
-}
-
-// To the nearest, and to even in the middle; padded with 0.
+// To float32 or bfloat16; padded with 0.
+template <typename Activation>
 CONVAI_FAST_INLINE void round_row(const float* x, int64_t in_features, int64_t padded,
-                                  simd::BFloat16* to, float*, int32_t*) {
-  int64_t k = 0;
-  for (; k + kWidth <= in_features; k += kWidth) Simd::store(to + k, Simd::load(x + k));
-  for (; k < in_features; ++k) simd::store(x[k], to + k);
-  std::fill(to + in_features, to + padded, simd::BFloat16{});
+                                  Activation* to, float*, int32_t*) {
+  round_to(x, in_features, to);
+  std::fill(to + in_features, to + padded, Activation{});
 }
 
 // To whole steps from 0 to 255 of a scale that just holds the row and 0; padded with 0. A row that
