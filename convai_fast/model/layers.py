@@ -1,15 +1,9 @@
 """Layers of PyTorch, with what a CPU computes faster in another way."""
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convai_fast import ops
-from convai_fast.hardware import cpu_multiplies_bf16
-
-_CPU_MULTIPLIES_BF16 = cpu_multiplies_bf16()
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -41,25 +35,11 @@ class Dropout(nn.Dropout):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`, which under bfloat16 autocast multiplies as fast as this CPU can.
-
-    Where a CPU multiplies bfloat16 more slowly than float32, autocast would cost time. There this
-    keeps bfloat16 for the backward pass, which saves the memory that autocast saves, and multiplies
-    in float32 with the weight as it is: no weight is rounded or cast.
-    """
-    if _keeps_float32(x, weight):
-        return _Float32Product.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
-
-
-def _keeps_float32(x: Tensor, weight: Tensor) -> bool:
-    return (
-        not _CPU_MULTIPLIES_BF16
-        and x.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    )
+    """`convai_fast.ops.linear`, which under autocast computes in its dtype."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+    return ops.linear(x, weight, bias)
 
 
 class Linear(nn.Linear):
@@ -76,25 +56,3 @@ def init_weights(module: nn.Module, std: float) -> None:
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
-
-
-class _Float32Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(x.to(torch.bfloat16), weight)
-        with torch.autocast("cpu", enabled=False):
-            return F.linear(x.float(), weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias = ctx.needs_input_grad
-        rows = grad.flatten(0, -2)
-        # A compiled backward pass is traced under the forward pass's autocast.
-        with torch.autocast("cpu", enabled=False):
-            return (
-                (rows @ weight).view_as(x) if for_x else None,
-                rows.T @ x.flatten(0, -2).float() if for_weight else None,
-                rows.sum(0) if for_bias else None,
-            )

@@ -14,4 +14,8 @@ CONVAI_FAST_INLINE void round_to(const float* x, int64_t count, BFloat16* to) {
   for (; k < count; ++k) store(x[k], to + k);
 }
 
+CONVAI_FAST_INLINE void round_to(const BFloat16* x, int64_t count, BFloat16* to) {
+  std::copy_n(x, count, to);
+}
+
 }  // namespace convai_fast::simd::CONVAI_FAST_ISA

@@ -48,12 +48,22 @@ struct SimdOf : Vectors<width> {
     std::memcpy(target, &x, sizeof(x));
   }
 
-  // To the nearest, and to even in the middle; a NaN stays one.
-  static CONVAI_FAST_INLINE void store(BFloat16* target, Float x) {
+  // To bfloat16, in the upper half of each lane, the nearest, and the even one in the middle; a NaN
+  // stays one.
+  static CONVAI_FAST_INLINE Word rounded(Float x) {
     const Int bits = (Int)x;
-    const Int rounded = x == x ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
-    const auto halves = __builtin_convertvector((Word)rounded >> 16, Halves);
+    return (Word)(x == x ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000);
+  }
+
+  static CONVAI_FAST_INLINE void store(BFloat16* target, Float x) {
+    const auto halves = __builtin_convertvector(rounded(x) >> 16, Halves);
     std::memcpy(target, &halves, sizeof(halves));
+  }
+
+  // `first` and `second` of each lane side by side.
+  static CONVAI_FAST_INLINE void store_pairs(BFloat16* target, Float first, Float second) {
+    const Word pairs = rounded(first) >> 16 | (rounded(second) & 0xffff0000);
+    std::memcpy(target, &pairs, sizeof(pairs));
   }
 
   // The nearest whole numbers, the even ones in the middle, of numbers up to 2^22.

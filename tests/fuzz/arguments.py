@@ -143,6 +143,30 @@ def make_packed_linear(rng: Rng) -> Arguments:
     }
 
 
+def make_linear_of(rng: Rng) -> Arguments:
+    """What the forward and the backward pass have in common."""
+    rows, in_features, out_features = (int(rng.integers(0, most)) for most in (80, 40, 70))
+    dtype = [torch.float32, torch.bfloat16, torch.float16, torch.float64][rng.integers(4)]
+    return {
+        "x": torch.from_numpy(rng.normal(0, 1, (rows, in_features))).to(dtype),
+        "weight": torch.from_numpy(rng.normal(0, 1, (out_features, in_features))).float(),
+        "in_float32": bool(rng.integers(2)),
+    }
+
+
+def make_linear(rng: Rng) -> Arguments:
+    arguments = make_linear_of(rng)
+    bias = torch.from_numpy(rng.normal(0, 1, len(arguments["weight"]))).float()
+    return arguments | {"bias": bias if rng.random() < 0.7 else None}
+
+
+def make_linear_backward(rng: Rng) -> Arguments:
+    arguments = make_linear_of(rng)
+    x, weight = arguments["x"], arguments["weight"]
+    grad = torch.from_numpy(rng.normal(0, 1, (len(x), len(weight)))).to(x.dtype)
+    return {"grad": grad, **arguments, "wanted": [bool(rng.integers(2)) for _ in range(3)]}
+
+
 def make_heads(rng: Rng, tokens: int, num_kv_heads: int, head_dim: int) -> dict[str, Tensor]:
     """q, k and v, apart or side by side in one tensor."""
     sizes = (num_kv_heads * int(rng.integers(1, 4)), num_kv_heads, num_kv_heads)
@@ -285,6 +309,8 @@ MAKERS: dict[str, Callable[[Rng], Arguments]] = {
     "collate_shared": make_collate_shared,
     "sample": make_sample,
     "packed_linear": make_packed_linear,
+    "linear": make_linear,
+    "linear_backward": make_linear_backward,
     "cached_attention": make_cached_attention,
     "decoder_step": make_decoder_step,
     "branch_attention": make_branch_attention,

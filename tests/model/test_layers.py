@@ -1,15 +1,19 @@
 """Layers that the CPU computes in its own way: under bfloat16 autocast, and dropout."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from convai_fast.model import layers
 
+LINEAR = sys.modules["convai_fast.ops.linear"]  # the function has the module's name
+
 
 @pytest.fixture(params=[False, True])
 def multiplies_bf16(request, monkeypatch):
-    monkeypatch.setattr(layers, "_CPU_MULTIPLIES_BF16", request.param)
+    monkeypatch.setattr(LINEAR, "_CPU_MULTIPLIES_BF16", request.param)
     return request.param
 
 
@@ -34,7 +38,7 @@ def test_linear_under_autocast_is_closer_to_float32_than_bf16_rounding(multiplie
 
 
 def test_a_cpu_without_bf16_products_keeps_bf16_for_the_backward_pass(monkeypatch):
-    monkeypatch.setattr(layers, "_CPU_MULTIPLIES_BF16", False)
+    monkeypatch.setattr(LINEAR, "_CPU_MULTIPLIES_BF16", False)
     layer, saved = layers.Linear(8, 8), []
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)
     with torch.autocast("cpu", torch.bfloat16), hooks:
@@ -47,7 +51,7 @@ def test_a_cpu_without_bf16_products_keeps_bf16_for_the_backward_pass(monkeypatc
 
 
 def test_a_frozen_weight_gets_no_gradient(monkeypatch):
-    monkeypatch.setattr(layers, "_CPU_MULTIPLIES_BF16", False)
+    monkeypatch.setattr(LINEAR, "_CPU_MULTIPLIES_BF16", False)
     layer, x = layers.Linear(8, 8).requires_grad_(False), torch.randn(3, 8, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         layer(x).sum().backward()

@@ -4,6 +4,7 @@ The figures at a larger size, and with dropout, are those of `python -m benchmar
 """
 
 import json
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ import transformers
 from benchmarks.plain_loop import train_plainly
 from convai_fast.data.build_store import build_store
 from convai_fast.data.builtin import builtin_dialogues
-from convai_fast.model import layers
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training.loop import Trainer
@@ -87,7 +87,7 @@ def test_float32_training_has_the_losses_of_a_plain_loop_at_every_step(
 def test_bf16_training_strays_from_float32_no_further_than_a_plain_loop_in_bf16(
     options, tokenizer, store, tmp_path, monkeypatch, architecture, multiplies
 ):
-    monkeypatch.setattr(layers, "_CPU_MULTIPLIES_BF16", multiplies)
+    monkeypatch.setattr(sys.modules["convai_fast.ops.linear"], "_CPU_MULTIPLIES_BF16", multiplies)
     options.max_steps = 16
     curves = Curves(architecture, options, tokenizer, store, tmp_path)
     exact, ours, plain = curves.ours("fp32"), curves.ours("bf16"), curves.plain("bf16")

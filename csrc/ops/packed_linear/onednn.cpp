@@ -82,18 +82,24 @@ std::string onednn_instructions() {
 }
 
 template <typename Scalar>
-void onednn_product(const Rows<Scalar>& x, int64_t rows, const Scalar* block,
-                    int64_t padded_features, typename Format<Scalar>::Sum* sums) {
+void onednn_part(const typename Format<Scalar>::Activation* x, int64_t stride, int64_t rows,
+                 const Scalar* block, int64_t features, bool add,
+                 typename Format<Scalar>::Sum* sums, int64_t sums_stride) {
 #if CONVAI_FAST_ONEDNN
   constexpr bool kIsInterleaved = Format<Scalar>::kTogether > 1;
+  at::native::cpublas::brgemm(rows, kBlock, features, stride, kBlock, sums_stride, add, as_torch(x),
+                              as_torch(block), sums, kIsInterleaved);
+#endif
+}
+
+template <typename Scalar>
+void onednn_product(const Rows<Scalar>& x, int64_t rows, const Scalar* block,
+                    int64_t padded_features, typename Format<Scalar>::Sum* sums) {
   constexpr int64_t kPart = simd::features_of_part<Scalar>();
   for (int64_t first = 0; first < padded_features; first += kPart) {
-    at::native::cpublas::brgemm(rows, kBlock, std::min(kPart, padded_features - first), x.stride,
-                                kBlock, kBlock,
-                                /*add_C=*/first > 0, as_torch(x.data + first),
-                                as_torch(block + first * kBlock), sums, kIsInterleaved);
+    onednn_part<Scalar>(x.data + first, x.stride, rows, block + first * kBlock,
+                        std::min(kPart, padded_features - first), first > 0, sums, kBlock);
   }
-#endif
 }
 
 void onednn_release() {
@@ -102,10 +108,12 @@ void onednn_release() {
 #endif
 }
 
-#define CONVAI_FAST_PRODUCT(Scalar)                                                          \
-  template bool onednn_multiplies<Scalar>();                                                 \
-  template std::string onednn_instructions<Scalar>();                                        \
-  template void onednn_product<Scalar>(const Rows<Scalar>&, int64_t, const Scalar*, int64_t, \
+#define CONVAI_FAST_PRODUCT(Scalar)                                                               \
+  template bool onednn_multiplies<Scalar>();                                                      \
+  template std::string onednn_instructions<Scalar>();                                             \
+  template void onednn_part<Scalar>(const Format<Scalar>::Activation*, int64_t, int64_t,          \
+                                    const Scalar*, int64_t, bool, Format<Scalar>::Sum*, int64_t); \
+  template void onednn_product<Scalar>(const Rows<Scalar>&, int64_t, const Scalar*, int64_t,      \
                                        Format<Scalar>::Sum*);
 CONVAI_FAST_PRODUCT(float)
 CONVAI_FAST_PRODUCT(simd::BFloat16)

@@ -19,6 +19,13 @@ bool onednn_multiplies();
 template <typename Scalar>
 std::string onednn_instructions();
 
+// sums [rows, 64], their rows `sums_stride` apart, of some features of a block that are of one part
+// (simd::features_of_part); added to what is there with `add`.
+template <typename Scalar>
+void onednn_part(const typename Format<Scalar>::Activation* x, int64_t stride, int64_t rows,
+                 const Scalar* block, int64_t features, bool add,
+                 typename Format<Scalar>::Sum* sums, int64_t sums_stride);
+
 // sums [rows, 64] of one block.
 template <typename Scalar>
 void onednn_product(const Rows<Scalar>& x, int64_t rows, const Scalar* block,
