@@ -64,7 +64,7 @@ Result sample_cpu(const at::Tensor& logits, const at::Tensor& temperature, const
                     "sample: a vocabulary of ", vocab_size, " tokens is too large");
 
   const auto parameter = [](const auto* values, const at::Tensor& tensor, int64_t row) {
-    return values[row * tensor.stride(0)];
+    return values[row * stride_of(tensor)];
   };
   for (int64_t row = 0; row < batch; ++row) {
     const float value = parameter(temperature.const_data_ptr<float>(), temperature, row);
