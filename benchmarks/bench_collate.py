@@ -79,6 +79,7 @@ def test_collate(benchmark, store, shape, say):
         num_candidates=shape.num_candidates,
         max_history=shape.max_history,
         max_length=512,
+        layout="padded",
         shuffle=True,
     )
     middle = len(batches) // 2

@@ -191,6 +191,13 @@ class DialogueBatches:
             if value < 1:
                 raise UserError(f"{name} is {value}, but must be at least 1")
         self.store, self.tables = store, store.splits[split]
+        self._store_tables = (
+            store.tokens,
+            store.utterance_offsets,
+            self.tables.persona_ids,
+            self.tables.history_ids,
+            self.tables.candidate_ids,
+        )
         self.batch_size, self.max_length, self.layout = batch_size, max_length, layout
         self.batches_per_step = batches_per_step
         self.shuffle, self.seed, self.pin_memory = shuffle, seed, pin_memory
@@ -301,18 +308,9 @@ class DialogueBatches:
         return self._collate(Gathered(self.index, [rows]), 0)
 
     def _collate(self, gathered: Gathered, i: int) -> Batch:
-        begin, end, num_candidates, seq_len, num_tokens = gathered.batches[i]
-        arguments = (
-            self.store.tokens,
-            self.store.utterance_offsets,
-            self.tables.persona_ids,
-            self.tables.history_ids,
-            self.tables.candidate_ids,
-            gathered.plan[begin:end],
-            self.store.special_ids,
-            num_candidates,
-        )
-        mc_labels = gathered.mc_labels[begin:end]
+        *_, num_candidates, seq_len, num_tokens = gathered.batches[i]
+        plan, mc_labels, offsets, label_positions = gathered.tables(i)
+        arguments = (*self._store_tables, plan, self.store.special_ids, num_candidates)
         if self.layout == "padded":
             input_ids, token_type_ids, labels, mc_token_ids = ops.collate(
                 *arguments, seq_len, self.pin_memory
@@ -324,7 +322,6 @@ class DialogueBatches:
                 mc_token_ids=mc_token_ids,
                 mc_labels=mc_labels,
             )
-        offsets = gathered.offsets[begin + i : end + i + 1]
         input_ids, token_type_ids, position_ids, branch_ids, labels, mc_token_ids = (
             ops.collate_shared(*arguments, offsets, num_tokens, self.max_length, self.pin_memory)
         )
@@ -335,7 +332,7 @@ class DialogueBatches:
             branch_ids=branch_ids,
             offsets=offsets,
             labels=labels,
-            label_positions=gathered.label_positions(i),
+            label_positions=label_positions,
             mc_token_ids=mc_token_ids,
             mc_labels=mc_labels,
         )

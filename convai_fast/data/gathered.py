@@ -9,21 +9,30 @@ from torch import Tensor
 from convai_fast import ops
 from convai_fast.data.index import ExampleIndex
 
-_LABEL_BATCHES = 256  # whose labels are found at once, so that a batch costs a slice
+_WINDOW = 256  # batches that are cut apart at once: tensor by tensor costs four times as much
 
 _CANDIDATE_COUNT = ops.PLAN_COLUMNS.index("candidate_count")
 
 
-class _Labels(NamedTuple):
-    """Where the labels of `_LABEL_BATCHES` batches are, one batch after another."""
+class BatchTables(NamedTuple):
+    """What is known of a batch before it is collated.
 
-    number: int  # of these batches among all, counted so many at a time
-    positions: Tensor
-    bounds: list[int]  # where each batch's begin among them, and where the last one's end
+    Attributes:
+        plan: int64 [batch, 9], its rows of the plan.
+        mc_labels: int64 [batch], which candidate is the true reply.
+        offsets: int64 [batch + 1], where each example begins in the shared layout.
+        label_positions: int64 [num_labels], the tokens that have a label there, counted from the
+            batch's first.
+    """
+
+    plan: Tensor
+    mc_labels: Tensor
+    offsets: Tensor
+    label_positions: Tensor
 
 
 class Gathered:
-    """The rows of many batches side by side, so that a batch costs a few slices and one call."""
+    """The rows of many batches side by side, so that a batch costs a look-up and one call."""
 
     def __init__(self, index: ExampleIndex, batches: list[np.ndarray]) -> None:
         rows = np.concatenate([*batches, np.zeros(0, np.int64)])
@@ -37,14 +46,14 @@ class Gathered:
         offsets = np.zeros(len(rows) + len(batches), np.int64)
         places = np.arange(len(rows)) + np.repeat(np.arange(len(batches)), sizes) + 1
         offsets[places] = tokens[1:] - np.repeat(tokens[begins], sizes)
-        self.plan = torch.from_numpy(plan)
-        self.mc_labels = torch.from_numpy(counts - 1)
-        self.offsets = torch.from_numpy(offsets)
+        self._plan = torch.from_numpy(plan)
+        self._mc_labels = torch.from_numpy(counts - 1)
+        self._offsets = torch.from_numpy(offsets)
         # The labels of a row are one run of its last tokens, but for the <eos> of a reply that was
         # cut, which has none.
         self._num_labels = index.num_labels[rows].astype(np.int64)
         self._label_ends = offsets[places] - index.is_cut[rows]
-        self._labels = _Labels(-1, torch.zeros(0, dtype=torch.int64), [])
+        self._window: tuple[int, list[BatchTables]] = (-1, [])  # its number, and what is in it
         self.batches = [  # first and last row, num_candidates, seq_len, num_tokens
             (
                 begin,
@@ -56,21 +65,37 @@ class Gathered:
             for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
         ]
 
-    def label_positions(self, i: int) -> Tensor:
-        """int64 [num_labels], those of batch `i`, counted from its first token."""
-        number, place = divmod(i, _LABEL_BATCHES)
-        labels = self._labels
-        if labels.number != number:
-            labels = self._labels = self._find_labels(number)
-        return labels.positions[labels.bounds[place] : labels.bounds[place + 1]]
+    def tables(self, i: int) -> BatchTables:
+        """What is known of batch `i`."""
+        number, place = divmod(i, _WINDOW)
+        if self._window[0] != number:
+            self._window = number, self._cut_apart(number)
+        return self._window[1][place]
 
-    def _find_labels(self, number: int) -> _Labels:
-        """Two rows of a batch that end at 7 and at 12, with 2 and 3 labels: 5, 6, 9, 10, 11."""
-        batches = self.batches[number * _LABEL_BATCHES :][:_LABEL_BATCHES]
+    def _cut_apart(self, number: int) -> list[BatchTables]:
+        batches = self.batches[number * _WINDOW :][:_WINDOW]
         first, last = batches[0][0], batches[-1][1]
-        counts = self._num_labels[first:last]
+        sizes = [end - begin for begin, end, *_ in batches]
+        before = number * _WINDOW  # batches, each of which has one offset more than it has rows
+        offsets = self._offsets[first + before : last + before + len(batches)]
+        positions, num_labels = self._find_labels(first, [end for _, end, *_ in batches])
+        parts = zip(
+            self._plan[first:last].split(sizes),
+            self._mc_labels[first:last].split(sizes),
+            offsets.split([size + 1 for size in sizes]),
+            positions.split(num_labels),
+            strict=True,
+        )
+        return [BatchTables(*part) for part in parts]
+
+    def _find_labels(self, first: int, ends: list[int]) -> tuple[Tensor, list[int]]:
+        """Where the labels of the batches from row `first` to `ends` are, and how many of each.
+
+        Two rows of a batch that end at 7 and at 12, with 2 and 3 labels: 5, 6, 9, 10, 11.
+        """
+        counts = self._num_labels[first : ends[-1]]
         totals = np.append(0, counts.cumsum())
-        row_ends = self._label_ends[first:last]
+        row_ends = self._label_ends[first : ends[-1]]
         places = np.arange(totals[-1]) + np.repeat(row_ends - totals[1:], counts)
-        bounds = [0, *(int(totals[end - first]) for _, end, *_ in batches)]
-        return _Labels(number, torch.from_numpy(places), bounds)
+        num_labels = np.diff(totals[np.array(ends) - first], prepend=0)
+        return torch.from_numpy(places), num_labels.tolist()

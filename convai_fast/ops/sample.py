@@ -1,5 +1,7 @@
 """`sample`: draw one token a row under temperature, top-k, top-p and min-p."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,12 @@ def _fake(
     batch = logits.shape[0]
     logprobs = logits.new_empty(batch if return_logprobs else 0, dtype=torch.float32)
     return logits.new_empty(batch, dtype=torch.int64), logprobs
+
+
+@lru_cache(maxsize=256)
+def _value(value: float, dtype: torch.dtype) -> Tensor:
+    """One value for all rows: to make it anew at each call would take as long as a small row."""
+    return torch.full((1,), value, dtype=dtype)
 
 
 def sample(
@@ -65,12 +73,18 @@ def sample(
     min-p, Nguyen et al. 2024 (2407.01082).
     """
 
+    device = logits.device
+    # Values that stay: neither fake ones, nor those of a GPU, which its streams have to wait for.
+    may_keep = type(logits) is Tensor and device.type == "cpu" and not torch.compiler.is_compiling()
+
     def per_row(value: float | Tensor, dtype: torch.dtype) -> Tensor:
-        # The quicker way, for what both types can hold.
-        if isinstance(value, (int, float)) and abs(value) < 2**63:
-            return torch.full((logits.shape[0],), value, dtype=dtype, device=logits.device)
-        value = torch.as_tensor(value, dtype=dtype, device=logits.device)
-        return value.expand(logits.shape[0])
+        if isinstance(value, Tensor):
+            if value.dtype == dtype and value.device == device and value.dim() == 1:
+                return value
+        elif may_keep and isinstance(value, (int, float)) and abs(value) < 2**63:
+            return _value(value, dtype)
+        value = torch.as_tensor(value, dtype=dtype, device=device)
+        return value.expand(1) if value.dim() == 0 else value
 
     token_ids, logprobs = torch.ops.convai_fast.sample(
         logits,

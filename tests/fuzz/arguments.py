@@ -108,7 +108,7 @@ def make_sample(rng: Rng) -> Arguments:
         logits = logits.round()  # ties
 
     def each(values: Any) -> Tensor:
-        return torch.from_numpy(np.array(rng.choice(values, batch)))
+        return torch.from_numpy(np.array(rng.choice(values, rng.choice([1, batch]))))
 
     dtype = [torch.float32, torch.bfloat16, torch.float16][rng.integers(3)]
     return {

@@ -133,6 +133,30 @@ def test_no_rows_give_no_tokens():
     assert token_ids.shape == logprobs.shape == (0,)
 
 
+def test_one_value_stands_for_all_rows():
+    logits = torch.randn(5, 40)
+    values = {"temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "seeds": 3, "steps": 2}
+    expected, _ = ops.sample(logits, **{name: torch.tensor([x] * 5) for name, x in values.items()})
+    for one in (values, {name: torch.tensor(x) for name, x in values.items()}):
+        assert torch.equal(ops.sample(logits, **one)[0], expected)
+    with pytest.raises((ValueError, RuntimeError)):
+        ops.sample(logits, top_k=torch.tensor([3, 3]))
+
+
+def test_a_value_that_was_given_once_has_not_changed_later():
+    logits = torch.randn(3, 40)
+    expected, _ = ops.sample(logits, temperature=0.123, top_p=0.9, seeds=4)
+    with torch.inference_mode():
+        assert torch.equal(ops.sample(logits, temperature=0.123, top_p=0.9, seeds=4)[0], expected)
+    fake = torch._subclasses.FakeTensorMode()
+    with fake:
+        ops.sample(fake.from_tensor(logits), temperature=0.124, top_p=0.9)
+    ops.sample(logits, temperature=0.124, top_p=0.9)
+    compiled = torch.compile(ops.sample, backend="eager", fullgraph=True)
+    token_ids, _ = compiled(logits, temperature=0.123, top_p=0.9, seeds=4)
+    assert torch.equal(token_ids, expected)
+
+
 def test_opcheck_passes():
     rows = torch.ones(2)
     torch.library.opcheck(

@@ -242,7 +242,7 @@ def test_a_temperature_that_means_nothing_is_refused(value):
         kernel(*arguments(torch.zeros(2, 9), temperature=torch.tensor([1.0, value])))
 
 
-@pytest.mark.parametrize("vocab_size", [1019, 50_262])  # the latter is split over the threads
+@pytest.mark.parametrize("vocab_size", [1019, 50_262])
 def test_neither_threads_nor_the_batch_change_a_row(vocab_size):
     threads = torch.get_num_threads()
     rows = 33 if vocab_size < 10_000 else 4

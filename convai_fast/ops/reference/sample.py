@@ -42,6 +42,9 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """See `convai_fast.ops.sample`."""
     batch, vocab_size = logits.shape
+    temperature, top_k, top_p, min_p, seeds, steps = (
+        values.expand(batch) for values in (temperature, top_k, top_p, min_p, seeds, steps)
+    )
     logits = logits.float()
     if batch == 0:
         return seeds.new_zeros(0), logits.new_zeros(0)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/Context.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -88,19 +89,25 @@ inline at::TensorOptions output_options(const Arguments& a, bool pin_memory) {
   return a.tokens.options().dtype(at::kLong).pinned_memory(pinned);
 }
 
+// On the CPU straight from the allocator: of a small batch, four to six dispatches are a tenth.
+inline at::Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  if (!options.device().is_cpu()) return at::empty(sizes, options);
+  return at::Tensor(at::detail::empty_cpu(sizes, options));
+}
+
 inline PaddedResult allocate_padded(const Arguments& a, bool pin_memory) {
   const auto options = output_options(a, pin_memory);
   const int64_t batch = a.plan.size(0);
-  const auto sequences = [&] { return at::empty({batch, a.num_candidates, a.seq_len}, options); };
-  return {sequences(), sequences(), sequences(), at::empty({batch, a.num_candidates}, options)};
+  const auto sequences = [&] { return allocate({batch, a.num_candidates, a.seq_len}, options); };
+  return {sequences(), sequences(), sequences(), allocate({batch, a.num_candidates}, options)};
 }
 
 inline SharedResult allocate_shared(const Arguments& a, bool pin_memory) {
   const auto options = output_options(a, pin_memory);
   const int64_t batch = a.plan.size(0);
-  const auto tokens = [&] { return at::empty({a.num_tokens}, options); };
+  const auto tokens = [&] { return allocate({a.num_tokens}, options); };
   return {tokens(), tokens(), tokens(),
-          tokens(), tokens(), at::empty({batch, a.num_candidates}, options)};
+          tokens(), tokens(), allocate({batch, a.num_candidates}, options)};
 }
 
 // The results' tensors in the order of the struct's pointers.

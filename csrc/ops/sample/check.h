@@ -13,8 +13,7 @@ struct Arguments {
   const at::Tensor &logits, &temperature, &top_k, &top_p, &min_p, &seeds, &steps;
 };
 
-// `logits` may have any strides; the parameters, one a row, may too: a scalar for all rows comes
-// as an expanded tensor of stride 0.
+// `logits` may have any strides; the parameters, one a row or one for all, may too.
 inline void check_arguments(const Arguments& a) {
   TORCH_CHECK_VALUE(a.logits.dim() == 2, "sample: logits must be [batch, vocab_size], not ",
                     a.logits.sizes());
@@ -26,8 +25,10 @@ inline void check_arguments(const Arguments& a) {
   const auto check = [&](const at::Tensor& parameter, const char* name, at::ScalarType expected) {
     TORCH_CHECK_TYPE(parameter.scalar_type() == expected, "sample: ", name, " must be ", expected,
                      ", not ", parameter.scalar_type());
-    TORCH_CHECK_VALUE(parameter.dim() == 1 && parameter.size(0) == batch, "sample: ", name,
-                      " must have one value a row, ", batch, ", not ", parameter.sizes());
+    TORCH_CHECK_VALUE(
+        parameter.dim() == 1 && (parameter.size(0) == batch || parameter.size(0) == 1),
+        "sample: ", name, " must have one value, or one a row, ", batch, ", not ",
+        parameter.sizes());
     TORCH_CHECK_VALUE(parameter.device() == a.logits.device(), "sample: ", name, " is on ",
                       parameter.device(), " and logits on ", a.logits.device());
   };
@@ -37,6 +38,11 @@ inline void check_arguments(const Arguments& a) {
   check(a.min_p, "min_p", at::kFloat);
   check(a.seeds, "seeds", at::kLong);
   check(a.steps, "steps", at::kLong);
+}
+
+// From one row's value of a parameter to the next's.
+inline int64_t stride_of(const at::Tensor& parameter) {
+  return parameter.size(0) == 1 ? 0 : parameter.stride(0);
 }
 
 inline Result allocate(const at::Tensor& logits, bool return_logprobs) {

@@ -13,16 +13,14 @@ namespace {
 // Below this many logits a second thread costs more than it saves.
 constexpr int64_t kLogitsPerTask = 16384;
 
-// Makes [begin, end) of the row contiguous float32, in `buffer` unless it is that already. Returns
-// where the row begins.
-const float* float_row(const at::Tensor& logits, int64_t row, int64_t begin, int64_t end,
-                       float* buffer) {
-  const int64_t offset = row * logits.stride(0), stride = logits.stride(1);
+// The row as contiguous float32, in `buffer` unless it is that already.
+const float* float_row(const at::Tensor& logits, int64_t row, float* buffer) {
+  const int64_t offset = row * logits.stride(0), stride = logits.stride(1), size = logits.size(1);
   const auto convert = [&]<typename Logit>(const Logit* source) -> const float* {
     if (stride == 1) {
-      for (int64_t i = begin; i < end; ++i) buffer[i] = simd::to_float(source[i]);
+      for (int64_t i = 0; i < size; ++i) buffer[i] = simd::to_float(source[i]);
     } else {
-      for (int64_t i = begin; i < end; ++i) buffer[i] = simd::to_float(source[i * stride]);
+      for (int64_t i = 0; i < size; ++i) buffer[i] = simd::to_float(source[i * stride]);
     }
     return buffer;
   };
@@ -48,18 +46,6 @@ const Scratch& thread_scratch(int64_t vocab_size) {
   return *scratch;
 }
 
-// Rows are spread over the threads, or, if there are few of them, the pieces of each row.
-Pieces split_rows(int64_t batch, int64_t vocab_size) {
-  const int64_t most = std::min<int64_t>(at::get_num_threads(), Pieces::kMost);
-  const int64_t count = std::min(most, vocab_size / kLogitsPerTask);
-  if (count < 2 * batch) return {};
-  return {count, [](int64_t pieces, const std::function<void(int64_t)>& task) {
-            at::parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
-              for (int64_t i = begin; i < end; ++i) task(i);
-            });
-          }};
-}
-
 Result sample_cpu(const at::Tensor& logits, const at::Tensor& temperature, const at::Tensor& top_k,
                   const at::Tensor& top_p, const at::Tensor& min_p, const at::Tensor& seeds,
                   const at::Tensor& steps, bool return_logprobs) {
@@ -78,7 +64,7 @@ Result sample_cpu(const at::Tensor& logits, const at::Tensor& temperature, const
                     "sample: a vocabulary of ", vocab_size, " tokens is too large");
 
   const auto parameter = [](const auto* values, const at::Tensor& tensor, int64_t row) {
-    return values[row * tensor.stride(0)];
+    return values[row * stride_of(tensor)];
   };
   for (int64_t row = 0; row < batch; ++row) {
     const float value = parameter(temperature.const_data_ptr<float>(), temperature, row);
@@ -87,15 +73,11 @@ Result sample_cpu(const at::Tensor& logits, const at::Tensor& temperature, const
   }
   const int64_t rows_per_task =
       std::max<int64_t>(1, kLogitsPerTask / std::max<int64_t>(1, vocab_size));
-  const Pieces pieces = split_rows(batch, vocab_size);
   const auto sample_rows = [&](int64_t first, int64_t last) {
     const Scratch& scratch = thread_scratch(vocab_size);
-    WeighedRow weighed(scratch, vocab_size, pieces);
+    WeighedRow weighed(scratch, vocab_size);
     for (int64_t row = first; row < last; ++row) {
-      const bool drawable = weighed.read([&](int64_t begin, int64_t end) {
-        return float_row(logits, row, begin, end, scratch.logits());
-      });
-      if (!drawable) {
+      if (!weighed.read(float_row(logits, row, scratch.logits()))) {
         token_ids[row] = -1;
         if (return_logprobs) logprobs[row] = std::numeric_limits<float>::quiet_NaN();
         continue;
@@ -113,11 +95,7 @@ Result sample_cpu(const at::Tensor& logits, const at::Tensor& temperature, const
       if (return_logprobs) logprobs[row] = logprob(weighed, token_ids[row]);
     }
   };
-  if (pieces.count > 1) {
-    sample_rows(0, batch);
-  } else {
-    at::parallel_for(0, batch, rows_per_task, sample_rows);
-  }
+  at::parallel_for(0, batch, rows_per_task, sample_rows);
   return result;
 }
 

@@ -17,17 +17,7 @@ struct Parameters {
 // The first token whose cumulative mass exceeds `uniform` times the mass of all that is kept.
 inline int64_t draw(const WeighedRow& row, double uniform) {
   const Row& logits = row.row();
-  double* masses = row.scratch().above();
-  const List inside = row.scratch().inside();
-  const int64_t count = row.num_listed();
-  for (int64_t i = 0; i < count;) {
-    const int64_t chunk = inside.places[i] / kChunk;
-    double mass = 0;
-    for (; i < count && inside.places[i] / kChunk == chunk; ++i) {
-      mass += inside.values[i];
-    }
-    masses[chunk] += mass;
-  }
+  const double* masses = row.scratch().above();
   const int64_t last = num_chunks(logits.size) - 1;
   const double target = uniform * std::accumulate(masses, masses + last + 1, 0.0);
   double cumulative = 0;
@@ -41,10 +31,10 @@ inline int64_t draw(const WeighedRow& row, double uniform) {
   const int64_t begin = chunk * kChunk, size = std::min(kChunk, logits.size - begin);
   CONVAI_FAST_DISPATCH(exponentials)(
       {logits.logits + begin, size, logits.largest, logits.temperature}, weights);
-  for (int64_t i = 0; i < size; ++i) weights[i] = weights[i] >= row.bracket().high ? weights[i] : 0;
-  const int32_t* first = std::lower_bound(inside.places, inside.places + count, begin);
-  for (int64_t i = first - inside.places; i < count && inside.places[i] < begin + size; ++i) {
-    weights[inside.places[i] - begin] = inside.values[i];
+  for (int64_t i = 0; i < size; ++i) weights[i] = weights[i] >= row.least_kept() ? weights[i] : 0;
+  const int32_t* ties = row.scratch().ties();
+  for (int64_t i = 0; i < row.num_ties(); ++i) {
+    if (ties[i] / kChunk == chunk) weights[ties[i] - begin] = row.tie_weight();
   }
   int64_t i = 0;
   for (; i < size; ++i) {

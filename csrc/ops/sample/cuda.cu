@@ -76,7 +76,7 @@ void launch(const Input<Logit>& in, const Output& out, int64_t rows) {
 
 template <typename T>
 PerRow<T> per_row(const at::Tensor& x) {
-  return {.data = x.const_data_ptr<T>(), .stride = x.stride(0)};
+  return {.data = x.const_data_ptr<T>(), .stride = stride_of(x)};
 }
 
 Result sample_cuda(const at::Tensor& logits, const at::Tensor& temperature, const at::Tensor& top_k,

@@ -11,6 +11,8 @@ namespace convai_fast::sample {
 constexpr int64_t kBlock = 64;   // logits that share a maximum; arrays are padded to whole blocks
 constexpr int64_t kChunk = 512;  // weights added up in float32 before their sum goes into a double
 constexpr int kPivots = 7;
+constexpr int64_t kPerLine = 16;       // floats in a line of the cache
+constexpr int64_t kFetchAhead = 2048;  // logits, 8 KB
 
 // Logits to draw from. The weight of each is exp((logit - largest) / temperature).
 struct Row {
@@ -26,12 +28,10 @@ struct Bracket {
   float low, high;
 };
 
-// Weights or logits, and where each comes from.
+// Logits, and where each comes from.
 struct List {
   float* values;
   int32_t* places;
-
-  List operator+(int64_t offset) const { return {values + offset, places + offset}; }
 };
 
 inline int64_t num_blocks(int64_t size) { return (size + kBlock - 1) / kBlock; }
@@ -44,6 +44,7 @@ inline void pad(float* list, int64_t count) { std::fill(list + count, list + pad
 // Floats that are not negative order as their bits do.
 inline int32_t bits(float value) { return std::bit_cast<int32_t>(value); }
 inline float from_bits(int32_t value) { return std::bit_cast<float>(value); }
+inline float next_up(float value) { return from_bits(bits(value) + 1); }
 
 // What one row at a time needs beside the logits, for rows of up to `vocab_size`. Most of it is
 // touched only where a filter leaves many tokens to choose from.
@@ -52,33 +53,34 @@ class Scratch {
   explicit Scratch(int64_t vocab_size)
       : size_(padded(vocab_size) + kBlock),
         num_maxima_(padded(size_ / kBlock)),
-        memory_(new CacheLine[(7 * size_ + 2 * num_maxima_) / kPerLine + size_ / kChunk + 1]) {}
+        num_sums_(size_ / kChunk + 1),
+        memory_(new CacheLine[(6 * size_ + 2 * num_maxima_ + 5 * num_sums_) / kPerLine + 1]) {}
 
   int64_t vocab_size() const { return size_ - kBlock; }
 
   float* logits() const { return floats(); }  // a row that has to be converted
-  List kept() const { return list(1); }       // what is left after top-k or min-p
-  List inside() const { return list(3); }     // what the bracket of top-p holds
-  List narrowed() const { return list(5); }   // the same of a narrower one
-  float* maxima() const { return floats() + 7 * size_; }
+  List kept() const {                         // what is left after top-k or min-p
+    return {floats() + size_, reinterpret_cast<int32_t*>(floats() + 2 * size_)};
+  }
+  float* inside() const { return floats() + 3 * size_; }    // what the bracket of top-p holds
+  float* narrowed() const { return floats() + 4 * size_; }  // the same of a narrower one
+  int32_t* ties() const { return reinterpret_cast<int32_t*>(floats() + 5 * size_); }
+  float* maxima() const { return floats() + 6 * size_; }
   float* ordered_maxima() const { return maxima() + num_maxima_; }
+  // Of each chunk: its mass, that of what is kept of it, and how many of it are inside.
   double* totals() const { return reinterpret_cast<double*>(ordered_maxima() + num_maxima_); }
-  double* above() const { return totals() + size_ / kChunk + 1; }
+  double* above() const { return totals() + num_sums_; }
+  int32_t* listed() const { return reinterpret_cast<int32_t*>(above() + num_sums_); }
 
  private:
   // So that no vector lies in two lines of the cache.
-  static constexpr int64_t kPerLine = 16;
   struct alignas(64) CacheLine {
     float values[kPerLine];
   };
 
   float* floats() const { return reinterpret_cast<float*>(memory_.get()); }
-  List list(int64_t i) const {
-    float* values = floats() + i * size_;
-    return {values, reinterpret_cast<int32_t*>(values + size_)};
-  }
 
-  int64_t size_, num_maxima_;
+  int64_t size_, num_maxima_, num_sums_;
   std::unique_ptr<CacheLine[]> memory_;
 };
 

@@ -8,7 +8,7 @@ namespace convai_fast::sample {
 // What the k largest tempered logits, and not many more, reach in all likelihood: for few of
 // them surely, since k blocks have a maximum that reaches the k-th largest maximum.
 inline float bound_of_largest(const WeighedRow& row, int64_t k) {
-  float* ordered = row.scratch().inside().values;
+  float* ordered = row.scratch().inside();
   int64_t size = num_blocks(row.vocab_size()), rank = k - 1;
   if (k <= size / 2) {
     std::copy_n(row.scratch().maxima(), size, ordered);
@@ -27,7 +27,7 @@ inline int64_t collect_largest(const WeighedRow& row, int64_t k) {
   int64_t count = row.collect(bound_of_largest(row, k));
   if (count < k) count = row.collect(kNever);
   const List kept = row.scratch().kept();
-  float* ordered = row.scratch().inside().values;  // not in use yet
+  float* ordered = row.scratch().inside();  // not in use yet
   std::copy_n(kept.values, count, ordered);
   std::nth_element(ordered, ordered + k - 1, ordered + count, std::greater<>());
   const float kth_largest = ordered[k - 1];

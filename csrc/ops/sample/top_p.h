@@ -1,4 +1,19 @@
 // Top-p: the threshold is guessed, and narrowed down, without a sort of the row.
+//
+// One pass over the logits finds the maxima of blocks, a second weighs them: of each chunk it keeps
+// the sum of its weights and of those above a bracket in which the threshold is guessed to lie, and
+// of all the list of weights inside, as values alone. The list is then cut down to an eighth, again
+// and again, until the last weight that is kept stands out. Where others weigh as much and not all
+// of them are kept, a third pass finds their places.
+//
+// Weights 1 .5 .2 | .2 .4 .1, two chunks, top-p 0.85 of 2.4, thus 2.04, and the bracket [.15, .45):
+//
+//   above the bracket   1.5     | 0        1.5 in all, of which .54 are missing
+//   inside              .2      | .2 .4    the list .2 .2 .4, of which 1 and 2 are of each chunk
+//   kept of it          .2      | .4       1.5 + .4 < 2.04 <= 1.5 + .4 + .2: .4, and the first .2
+//
+// Masses of the chunks, 1.7 and .4, tell in which of them a token is drawn, and that one alone is
+// weighed again.
 #pragma once
 
 #include "ops/sample/weighed_row.h"
@@ -12,7 +27,7 @@ inline float lowest(const WeighedRow& row, double tail, float least) {
 }
 
 // Where the threshold of top-p is likely to be: what is below it adds up to a share of the mass
-// that the maxima of the blocks tell together with one in 16 of the other weights. The bracket
+// that the maxima of the blocks tell together with one in 32 of the other weights. The bracket
 // ends where the estimate is two and a half standard deviations away, counting as seen one more
 // weight of the size in question.
 inline Bracket guess(const WeighedRow& row, float top_p, float least) {
@@ -22,14 +37,14 @@ inline Bracket guess(const WeighedRow& row, float top_p, float least) {
   if (!row.has_all_tokens() || row.row().size < 64 * kStride) {
     return {lowest(row, 1 - top_p, least), kAll};
   }
-  float* logits = scratch.narrowed().values;
+  float* logits = scratch.narrowed();
   const int64_t size = row.take_sample(logits);
   for (int64_t i = 0; i < size; i += kTaken) {
     const float largest = scratch.maxima()[i / kTaken * (kStride / kBlock)];
     for (int64_t j = i; j < i + kTaken; ++j) logits[j] = logits[j] < largest ? logits[j] : kNever;
   }
   const int64_t num_maxima = num_blocks(row.vocab_size());
-  float *weights = scratch.inside().values, *largest = scratch.ordered_maxima();
+  float *weights = scratch.inside(), *largest = scratch.ordered_maxima();
   double total = CONVAI_FAST_DISPATCH(exponentials)(
       {scratch.maxima(), num_maxima, row.largest(), row.row().temperature}, largest);
   const float low = lowest(row, (1 - top_p) * total, least);
@@ -95,19 +110,19 @@ inline Bracket narrow(Bracket b, const float* list, int64_t count, double target
   return {edges[i], edges[i + 1]};
 }
 
-// For top-p: weighs the row, and leaves in the list what is kept of the bracket, so that the kept
-// mass reaches that share of all; nothing below `least`.
+// For top-p: weighs the row, and keeps the largest of its weights whose mass reaches that share of
+// all; nothing below `least`.
 inline void nucleus(WeighedRow& row, float top_p, float least) {
   constexpr int64_t kSortable = 8;
   row.weigh(guess(row, top_p, least));
   const Scratch& scratch = row.scratch();
-  const List inside = scratch.inside();
+  float *inside = scratch.inside(), *list = scratch.narrowed();
   double target, above, mass;
   for (bool again = true;; again = false) {
-    pad(inside.values, row.num_listed());
+    pad(inside, row.num_listed());
     const double* masses = scratch.above();
     above = std::accumulate(masses, masses + num_chunks(row.row().size), 0.0);
-    mass = CONVAI_FAST_DISPATCH(total_of)(inside.values, padded(row.num_listed()));
+    mass = CONVAI_FAST_DISPATCH(total_of)(inside, padded(row.num_listed()));
     target = top_p * row.total();
     // Where the guess was wrong, the other side of it is right.
     if (again && above >= target) {
@@ -118,40 +133,27 @@ inline void nucleus(WeighedRow& row, float top_p, float least) {
       break;
     }
   }
-  if (above + mass < target) return;  // min-p keeps less
-
-  const List list = scratch.narrowed();
   Bracket b = row.bracket();
-  // At first the list's places are those in `inside`.
-  List from{inside.values, nullptr};
+  if (above + mass < target) return row.keep_listed(b.low);  // min-p keeps less
+
   int64_t count = row.num_listed();
+  const float* from = inside;
   do {
-    const Bracket narrower = narrow(b, from.values, count, target, &above);
-    count = CONVAI_FAST_DISPATCH(select)(from, padded(count), narrower, list);
-    pad(list.values, count);
-    b = narrower;
+    b = narrow(b, from, count, target, &above);
+    count = CONVAI_FAST_DISPATCH(select)(from, padded(count), b, list);
+    pad(list, count);
     from = list;
   } while (count > kSortable && bits(b.high) - bits(b.low) > 1);
+  if (count <= kSortable) std::sort(list, list + count, std::greater<>());
+  int64_t num_kept = 0;
+  while (num_kept < count && above < target) above += list[num_kept++];
+  if (num_kept == count) return row.keep_listed(b.low);
 
-  // In the order of the definition; equal weights may still be different logits.
-  const auto before = [&](int32_t i, int32_t j) {
-    const float a = row.row().tempered(row.row().logits[inside.places[i]]);
-    const float b = row.row().tempered(row.row().logits[inside.places[j]]);
-    return a > b || (a == b && i < j);
-  };
-  if (!std::is_sorted(list.places, list.places + count, before)) {
-    std::sort(list.places, list.places + count, before);
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    float& weight = inside.values[list.places[i]];
-    if (above < target) {
-      above += weight;
-    } else {
-      weight = 0;
-    }
-  }
-  row.set_num_listed(
-      CONVAI_FAST_DISPATCH(select)(inside, padded(row.num_listed()), {b.low, kAll}, inside));
+  // Others may weigh as much as the last that is kept.
+  const float last = list[num_kept - 1];
+  if (list[num_kept] < last) return row.keep_listed(last);
+  row.keep_listed(next_up(last));
+  row.keep_ties(list + num_kept - std::find(list, list + num_kept, last));
 }
 
 }  // namespace convai_fast::sample

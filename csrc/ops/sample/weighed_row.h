@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cmath>
-#include <functional>
+#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -13,38 +13,21 @@
 
 namespace convai_fast::sample {
 
-// Into how many pieces a row is split, and what runs task(0), ..., task(pieces - 1), at the same
-// time if it can. Pieces are whole chunks, so that their number changes nothing of what comes out.
-struct Pieces {
-  static constexpr int64_t kMost = 64;
-  int64_t count = 1;
-  std::function<void(int64_t pieces, const std::function<void(int64_t)>& task)> run;
-};
-
 constexpr float kNever = -std::numeric_limits<float>::infinity();  // a logit's
 constexpr float kAll = 2.0f;                                       // more than any weight
-constexpr int64_t kStride = 128, kTaken = kStride / 16;            // of `take_sample`
+constexpr int64_t kStride = 256, kTaken = kStride / 32;            // of `take_sample`
 
 class WeighedRow {
  public:
-  WeighedRow(const Scratch& scratch, int64_t vocab_size, const Pieces& pieces)
-      : scratch_(scratch), pieces_(pieces), vocab_size_(vocab_size) {}
+  WeighedRow(const Scratch& scratch, int64_t vocab_size)
+      : scratch_(scratch), vocab_size_(vocab_size) {}
 
-  // Looks through the row: float_row(begin, end) makes that part of it float32 and returns where
-  // the row begins, which must stay there. Returns false if nothing can be drawn from the row: it
+  // Looks through the row, which must stay there. Returns false if nothing can be drawn from it: it
   // holds a NaN or an infinity, or -inf alone.
-  template <class FloatRow>
-  bool read(FloatRow float_row) {
-    float largest[Pieces::kMost];
-    const int64_t pieces = in_pieces(vocab_size_, [&](int64_t i, int64_t begin, int64_t end) {
-      const float* logits = float_row(begin, end);
-      float* maxima = scratch_.maxima() + begin / kBlock;
-      largest[i] = CONVAI_FAST_DISPATCH(block_maxima)(logits + begin, end - begin, maxima);
-      if (i == 0) logits_ = logits;
-    });
-    largest_ = *std::max_element(largest, largest + pieces);
-    return std::isfinite(largest_) &&
-           std::none_of(largest, largest + pieces, [](float m) { return std::isnan(m); });
+  bool read(const float* logits) {
+    logits_ = logits;
+    largest_ = CONVAI_FAST_DISPATCH(block_maxima)(logits, vocab_size_, scratch_.maxima());
+    return std::isfinite(largest_);
   }
 
   // Begins with all tokens.
@@ -68,21 +51,19 @@ class WeighedRow {
     return std::find(logits_ + block * kBlock, logits_ + vocab_size_, largest_) - logits_;
   }
 
-  // One logit in 16. Returns how many they are.
+  // One logit in 32. Returns how many they are.
   int64_t take_sample(float* sample) const {
     int64_t size = 0;
     for (int64_t begin = 0; begin + kTaken <= row_.size; begin += kStride, size += kTaken) {
-      std::copy_n(row_.logits + begin, kTaken, sample + size);
+      std::memcpy(sample + size, row_.logits + begin, kTaken * sizeof(float));
     }
     return size;
   }
 
   // Lists the tokens whose tempered logit reaches `bound`, in order. Returns how many they are.
   int64_t collect(float bound) const {
-    return list_in_pieces(row_.size, scratch_.kept(), [&](int64_t begin, int64_t end, List list) {
-      return CONVAI_FAST_DISPATCH(collect)(row_, begin, end, scratch_.maxima(), logit_bound(bound),
-                                           bound, list);
-    });
+    return CONVAI_FAST_DISPATCH(collect)(row_, scratch_.maxima(), logit_bound(bound), bound,
+                                         scratch_.kept());
   }
 
   // Turns the list of what was collected into what is left to draw from.
@@ -91,57 +72,51 @@ class WeighedRow {
     tokens_ = scratch_.kept().places;
   }
 
-  // Weighs what is left, and lists what the bracket holds in scratch().inside().
+  // Weighs what is left, and lists what the bracket holds in scratch().inside(). What reaches its
+  // upper end is kept.
   void weigh(Bracket b) {
     bracket_ = b;
-    double *totals = scratch_.totals(), *above = scratch_.above();
+    least_kept_ = b.high;
+    num_ties_ = 0;
+    double* totals = scratch_.totals();
     const float* maxima = tokens_ ? nullptr : scratch_.maxima();
     const float bound = logit_bound(std::log(b.low) - 0.001f);
-    count_ = list_in_pieces(row_.size, scratch_.inside(), [&](int64_t i, int64_t end, List list) {
-      return CONVAI_FAST_DISPATCH(weigh)(row_, i, end, b, maxima, bound, totals, above, list);
-    });
+    count_ = CONVAI_FAST_DISPATCH(weigh)(row_, b, maxima, bound, totals, scratch_.above(),
+                                         scratch_.inside(), scratch_.listed());
     total_ = std::accumulate(totals, totals + num_chunks(row_.size), 0.0);
   }
 
-  // What is kept: the weights that reach the bracket's upper end, and those that are listed.
+  // Keeps what of the list reaches `least`, too.
+  void keep_listed(float least) {
+    least_kept_ = least;
+    CONVAI_FAST_DISPATCH(add_listed)(scratch_.inside(), scratch_.listed(), num_chunks(row_.size),
+                                     least, scratch_.above());
+  }
+
+  // Of the equal weights just below what is kept, keeps so many, too: in the order of the
+  // definition, for equal weights may still be different logits.
+  void keep_ties(int64_t count) {
+    int32_t* ties = scratch_.ties();
+    const int64_t all = CONVAI_FAST_DISPATCH(places_of)(row_, tie_weight(), ties);
+    const auto before = [&](int32_t i, int32_t j) {
+      return row_.tempered(row_.logits[i]) > row_.tempered(row_.logits[j]);
+    };
+    if (!std::is_sorted(ties, ties + all, before)) std::stable_sort(ties, ties + all, before);
+    num_ties_ = std::min(count, all);
+    for (int64_t i = 0; i < num_ties_; ++i) scratch_.above()[ties[i] / kChunk] += tie_weight();
+  }
+
   Bracket bracket() const { return bracket_; }
   int64_t num_listed() const { return count_; }
-  void set_num_listed(int64_t count) { count_ = count; }
   double total() const { return total_; }
 
+  // What is kept: the weights that reach this, and of those just below it num_ties(), which are at
+  // scratch().ties(). scratch().above() has the mass of each chunk.
+  float least_kept() const { return least_kept_; }
+  int64_t num_ties() const { return num_ties_; }
+  float tie_weight() const { return from_bits(bits(least_kept_) - 1); }
+
  private:
-  // Calls pass(i, begin, end) for each piece of `size` elements. Returns how many pieces they are.
-  template <class Pass>
-  int64_t in_pieces(int64_t size, Pass pass) const {
-    const int64_t chunks = num_chunks(size), pieces = std::min(pieces_.count, chunks);
-    const auto piece = [&](int64_t i) {
-      pass(i, chunks * i / pieces * kChunk, std::min(size, chunks * (i + 1) / pieces * kChunk));
-    };
-    if (pieces > 1) {
-      pieces_.run(pieces, piece);
-    } else {
-      piece(0);
-    }
-    return std::max<int64_t>(pieces, 1);
-  }
-
-  // The same for a pass(begin, end, list) that lists what it finds. Returns how much that is.
-  template <class Pass>
-  int64_t list_in_pieces(int64_t size, List list, Pass pass) const {
-    int64_t begins[Pieces::kMost], counts[Pieces::kMost];
-    const int64_t pieces = in_pieces(size, [&](int64_t i, int64_t begin, int64_t end) {
-      begins[i] = begin;
-      counts[i] = pass(begin, end, list + begin);
-    });
-    int64_t count = counts[0];
-    for (int64_t i = 1; i < pieces; ++i) {
-      std::copy_n(list.values + begins[i], counts[i], list.values + count);
-      std::copy_n(list.places + begins[i], counts[i], list.places + count);
-      count += counts[i];
-    }
-    return count;
-  }
-
   // The logits whose tempered logit reaches `bound` reach this, with room for rounding.
   float logit_bound(float bound) const {
     const float offset = bound * row_.temperature;
@@ -149,7 +124,6 @@ class WeighedRow {
   }
 
   const Scratch& scratch_;
-  const Pieces& pieces_;
   const int64_t vocab_size_;
   const float* logits_;
   float largest_;
@@ -158,7 +132,8 @@ class WeighedRow {
   const int32_t* tokens_ = nullptr;
 
   Bracket bracket_;
-  int64_t count_;
+  int64_t count_, num_ties_;
+  float least_kept_;
   double total_;
 };
 
