@@ -66,7 +66,9 @@ def sample(
     """
 
     def per_row(value: float | Tensor, dtype: torch.dtype) -> Tensor:
-        # The quicker way, for what both types can hold.
+        # The quicker ways: what is a value a row already, and what both types can hold.
+        if isinstance(value, Tensor) and value.dtype == dtype and value.shape == logits.shape[:1]:
+            return value
         if isinstance(value, (int, float)) and abs(value) < 2**63:
             return torch.full((logits.shape[0],), value, dtype=dtype, device=logits.device)
         value = torch.as_tensor(value, dtype=dtype, device=logits.device)
