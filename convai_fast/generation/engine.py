@@ -276,6 +276,7 @@ class GenerationEngine:
             while self._abandoned:
                 self._abandon(self._abandoned.pop())
 
+    @torch.inference_mode()  # as the tensors of the cache are made and written to
     def _take_step(self) -> None:
         try:
             step = self._scheduler.schedule()
@@ -303,13 +304,11 @@ class GenerationEngine:
                 assert draft.reply is not None  # which has waited for its score
                 self._complete(draft, replace(draft.reply, score=score))
 
-    @torch.inference_mode()  # as the tensors of the cache are made and written to
     def _forward(self, step: Step) -> Tensor:
         for copy in step.copies:
             self._backend.copy_prefix(copy)
         return self._backend.forward(step)
 
-    @torch.inference_mode()
     def _draw(
         self, hidden: Tensor, drafts: list[Draft]
     ) -> tuple[Iterable[tuple[Draft, Drawn]], Iterable[tuple[Draft, float]]]:
