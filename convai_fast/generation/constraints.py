@@ -68,17 +68,34 @@ class Constraints:
         return banned
 
 
-def constrain(logits: Tensor, constraints: Sequence[Constraints]) -> None:
-    """Penalise and ban in place, each reply in its row of `logits` [batch, vocab_size]."""
-    penalties = [each.penalty for each in constraints]
-    seen = [each.seen() if each.penalty != 1 else [] for each in constraints]
-    if at := _places(seen, logits.device):
-        penalty = to_device(torch.tensor(penalties, dtype=torch.float32), logits.device)[at[0]]
+class Constrainer:
+    """Applies constraints; where it bans is kept as tensors while the bans are the same."""
+
+    def __init__(self) -> None:
+        self._banned: list[list[int]] = []
+        self._places: tuple[Tensor, Tensor] | None = None
+        self._never = torch.empty(())
+
+    def __call__(self, logits: Tensor, constraints: Sequence[Constraints]) -> None:
+        """Penalise and ban in place, each reply in its row of `logits` [batch, vocab_size]."""
+        if any(each.penalty != 1 for each in constraints):
+            _penalise(logits, constraints)
+        banned = [each.banned() for each in constraints]
+        if banned != self._banned:
+            self._banned, self._places = banned, _places(banned, logits.device)
+            self._never = logits.new_full((), -torch.inf)
+        if self._places:
+            logits.index_put_(self._places, self._never)
+
+
+def _penalise(logits: Tensor, constraints: Sequence[Constraints]) -> None:
+    penalties = torch.tensor([each.penalty for each in constraints], dtype=torch.float32)
+    at = _places([each.seen() if each.penalty != 1 else [] for each in constraints], logits.device)
+    if at:
+        penalty = to_device(penalties, logits.device)[at[0]]
         values = logits[at]
         penalised = torch.where(values < 0, values * penalty, values / penalty)
         logits[at] = penalised.to(logits.dtype)
-    if at := _places([each.banned() for each in constraints], logits.device):
-        logits[at] = -torch.inf
 
 
 def _places(tokens: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor] | None:

@@ -29,7 +29,7 @@ from convai_fast.generation.request import (
     check_ranking,
     prompt_room,
 )
-from convai_fast.generation.sampler import Draw, Drawn, draw_tokens
+from convai_fast.generation.sampler import Draw, Drawn, Sampler
 from convai_fast.generation.scheduler import Scheduler, Step, TokenSequence
 from convai_fast.loading import check_fit
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -78,6 +78,7 @@ class GenerationEngine:
         self.special_ids = special_ids(tokenizer)
         self._detokenizer = Detokenizer(tokenizer)
         self._backend = make_backend(model, max_batch_size, weights)
+        self._sampler = Sampler()
         self._scheduler = Scheduler(max_batch_size, model.config.vocab_size)
         self._jobs: dict[Hashable, Job] = {}
         self._mailboxes: dict[Hashable, deque[Event]] = {}  # of requests that a loop has added
@@ -275,6 +276,7 @@ class GenerationEngine:
             while self._abandoned:
                 self._abandon(self._abandoned.pop())
 
+    @torch.inference_mode()  # as the tensors of the cache are made and written to
     def _take_step(self) -> None:
         try:
             step = self._scheduler.schedule()
@@ -302,13 +304,11 @@ class GenerationEngine:
                 assert draft.reply is not None  # which has waited for its score
                 self._complete(draft, replace(draft.reply, score=score))
 
-    @torch.inference_mode()  # as the tensors of the cache are made and written to
     def _forward(self, step: Step) -> Tensor:
         for copy in step.copies:
             self._backend.copy_prefix(copy)
         return self._backend.forward(step)
 
-    @torch.inference_mode()
     def _draw(
         self, hidden: Tensor, drafts: list[Draft]
     ) -> tuple[Iterable[tuple[Draft, Drawn]], Iterable[tuple[Draft, float]]]:
@@ -328,7 +328,7 @@ class GenerationEngine:
                 draft.constraints = Constraints(draft.job.params, prompt, self.special_ids)
             draft.constraints.follow(draft.input_ids)
             draws.append(Draw(draft.job.params, draft.constraints, draft.step))
-        drawn = draw_tokens(self._backend.logits(hidden), draws) if draws else []
+        drawn = self._sampler.draw(self._backend.logits(hidden), draws) if draws else []
         return zip(drafts, drawn, strict=True), zip(written, scores, strict=True)
 
     def _add_token(self, draft: Draft, drawn: Drawn) -> None:

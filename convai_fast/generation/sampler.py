@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from convai_fast import ops
-from convai_fast.generation.constraints import Constraints, constrain
+from convai_fast.generation.constraints import Constrainer, Constraints
 from convai_fast.generation.params import SamplingParams
 from convai_fast.model.layers import fetch, to_device
 
@@ -40,37 +40,47 @@ class Drawn(NamedTuple):
     failure: str = ""
 
 
-def draw_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
-    """Draw a token from each row of `logits` [batch, vocab_size], which are changed."""
-    constrain(logits, [draw.constraints for draw in draws])
-    params = [draw.params for draw in draws]
+class Sampler:
+    """Draws tokens; how is kept as tensors while the same replies are under way."""
 
-    floats = [(0.0 if p.no_sample else p.temperature, p.top_p, p.min_p) for p in params]
-    integers = [(draw.params.top_k, draw.params.seed, draw.step) for draw in draws]
-    # One transfer of each kind; what a column holds of all rows lies side by side.
-    columns = (
-        torch.tensor(rows, dtype=dtype).T.contiguous()
-        for rows, dtype in ((floats, torch.float32), (integers, torch.int64))
-    )
-    (temperature, top_p, min_p), (top_k, seeds, steps) = (
-        to_device(column, logits.device) for column in columns
-    )
-    token_ids, logprobs = ops.sample(
-        logits,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seeds=seeds,
-        steps=steps,
-        return_logprobs=any(p.logprobs for p in params),
-    )
-    drawn, *known = fetch(token_ids, *([] if logprobs is None else [logprobs]))
-    of_rows = known[0].tolist() if known else [None] * len(draws)
-    return [
-        Drawn(token, logprob, "" if token >= 0 else _why_nothing(logits[row]))
-        for row, (token, logprob) in enumerate(zip(drawn.tolist(), of_rows, strict=True))
-    ]
+    def __init__(self) -> None:
+        self._constrain = Constrainer()
+        self._params: list[SamplingParams] = []
+        self._tables: dict[str, Tensor] = {}
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
+        """Draw a token from each row of `logits` [batch, vocab_size], which are changed."""
+        self._constrain(logits, [draw.constraints for draw in draws])
+        params = [draw.params for draw in draws]
+        if params != self._params:
+            self._params, self._tables = params, _tables(params, logits.device)
+        token_ids, logprobs = ops.sample(
+            logits,
+            **self._tables,
+            steps=to_device(torch.tensor([draw.step for draw in draws]), logits.device),
+            return_logprobs=any(p.logprobs for p in params),
+        )
+        drawn, *known = fetch(token_ids, *([] if logprobs is None else [logprobs]))
+        of_rows = known[0].tolist() if known else [None] * len(draws)
+        return [
+            Drawn(token, logprob, "" if token >= 0 else _why_nothing(logits[row]))
+            for row, (token, logprob) in enumerate(zip(drawn.tolist(), of_rows, strict=True))
+        ]
+
+
+def _tables(params: Sequence[SamplingParams], device: torch.device) -> dict[str, Tensor]:
+    """The parameters of `ops.sample`, each [batch]."""
+    columns = {
+        "temperature": ([0.0 if p.no_sample else p.temperature for p in params], torch.float32),
+        "top_p": ([p.top_p for p in params], torch.float32),
+        "min_p": ([p.min_p for p in params], torch.float32),
+        "top_k": ([p.top_k for p in params], torch.int64),
+        "seeds": ([p.seed for p in params], torch.int64),
+    }
+    return {
+        name: to_device(torch.tensor(column, dtype=dtype), device)
+        for name, (column, dtype) in columns.items()
+    }
 
 
 def _why_nothing(logits: Tensor) -> str:

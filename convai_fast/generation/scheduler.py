@@ -77,16 +77,21 @@ class Step:
     token_type_ids: np.ndarray
 
     @property
+    def offsets(self) -> np.ndarray:
+        """int64 [sequences + 1], where the tokens of each sequence begin and end."""
+        return np.cumsum([0, *self.counts.tolist()])
+
+    @property
     def last(self) -> np.ndarray:
         """int64 [sequences], which of the tokens is each sequence's last."""
-        return self.counts.cumsum() - 1
+        return self.offsets[1:] - 1
 
     @property
     def position_ids(self) -> np.ndarray:
         """int64 [tokens], each token's place in its own sequence."""
         # 5 and 6 for two tokens after 5, then 0, 1 and 2 for three of a new sequence.
-        begins = self.counts.cumsum() - self.counts
-        return np.arange(self.counts.sum()) + np.repeat(self.past - begins, self.counts)
+        shifts = self.past - self.offsets[:-1]
+        return np.arange(len(self.input_ids)) + np.repeat(shifts, self.counts)
 
 
 class Scheduler:
@@ -103,8 +108,9 @@ class Scheduler:
         self._waiting: list[TokenSequence] = []  # those that begin alike next to each other
         self.running: list[TokenSequence] = []
         self.free_slots = list(range(num_slots))  # the one longest free first
-        self.lengths = np.zeros(num_slots, np.int64)  # tokens of each slot that are computed
-        # The keys of these, and of those that it is about to compute; else -1.
+        self.lengths = [0] * num_slots  # tokens of each slot that are computed
+        # The keys of these, and of those of a prompt that it is about to compute; else -1. What is
+        # drawn is noted when its sequence is done: nobody begins like it before.
         self._keys = np.full((num_slots, 1), -1, np.int64)
 
     @property
@@ -131,10 +137,11 @@ class Scheduler:
 
     def remove(self, sequence: TokenSequence) -> None:
         """Free the slot of a sequence that is done; its tokens can still be copied."""
+        length, keys = self.lengths[sequence.slot], self._keys[sequence.slot]
+        keys[:length] = self.keys_of(sequence.input_ids[:length], sequence.token_type_ids[:length])
+        keys[length:] = -1  # nobody shall wait for what it promised to compute and did not
         self.running.remove(sequence)
         self.free_slots.append(sequence.slot)
-        # Nobody shall wait for what it promised to compute and did not.
-        self._keys[sequence.slot, self.lengths[sequence.slot] :] = -1
         sequence.slot = -1
 
     def cancel(self, id: Hashable) -> None:
@@ -145,14 +152,14 @@ class Scheduler:
             self.remove(sequence)
 
     def truncate(self, sequence: TokenSequence, length: int) -> None:
-        """Drop all but the first `length` tokens of a running sequence."""
+        """Drop all but the first `length` tokens of a running sequence, at least its prompt's."""
         del sequence.input_ids[length:], sequence.token_type_ids[length:]
         self.lengths[sequence.slot] = min(self.lengths[sequence.slot], length)
-        self._keys[sequence.slot, length:] = -1
 
     def clear_free_slots(self) -> None:
         """Forget which tokens the slots hold that no sequence has."""
-        self.lengths[self.free_slots] = 0
+        for slot in self.free_slots:
+            self.lengths[slot] = 0
         self._keys[self.free_slots] = -1
 
     def schedule(self) -> Step | None:
@@ -160,30 +167,29 @@ class Scheduler:
         copies = self._admit()
         if not self.running:
             return None
-        slots = np.array([sequence.slot for sequence in self.running])
-        # A token is always computed, also where a step was interrupted after its forward pass.
-        whole = np.array([len(sequence.input_ids) for sequence in self.running])
-        past = np.minimum(self.lengths[slots], whole - 1)
+        slots, past, counts = [], [], []
         input_ids: list[int] = []
         token_type_ids: list[int] = []
-        counts = np.zeros(len(slots), np.int64)
-        for i, (sequence, start) in enumerate(zip(self.running, past.tolist(), strict=True)):
-            new = sequence.input_ids[start:]
-            counts[i] = len(new)
-            input_ids += new
+        for sequence in self.running:
+            slot, length = sequence.slot, len(sequence.input_ids)
+            # A token is always computed, also where a step was interrupted after its forward pass.
+            start = min(self.lengths[slot], length - 1)
+            input_ids += sequence.input_ids[start:]
             token_type_ids += sequence.token_type_ids[start:]
-        ids, segments = np.array(input_ids), np.array(token_type_ids)
-        step = Step(list(self.running), copies, slots, past, counts, ids, segments)
-        self._keys[np.repeat(slots, counts), step.position_ids] = self.keys_of(ids, segments)
-        self.lengths[slots] = past + counts
-        return step
+            slots.append(slot)
+            past.append(start)
+            counts.append(length - start)
+            self.lengths[slot] = length
+        tables = (np.array(each) for each in (slots, past, counts, input_ids, token_type_ids))
+        return Step(list(self.running), copies, *tables)
 
     def forget(self) -> None:
         """Count nothing of the sequences that run as computed, since a step was interrupted.
 
         Their tokens are computed anew in the next one.
         """
-        self.lengths[[sequence.slot for sequence in self.running]] = 0
+        for sequence in self.running:
+            self.lengths[sequence.slot] = 0
 
     def _admit(self) -> list[Copy]:
         """Give waiting sequences a slot while there are free ones.
@@ -241,6 +247,6 @@ class Scheduler:
         for slot in self.free_slots:
             assert (held[slot] == (place < self.lengths[slot])).all()
         for sequence in self.running:
-            known = self.keys_of(sequence.input_ids, sequence.token_type_ids)
-            length = self.lengths[sequence.slot]
-            assert (self._keys[sequence.slot, :length] == known[:length]).all()
+            known, length = sequence.keys, self.lengths[sequence.slot]
+            assert (self._keys[sequence.slot, : len(known)] == known).all()
+            assert length <= len(sequence.input_ids)

@@ -8,7 +8,6 @@
 namespace convai_fast::simd::CONVAI_FAST_ISA {
 
 constexpr int64_t kMostFeatures = 256;  // of which a tile's weights stay in the first-level cache
-constexpr int64_t kAhead = 8;  // words of a column that are fetched from memory ahead of use
 constexpr int kTileVectors = kWidth == 8 ? 2 : 4;  // of columns, beside Words::kTileRows rows
 constexpr int kFewVectors = kWidth == 16 ? 4 : 8;  // beside a single one
 
@@ -138,10 +137,7 @@ CONVAI_FAST_INLINE void add_tile(const typename Words<Scalar>::Wide* x, int64_t 
   for (int64_t k = 0; k < words; ++k) {
     Simd::Int w[kVectors];
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      w[v] = Simd::load(weight + k * kBlock + v * kWidth);
-      __builtin_prefetch(weight + k * kBlock + v * kWidth + kAhead * kBlock);
-    }
+    for (int v = 0; v < kVectors; ++v) w[v] = Simd::load(weight + k * kBlock + v * kWidth);
 #pragma GCC unroll 2
     for (int odd = 0; odd < W::kOfX; ++odd) {
 #pragma GCC unroll 16

@@ -126,7 +126,7 @@ def test_an_interruption_anywhere_in_a_step_changes_no_reply(engine, ask, monkey
     places = {
         "forward": ("convai_fast.generation.backends.CpuBackend.forward", 3),
         "logits": ("convai_fast.generation.backends.Backend.logits", 3),
-        "draw": ("convai_fast.generation.engine.draw_tokens", 3),
+        "draw": ("convai_fast.generation.engine.Sampler.draw", 3),
         "text": ("convai_fast.generation.engine.Detokenizer.find_stop", 6),
     }
     name, at = places[place]
@@ -162,7 +162,7 @@ def test_an_interruption_while_steps_are_planned_leaves_no_prefix_that_is_not_th
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._scheduler, "keys_of", interrupted)
+        patch.setattr("convai_fast.generation.scheduler.Step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.step()
     replies = {event.id: event.replies for event in run(engine)}

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,13 +49,12 @@ class CpuBackend(Backend):
 
     def forward(self, step: Step) -> Tensor:
         """See `Backend`."""
-        offsets = np.concatenate([[0], step.counts.cumsum()])
         return ops.decoder_step(
             self.decoder,
             torch.from_numpy(step.input_ids),
             torch.from_numpy(step.token_type_ids) if self._has_segments else None,
             torch.from_numpy(step.slots),
-            torch.from_numpy(offsets),
+            torch.from_numpy(step.offsets),
             torch.from_numpy(step.past),
             self.keys,
             self.values,

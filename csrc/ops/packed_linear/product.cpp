@@ -19,7 +19,7 @@ constexpr int64_t kProductsPerTask = 1 << 17;
 // Of rounded rows: with a block of the weight they fit into the second-level cache.
 constexpr int64_t kChunkBytes = 256 << 10;
 
-// Up to so many rows wait for the weight, which our own loops fetch from memory ahead of use.
+// Up to so many rows wait for the weight, which our own loops read from memory faster.
 constexpr int64_t kFewRows = 8;
 
 // Whether our own product makes oneDNN's sums, bit for bit and beside any number of rows, so that
