@@ -23,6 +23,12 @@ def seconds_per_call(function: Callable[[], object], min_seconds: float = 0.02) 
     return elapsed / calls
 
 
+def memory_bandwidth() -> float:
+    """Bytes a second of one read of memory."""
+    large = torch.randn(64 << 20)
+    return large.nbytes / seconds_per_call(large.sum, 0.3)
+
+
 def compare(ways: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str, list[float]]:
     """Seconds a call of each way, `rounds` times in turn (A B C A B C …) after one warm-up."""
     for function in ways.values():
