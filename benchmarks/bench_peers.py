@@ -62,7 +62,7 @@ PEERS = {
 }
 DRAWINGS = {
     "greedy": Drawing(),
-    # Most samplers are fastest with both, since top-p then sorts 50 tokens instead of all.
+    # With both, since OpenVINO draws nearly twice as fast as with top-p alone.
     "top-k 50, top-p 0.9": Drawing(temperature=0.7, top_k=50, top_p=0.9),
     "top-p 0.9": Drawing(temperature=0.7, top_p=0.9),
 }
