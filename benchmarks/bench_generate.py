@@ -5,113 +5,65 @@ python -m pytest benchmarks/bench_generate.py --benchmark-only -k "gpt2 and batc
 
 import statistics
 import time
+from functools import partial
 
 import pytest
 import torch
-import transformers
 from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM
 
 from benchmarks import shapes
-from benchmarks.timing import ratios, record, seconds_per_call
+from benchmarks.peers import Drawing, transformers
+from benchmarks.timing import memory_bandwidth, ratios, record, seconds_per_call
 from convai_fast import GenerationEngine
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.generation.request import build_prompt
 
 ROUNDS = {"one": 5, "batch": 3, "many": 1, "real": 2}
-CLASSES = {
-    "gpt2": transformers.GPT2LMHeadModel,
-    "openai-gpt": transformers.OpenAIGPTLMHeadModel,
-}
+DRAWING = Drawing(temperature=0.7, top_p=0.9)
 
 
 def peers_of(architecture, shape, prompts, model, tokenizer, folder):
     """Name -> (what writes `new_tokens` after every prompt, how many it writes)."""
-    model.save_pretrained(folder, tokenizer)
-    theirs = CLASSES[architecture].from_pretrained(folder).eval()
-    longest = max(len(prompt.input_ids) for prompt in prompts)
-    pad = special_ids(tokenizer).pad
-    ids = torch.full((len(prompts), longest), pad)
-    segments, mask = ids.clone(), torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):  # on the left, as `generate` wants it
-        ids[row, longest - len(prompt.input_ids) :] = torch.tensor(prompt.input_ids)
-        segments[row, longest - len(prompt.input_ids) :] = torch.tensor(prompt.token_type_ids)
-        mask[row, longest - len(prompt.input_ids) :] = 1
+    model.save_pretrained(folder / "model", tokenizer)
+    AutoModelForCausalLM.from_pretrained(folder / "model").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    threads = torch.get_num_threads()
+    ids = [list(prompt.input_ids) for prompt in prompts]
+    segments = [list(prompt.token_type_ids) for prompt in prompts]
     # OpenAI GPT has no cache there: 4 tokens instead of 32, which flatters it, and still take long.
     new_tokens = shape.new_tokens if architecture == "gpt2" else 4
-
-    def transformers_way(dtype):
-        peer = theirs if dtype == torch.float32 else CLASSES[architecture].from_pretrained(folder)
-        peer = peer.to(dtype).eval()
-
-        def run():
-            return peer.generate(
-                ids,
-                attention_mask=mask,
-                token_type_ids=segments,
-                max_new_tokens=new_tokens,
-                min_new_tokens=new_tokens,
-                do_sample=True,
-                top_p=0.9,
-                top_k=0,
-                temperature=0.7,
-                pad_token_id=pad,
-            )
-
-        return run, new_tokens * len(prompts)
-
-    peers = {"transformers float32": transformers_way(torch.float32)}
+    formats = ["float32"]
     if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
-        peers["transformers bfloat16"] = transformers_way(torch.bfloat16)  # elsewhere emulated
-    if architecture == "gpt2":
-        peers |= ctranslate2_ways(shape, prompts, theirs, tokenizer, folder)
-    return peers
-
-
-def ctranslate2_ways(shape, prompts, theirs, tokenizer, folder):
-    ctranslate2 = pytest.importorskip("ctranslate2", reason="pip install 'convai-fast[bench]'")
-    theirs.save_pretrained(folder / "lm")
-    tokenizer.save_pretrained(folder / "lm")
-    tokens = [tokenizer.convert_ids_to_tokens(prompt.input_ids) for prompt in prompts]
+        formats.append("bfloat16")  # elsewhere emulated
     ways = {}
-    for kind in ("float32", "int8"):
-        out = str(folder / kind)
-        converter = ctranslate2.converters.TransformersConverter(str(folder / "lm"))
-        converter.convert(out, quantization=kind)
-        generator = ctranslate2.Generator(
-            out, compute_type=kind, intra_threads=torch.get_num_threads()
-        )
+    for kind in formats:
+        peer = transformers.Peer(folder, kind, threads)
+        write = partial(peer.generate, ids, new_tokens, DRAWING, segments)
+        ways[f"transformers {kind}"] = (write, new_tokens * len(prompts))
+    if architecture == "gpt2":
+        pytest.importorskip("ctranslate2", reason="pip install 'convai-fast[peers]'")
+        from benchmarks.peers import ctranslate2
 
-        def run(generator=generator):
-            return generator.generate_batch(
-                tokens,
-                max_length=shape.new_tokens,
-                min_length=shape.new_tokens,
-                sampling_topk=0,
-                sampling_topp=0.9,
-                sampling_temperature=0.7,
-                include_prompt_in_result=False,
-            )
-
-        ways[f"CTranslate2 {kind} (without segments)"] = (run, shape.new_tokens * len(prompts))
+        for kind in ("float32", "int8"):
+            peer = ctranslate2.Peer(folder, kind, threads)
+            write = partial(peer.generate, ids, new_tokens, DRAWING)
+            count = new_tokens * len(prompts)
+            ways[f"CTranslate2 {kind} (without segments)"] = (write, count)
     return ways
-
-
-def measured_rates():
-    """FLOP/s of a float32 matrix product, and bytes a second of one read of memory."""
-    x, w = torch.randn(1024, 768), torch.randn(3072, 768)
-    flops = 2 * x.shape[0] * w.numel() / seconds_per_call(lambda: x @ w.T, 0.2)
-    large = torch.randn(64 << 20)
-    return flops, large.nbytes / seconds_per_call(large.sum, 0.2)
 
 
 def floor_seconds(model, shape, prompts):
     """The time of the matrix products alone, or of reading the weights, whichever is longer."""
-    flops_rate, bandwidth = measured_rates()
+    x, w = torch.randn(1024, 768), torch.randn(3072, 768)
+    flops_rate = 2 * x.shape[0] * w.numel() / seconds_per_call(lambda: x @ w.T, 0.2)
     head = model.transformer.token_embedding.weight.numel()
     body = sum(p.numel() for block in model.transformer.blocks for p in block.parameters())
     prompt_tokens = sum(len(prompt.input_ids) for prompt in prompts)
     prefill = 2 * (body * prompt_tokens + head * len(prompts)) / flops_rate
-    step = max(2 * (body + head) * len(prompts) / flops_rate, 4 * (body + head) / bandwidth)
+    step = max(
+        2 * (body + head) * len(prompts) / flops_rate, 4 * (body + head) / memory_bandwidth()
+    )
     return prefill + step * (shape.new_tokens - 1)
 
 

@@ -3,14 +3,11 @@
 python -m pytest benchmarks/bench_products.py --benchmark-only
 """
 
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.timing import compare, ratios, record, seconds_per_call
+from benchmarks.timing import compare, memory_bandwidth, ratios, record
 from convai_fast import ops
 from convai_fast.generation.backends import WEIGHTS
 
@@ -20,22 +17,9 @@ ROWS = [1, 32, 592, 4096]
 MOST_PRODUCTS = 2**34  # of a call: a vocabulary of 4,096 rows is none that is needed
 
 
-@pytest.fixture(scope="module")
-def peak(tmp_path_factory):
-    """Format -> GFLOP/s (or GOP/s) that the instructions could do, where that is known."""
-    program = tmp_path_factory.mktemp("peak") / "peak"
-    source = Path(__file__).with_name("peak.cpp")
-    built = subprocess.run(["c++", "-O2", "-pthread", source, "-o", program], capture_output=True)
-    if built.returncode:  # another processor, or no compiler
-        return {}
-    command = [program, str(torch.get_num_threads())]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    return dict(zip(lines[::2], map(float, lines[1::2]), strict=True))
-
-
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_products(benchmark, shape, rows, peak, say):
+def test_products(benchmark, shape, rows, peaks, say):
     in_features, out_features = shape
     if rows * in_features * out_features > MOST_PRODUCTS:
         pytest.skip("nobody needs it")
@@ -49,8 +33,7 @@ def test_products(benchmark, shape, rows, peak, say):
     times = compare(ways, rounds=15)
     benchmark.pedantic(ways["float32"], rounds=3)
 
-    large = torch.randn(64 << 20)
-    bandwidth = large.nbytes / seconds_per_call(large.sum, 0.3)
+    bandwidth = memory_bandwidth()
     figures: dict[str, float | str] = {"bandwidth_gb_per_s": round(bandwidth / 1e9, 1)}
     lines = [f"\n{rows} x {in_features} x {out_features}:"]
     for name, weight_of in packed.items():
@@ -61,9 +44,9 @@ def test_products(benchmark, shape, rows, peak, say):
         line = (
             f"  {name:<9} {giga:7.0f} GFLOP/s, weights at {read:5.1f} GB/s of {bandwidth / 1e9:.0f}"
         )
-        if name in peak:
-            figures[f"{name}_share_of_peak"] = round(giga / peak[name], 3)
-            line += f", {giga / peak[name]:.0%} of the instruction peak"
+        if name in peaks:
+            figures[f"{name}_share_of_peak"] = round(giga / peaks[name], 3)
+            line += f", {giga / peaks[name]:.0%} of the instruction peak"
         if f"torch {name}" in times:
             ratio, least, most = ratios(times, name, f"torch {name}")
             line += f"; {ratio:.2f} x torch's ({least:.2f}-{most:.2f})"

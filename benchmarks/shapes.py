@@ -142,12 +142,18 @@ def dialogues_and_tokenizer() -> tuple[str, dict[str, list[Dialogue]], PreTraine
 
 
 @cache
-def model_and_tokenizer(architecture: str) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast]:
-    """OpenAI GPT 117M or GPT-2 124M with random weights, and its tokenizer."""
+def tokenizer_of(architecture: str) -> PreTrainedTokenizerFast:
+    """OpenAI GPT's or GPT-2's tokenizer, with the special tokens."""
     folder = SHARED / "tokenizers" / architecture
     if not folder.is_dir():
         pytest.skip(f"needs the tokenizer in {folder}, which is not there")
-    tokenizer = load_tokenizer(folder)
+    return load_tokenizer(folder)
+
+
+@cache
+def model_and_tokenizer(architecture: str) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast]:
+    """OpenAI GPT 117M or GPT-2 124M with random weights, and its tokenizer."""
+    tokenizer = tokenizer_of(architecture)
     torch.manual_seed(0)
     config = {"model_type": architecture, "vocab_size": len(tokenizer)}
     model = DoubleHeadsModel(TransformerConfig.from_transformers(config)).eval()

@@ -5,6 +5,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,6 +22,13 @@ def seconds_per_call(function: Callable[[], object], min_seconds: float = 0.02) 
         calls += 1
         elapsed = time.perf_counter() - started
     return elapsed / calls
+
+
+@cache
+def memory_bandwidth() -> float:
+    """Bytes a second of one read of memory: the best of five tries, since it is a limit."""
+    large = torch.randn(64 << 20)
+    return large.nbytes / min(seconds_per_call(large.sum, 0.1) for _ in range(5))
 
 
 def compare(ways: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str, list[float]]:

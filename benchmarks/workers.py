@@ -4,13 +4,17 @@ A process of its own has its own memory, so that its peak can be told, and its o
 allocator, so that what one way does to them is no help to the other.
 """
 
+import json
+import os
 import resource
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +65,47 @@ class Worker:
         """End the process."""
         self._process.terminate()
         self._process.join()
+
+
+class PeerProcess:
+    """A peer of `benchmarks.peers` in a process, which may be that of another environment."""
+
+    def __init__(
+        self,
+        python: str,
+        peer: str,
+        folder: Path,
+        number_format: str,
+        environment: dict[str, str],
+    ) -> None:
+        threads = str(torch.get_num_threads())
+        self._process = subprocess.Popen(
+            [python, "-m", "benchmarks.peers.serve", peer, str(folder), number_format, threads],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "OMP_NUM_THREADS": threads, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        hello = self._answer()
+        self.missing: str | None = hello.get("missing")  # the module that it lacks
+        self.version: str | None = hello.get("version")
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the peer ended: {' '.join(self._process.args)}")
+        return json.loads(line)
+
+    def run(self, request: tuple) -> Turn:
+        """Send `request`, the arguments of the peer's `generate`, and wait for the replies."""
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return Turn(**self._answer())
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.wait()
 
 
 def _serve(
