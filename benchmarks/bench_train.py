@@ -33,7 +33,7 @@ GROUPS = {
     "products": ("aten::mm", "aten::bmm", "convai_fast::linear"),
     "attention": ("convai_fast::branch_attention", "aten::_scaled_dot"),
     "dropout": ("convai_fast::dropout", "aten::bernoulli_", "aten::native_dropout"),
-    "activation": ("aten::gelu",),
+    "activation": ("convai_fast::gelu", "aten::gelu"),
     "LayerNorm": ("aten::native_layer_norm",),
     "cross-entropy": ("aten::_log_softmax", "aten::nll_loss"),
     "embedding": ("aten::embedding", "aten::index_select"),

@@ -1,20 +1,20 @@
 """One transformer decoder for all families of models, which differ in what `config` says."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from convai_fast import ops
 from convai_fast.model import families, rotary
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.context import Causal, Context
 from convai_fast.model.layers import Dropout, Linear
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_new": ops.gelu,
     "gelu": F.gelu,
     "relu": F.relu,
     "silu": F.silu,

@@ -67,3 +67,6 @@ library.define(
     "linear_backward(Tensor grad, Tensor x, Tensor weight, bool in_float32, bool[3] wanted)"
     " -> (Tensor for_x, Tensor for_weight, Tensor for_bias)"
 )
+
+library.define("gelu(Tensor x) -> Tensor")
+library.define("gelu_backward(Tensor grad, Tensor x) -> Tensor")

@@ -147,11 +147,21 @@ struct SimdOf : Vectors<width> {
   }
 
   // The tanh approximation of GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415), written with
-  // (1 + tanh(y)) / 2 = 1 / (1 + e^-2y).
+  // (1 + tanh(y / 2)) / 2 = 1 / (1 + e^-y) and y = 2 sqrt(2 / pi) (x + 0.044715 x^3).
   static CONVAI_FAST_INLINE Float gelu(Float x) {
-    const Float y = x * (x * x * 0.0713548162726f + 1.59576912161f);  // 2 sqrt(2/pi) (x + .0447x^3)
+    const Float y = x * (x * x * 0.0713548162726f + 1.59576912161f);
     const Float small = exp(y > 0 ? -y : y);
     return x * (y > 0 ? broadcast(1.0f) : small) / (small + 1.0f);
+  }
+
+  // Its slope, s + x s (1 - s) y' with s = 1 / (1 + e^-y).
+  static CONVAI_FAST_INLINE Float gelu_slope(Float x) {
+    const Float square = x * x;
+    const Float y = x * (square * 0.0713548162726f + 1.59576912161f);
+    const Float small = exp(y > 0 ? -y : y);
+    const Float share = 1.0f / (small + 1.0f), other = small * share;
+    const Float rise = x * (square * 0.2140644488178f + 1.59576912161f);  // x y'
+    return (y > 0 ? share : other) + share * other * rise;
   }
 };
 

@@ -296,6 +296,16 @@ def make_branch_attention_backward(rng: Rng) -> Arguments:
     return {"grad_out": grad, "out": out, "logsumexp": logsumexp, **arguments}
 
 
+def make_gelu_backward(rng: Rng) -> Arguments:
+    x, grad = torch.from_numpy(rng.normal(0, 3, (2, int(rng.integers(0, 300)))))
+    dtype = [torch.float32, torch.bfloat16, torch.float16, torch.float64][rng.integers(4)]
+    return {"grad": grad.to(dtype), "x": x.to(dtype)}
+
+
+def make_gelu(rng: Rng) -> Arguments:
+    return {"x": make_gelu_backward(rng)["x"]}
+
+
 def make_dropout(rng: Rng) -> Arguments:
     x = torch.from_numpy(rng.normal(0, 1, int(rng.integers(0, 300))).astype(np.float32))
     p, seed = float(rng.choice([0.1, 0.5, 0.9])), torch.tensor(int(rng.integers(2**63)))
@@ -315,5 +325,7 @@ MAKERS: dict[str, Callable[[Rng], Arguments]] = {
     "decoder_step": make_decoder_step,
     "branch_attention": make_branch_attention,
     "branch_attention_backward": make_branch_attention_backward,
+    "gelu": make_gelu,
+    "gelu_backward": make_gelu_backward,
     "dropout": make_dropout,
 }

@@ -8,6 +8,7 @@ from convai_fast.ops.reference.cached_attention import cached_attention
 from convai_fast.ops.reference.collate import collate, collate_shared
 from convai_fast.ops.reference.decoder_step import decoder_step
 from convai_fast.ops.reference.dropout import dropout
+from convai_fast.ops.reference.gelu import gelu, gelu_backward
 from convai_fast.ops.reference.linear import linear, linear_backward
 from convai_fast.ops.reference.packed_linear import packed_linear
 from convai_fast.ops.reference.philox import philox, philox_words
@@ -22,6 +23,8 @@ __all__ = [
     "decoder_step",
     "dropout",
     "filter_probabilities",
+    "gelu",
+    "gelu_backward",
     "linear",
     "linear_backward",
     "packed_linear",
