@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from convai_fast import ops
 
-ROWS = [0, 1, 2, 15, 64, 65, 130, 200]
+ROWS = [0, 1, 15, 65, 130]
 FEATURES = [(1, 1), (2, 64), (3, 17), (17, 130), (70, 65), (768, 100), (1600, 5), (3072, 70)]
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -30,8 +30,10 @@ def run(x, weight, bias, grad):
     return out.detach(), *(leaf.grad for leaf in leaves)
 
 
-@pytest.mark.parametrize("in_float32", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "in_float32"),
+    [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)],
+)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize(("in_features", "out_features"), FEATURES)
 def test_results_and_gradients_are_those_of_exact_products(

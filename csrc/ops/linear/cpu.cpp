@@ -82,6 +82,8 @@ at::Tensor by(const at::Tensor& rows, const at::Tensor& matrix, const at::Tensor
 
 at::Tensor linear_cpu(const at::Tensor& x, const at::Tensor& weight,
                       const std::optional<at::Tensor>& bias, bool in_float32) {
+  TORCH_CHECK_TYPE(at::isFloatingType(x.scalar_type()),
+                   "linear: x must be floating-point numbers, not ", x.scalar_type());
   TORCH_CHECK_VALUE(x.dim() >= 1 && weight.dim() == 2 && x.size(-1) == weight.size(1), "linear: x ",
                     x.sizes(), " does not fit the weight ", weight.sizes());
   TORCH_CHECK_VALUE(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)),
@@ -108,8 +110,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_backward_cpu(const at::Ten
   TORCH_CHECK_VALUE(grad.dim() >= 1 && x.dim() == grad.dim() && weight.dim() == 2, "linear: grad ",
                     grad.sizes(), ", x ", x.sizes(), " and weight ", weight.sizes(),
                     " do not fit each other");
-  TORCH_CHECK_TYPE(grad.scalar_type() == x.scalar_type(), "linear: grad must be ", x.scalar_type(),
-                   ", not ", grad.scalar_type());
+  TORCH_CHECK_TYPE(at::isFloatingType(x.scalar_type()) && grad.scalar_type() == x.scalar_type(),
+                   "linear: grad and x must be floating-point numbers of one kind, not ",
+                   grad.scalar_type(), " and ", x.scalar_type());
   const bool is_ours = multiplies(x, weight, in_float32);
   const auto kind = weight.scalar_type();
   const auto computed = in_float32 ? at::kFloat : x.scalar_type();
