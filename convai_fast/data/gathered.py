@@ -68,9 +68,10 @@ class Gathered:
     def tables(self, i: int) -> BatchTables:
         """What is known of batch `i`."""
         number, place = divmod(i, _WINDOW)
-        if self._window[0] != number:
-            self._window = number, self._cut_apart(number)
-        return self._window[1][place]
+        window = self._window
+        if window[0] != number:
+            window = self._window = number, self._cut_apart(number)
+        return window[1][place]
 
     def _cut_apart(self, number: int) -> list[BatchTables]:
         batches = self.batches[number * _WINDOW :][:_WINDOW]

@@ -82,8 +82,8 @@ class Constrainer:
             _penalise(logits, constraints)
         banned = [each.banned() for each in constraints]
         if banned != self._banned:
-            self._banned, self._places = banned, _places(banned, logits.device)
             self._never = logits.new_full((), -torch.inf)
+            self._banned, self._places = banned, _places(banned, logits.device)
         if self._places:
             logits.index_put_(self._places, self._never)
 

@@ -137,7 +137,9 @@ class Scheduler:
 
     def remove(self, sequence: TokenSequence) -> None:
         """Free the slot of a sequence that is done; its tokens can still be copied."""
-        length, keys = self.lengths[sequence.slot], self._keys[sequence.slot]
+        keys = self._keys[sequence.slot]
+        length = min(self.lengths[sequence.slot], len(sequence.input_ids))
+        self.lengths[sequence.slot] = length
         keys[:length] = self.keys_of(sequence.input_ids[:length], sequence.token_type_ids[:length])
         keys[length:] = -1  # nobody shall wait for what it promised to compute and did not
         self.running.remove(sequence)
@@ -190,6 +192,9 @@ class Scheduler:
         """
         for sequence in self.running:
             self.lengths[sequence.slot] = 0
+            keys = self._keys[sequence.slot]
+            keys[:] = -1
+            keys[: len(sequence.keys)] = sequence.keys
 
     def _admit(self) -> list[Copy]:
         """Give waiting sequences a slot while there are free ones.

@@ -37,7 +37,8 @@ class Dropout(nn.Dropout):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`convai_fast.ops.linear`, which under autocast computes in its dtype."""
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if is_cast and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
     return ops.linear(x, weight, bias)
 

@@ -30,7 +30,7 @@ def _fake(
 @lru_cache(maxsize=256)
 def _value(value: float, dtype: torch.dtype) -> Tensor:
     """One value for all rows: to make it anew at each call would take as long as a small row."""
-    return torch.full((1,), value, dtype=dtype)
+    return torch.full((1,), value, dtype=dtype, device="cpu")
 
 
 def sample(
@@ -81,8 +81,10 @@ def sample(
         if isinstance(value, Tensor):
             if value.dtype == dtype and value.device == device and value.dim() == 1:
                 return value
-        elif may_keep and isinstance(value, (int, float)) and abs(value) < 2**63:
-            return _value(value, dtype)
+        elif isinstance(value, (int, float)) and abs(value) < 2**63:
+            if may_keep:
+                return _value(value, dtype)
+            return torch.full((1,), value, dtype=dtype, device=device)
         value = torch.as_tensor(value, dtype=dtype, device=device)
         return value.expand(1) if value.dim() == 0 else value
 

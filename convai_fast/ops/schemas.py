@@ -64,7 +64,7 @@ library.define("dropout(Tensor x, float p, Tensor seed) -> Tensor")
 library.define("linear(Tensor x, Tensor weight, Tensor? bias, bool in_float32) -> Tensor")
 
 library.define(
-    "linear_backward(Tensor grad, Tensor x, Tensor weight, bool in_float32, bool[3] wanted)"
+    "linear_backward(Tensor grad, Tensor? x, Tensor weight, bool in_float32, bool[3] wanted)"
     " -> (Tensor for_x, Tensor for_weight, Tensor for_bias)"
 )
 

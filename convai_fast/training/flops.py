@@ -5,7 +5,7 @@ import time
 import torch
 from torch import Tensor
 
-from convai_fast.hardware import cpu_multiplies_bf16
+from convai_fast import ops
 from convai_fast.model.double_heads import DoubleHeadsModel
 
 
@@ -35,16 +35,15 @@ class FlopsCounter:
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large matrix product on `device`, measured.
 
-    `dtype` is what autocast computes in; see `convai_fast.model.layers.linear`.
+    `dtype` is what autocast computes in, and the product `convai_fast.ops.linear`.
     """
-    if device.type == "cpu" and not cpu_multiplies_bf16():
-        dtype = torch.float32
     size = 1024 if device.type == "cpu" else 8192
-    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+    x = torch.randn(size, size, device=device, dtype=dtype)
+    weight = torch.randn(size, size, device=device, dtype=x.dtype if x.is_cuda else torch.float32)
     seconds = []
     for _ in range(20):
         started = time.perf_counter()
-        product = a @ b
+        product = ops.linear(x, weight)
         product[0, 0].item()  # waits for a GPU
         seconds.append(time.perf_counter() - started)
     return 2.0 * size**3 / min(seconds)

@@ -68,3 +68,10 @@ def test_dropout_repeats_with_the_seed_of_torch_and_is_off_in_eval_mode():
     assert not torch.equal(first, second)
     assert layer.eval()(x) is x
     assert isinstance(layer, nn.Dropout)
+
+
+def test_linear_leaves_double_precision_alone_and_runs_where_there_is_no_autocast():
+    layer = layers.Linear(8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.double()(torch.randn(3, 8).double()).dtype == torch.float64
+    assert layer.to("meta")(torch.empty(3, 8, device="meta").double()).shape == (3, 8)

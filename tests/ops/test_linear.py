@@ -76,25 +76,36 @@ def test_leading_dimensions_and_layouts_of_any_kind(dtype):
     copies = [t.contiguous() for t in (*views, grad)]
     for ours, plain in zip(run(*views, grad), run(*copies), strict=True):
         torch.testing.assert_close(ours, plain, rtol=2e-2, atol=2e-2)
-    assert ops.linear(x[0, :, 0], weight.T).shape == (70,)
+    row = run(x[0, :, 0], weight.T, bias, grad[0, 0])
+    assert [t.shape for t in row] == [(70,), (20,), (70, 20), (70,)]
 
 
 def test_only_the_gradients_that_are_wanted_are_computed():
     x, weight = torch.randn(3, 8, requires_grad=True), torch.randn(5, 8)
     ops.linear(x, weight, torch.randn(5)).sum().backward()
     torch.testing.assert_close(x.grad, weight.sum(0).expand(3, 8))
-    none = torch.ops.convai_fast.linear_backward(
-        torch.ones(3, 5), x.detach(), weight, False, [False] * 3
-    )
-    assert none == (None, None, None)
+    backward = torch.ops.convai_fast.linear_backward
+    assert backward(torch.ones(3, 5), None, weight, False, [False] * 3) == (None, None, None)
+
+
+def test_a_frozen_weight_keeps_nothing_of_x():
+    x, weight, kept = torch.randn(30, 8, requires_grad=True), torch.randn(5, 8), []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
+    with hooks:
+        ops.linear(x, weight)
+    assert [t.shape for t in kept] == [weight.shape]
 
 
 def test_it_computes_under_autocast_what_it_computes_without():
     x, weight = torch.randn(9, 30).bfloat16(), torch.randn(70, 30)
     for in_float32 in (False, True):
         plain = torch.ops.convai_fast.linear(x, weight, None, in_float32)
+        arguments = (torch.ones(9, 70).bfloat16(), x, weight, in_float32, [True] * 3)
+        gradients = torch.ops.convai_fast.linear_backward(*arguments)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(torch.ops.convai_fast.linear(x, weight, None, in_float32), plain)
+            cast = torch.ops.convai_fast.linear_backward(*arguments)
+            assert all(map(torch.equal, cast, gradients))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])

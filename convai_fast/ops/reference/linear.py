@@ -14,14 +14,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, in_float32: bool) -> 
 
 
 def linear_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, in_float32: bool, wanted: list[bool]
+    grad: Tensor, x: Tensor | None, weight: Tensor, in_float32: bool, wanted: list[bool]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, weight and bias, those that are wanted, each in its dtype."""
-    dtype = torch.float32 if in_float32 else x.dtype
-    rows, x_rows = grad.flatten(0, -2).to(dtype), x.flatten(0, -2).to(dtype)
+    """The gradients of x, weight and bias, those that are wanted, each in its dtype.
+
+    Without the gradient of the weight, x may be None.
+    """
+    dtype = torch.float32 if in_float32 else grad.dtype
     exact = torch.promote_types(dtype, torch.float32)
-    return (
-        (rows @ weight.to(dtype)).to(x.dtype).view_as(x) if wanted[0] else None,
-        (rows.to(exact).T @ x_rows.to(exact)).to(weight.dtype) if wanted[1] else None,
-        rows.sum(0, dtype=exact).to(weight.dtype) if wanted[2] else None,
-    )
+    for_x = for_weight = for_bias = None
+    with torch.autocast(grad.device.type, enabled=False):
+        if wanted[0]:
+            for_x = (grad.to(dtype) @ weight.to(dtype)).to(grad.dtype)
+        if wanted[1]:
+            assert x is not None
+            rows, x_rows = torch.atleast_2d(grad.to(exact), x.to(exact))
+            for_weight = (rows.flatten(0, -2).T @ x_rows.flatten(0, -2)).to(weight.dtype)
+        if wanted[2]:
+            rows = torch.atleast_2d(grad.to(exact)).flatten(0, -2)
+            for_bias = rows.sum(0).to(weight.dtype)
+    return for_x, for_weight, for_bias

@@ -102,40 +102,44 @@ at::Tensor linear_cpu(const at::Tensor& x, const at::Tensor& weight,
   return by(rows_of(x, in_float32), matrix, added).to(kind).view(shape);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_backward_cpu(const at::Tensor& grad,
-                                                                   const at::Tensor& x,
-                                                                   const at::Tensor& weight,
-                                                                   bool in_float32,
-                                                                   std::array<bool, 3> wanted) {
-  TORCH_CHECK_VALUE(grad.dim() >= 1 && x.dim() == grad.dim() && weight.dim() == 2, "linear: grad ",
-                    grad.sizes(), ", x ", x.sizes(), " and weight ", weight.sizes(),
-                    " do not fit each other");
-  TORCH_CHECK_TYPE(at::isFloatingType(x.scalar_type()) && grad.scalar_type() == x.scalar_type(),
-                   "linear: grad and x must be floating-point numbers of one kind, not ",
-                   grad.scalar_type(), " and ", x.scalar_type());
-  const bool is_ours = multiplies(x, weight, in_float32);
-  const auto kind = weight.scalar_type();
-  const auto computed = in_float32 ? at::kFloat : x.scalar_type();
-  const auto rows = rows_of(grad, in_float32), x_rows = rows_of(x, in_float32);
-  TORCH_CHECK_VALUE(rows.size(0) == x_rows.size(0) && rows.size(1) == weight.size(0) &&
-                        x_rows.size(1) == weight.size(1),
-                    "linear: grad ", grad.sizes(), ", x ", x.sizes(), " and weight ",
-                    weight.sizes(), " do not fit each other");
+// x is there where the gradient of the weight is wanted.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_backward_cpu(
+    const at::Tensor& grad, const std::optional<at::Tensor>& x, const at::Tensor& weight,
+    bool in_float32, std::array<bool, 3> wanted) {
+  const auto kind = grad.scalar_type();
+  TORCH_CHECK_TYPE(at::isFloatingType(kind), "linear: grad must be floating-point numbers, not ",
+                   kind);
+  TORCH_CHECK_VALUE(grad.dim() >= 1 && weight.dim() == 2 && grad.size(-1) == weight.size(0),
+                    "linear: grad ", grad.sizes(), " does not fit the weight ", weight.sizes());
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+  const bool is_ours = multiplies(grad, weight, in_float32);
+  const auto computed = in_float32 ? at::kFloat : kind;
+  const auto exact = at::promote_types(computed, at::kFloat);
+  const auto rows = rows_of(grad, in_float32);
+  auto shape = grad.sizes().vec();
+  shape.back() = weight.size(1);
   at::Tensor for_x, for_weight, for_bias;
   if (wanted[0]) {
     for_x = is_ours ? by(rows, weight.contiguous(), {}) : rows.mm(weight.to(computed));
-    for_x = for_x.to(x.scalar_type()).view(x.sizes());
+    for_x = for_x.to(kind).view(shape);
   }
-  if (wanted[1] && is_ours) {
-    std::tie(for_weight, for_bias) = computed == at::kFloat
-                                         ? parameter_gradients<float>(rows, x_rows)
-                                         : parameter_gradients<BFloat16>(rows, x_rows);
-  } else if (wanted[1]) {
-    const auto exact = at::promote_types(computed, at::kFloat);
-    for_weight = rows.to(exact).t().mm(x_rows.to(exact)).to(kind);
+  if (wanted[1]) {
+    TORCH_CHECK_VALUE(x && x->sizes() == shape, "linear: the gradient of the weight needs x ",
+                      at::IntArrayRef(shape));
+    TORCH_CHECK_TYPE(x->scalar_type() == kind, "linear: x must be ", kind, " as grad is, not ",
+                     x->scalar_type());
+    const auto x_rows = rows_of(*x, in_float32);
+    if (is_ours && x->numel() > 0) {
+      std::tie(for_weight, for_bias) = computed == at::kFloat
+                                           ? parameter_gradients<float>(rows, x_rows)
+                                           : parameter_gradients<BFloat16>(rows, x_rows);
+    } else {
+      for_weight = rows.to(exact).t().mm(x_rows.to(exact)).to(weight.scalar_type());
+    }
   }
-  if (wanted[2] && !for_bias.defined())
-    for_bias = rows.sum(0, false, at::promote_types(computed, at::kFloat)).to(kind);
+  if (wanted[2] && !for_bias.defined()) {
+    for_bias = rows.sum(0, false, exact).to(weight.scalar_type());
+  }
   return {for_x, for_weight, wanted[2] ? for_bias : at::Tensor()};
 }
 

@@ -134,6 +134,7 @@ inline void nucleus(WeighedRow& row, float top_p, float least) {
     }
   }
   Bracket b = row.bracket();
+  if (above >= target) return;  // weighed again, the same mass may be rounded otherwise
   if (above + mass < target) return row.keep_listed(b.low);  // min-p keeps less
 
   int64_t count = row.num_listed();
