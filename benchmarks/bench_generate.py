@@ -1,4 +1,4 @@
-"""Replies in bulk: the engine beside transformers' `generate` and, for GPT-2, CTranslate2.
+"""Replies in bulk: the engine beside transformers' `generate`; `bench_peers.py` has the others.
 
 python -m pytest benchmarks/bench_generate.py --benchmark-only -k "gpt2 and batch"
 """
@@ -41,15 +41,6 @@ def peers_of(architecture, shape, prompts, model, tokenizer, folder):
         peer = transformers.Peer(folder, kind, threads)
         write = partial(peer.generate, ids, new_tokens, DRAWING, segments)
         ways[f"transformers {kind}"] = (write, new_tokens * len(prompts))
-    if architecture == "gpt2":
-        pytest.importorskip("ctranslate2", reason="pip install 'convai-fast[peers]'")
-        from benchmarks.peers import ctranslate2
-
-        for kind in ("float32", "int8"):
-            peer = ctranslate2.Peer(folder, kind, threads)
-            write = partial(peer.generate, ids, new_tokens, DRAWING)
-            count = new_tokens * len(prompts)
-            ways[f"CTranslate2 {kind} (without segments)"] = (write, count)
     return ways
 
 
