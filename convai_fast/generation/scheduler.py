@@ -192,9 +192,12 @@ class Scheduler:
         """
         for sequence in self.running:
             self.lengths[sequence.slot] = 0
-            keys = self._keys[sequence.slot]
-            keys[:] = -1
-            keys[: len(sequence.keys)] = sequence.keys
+            self._promise(sequence)
+
+    def _promise(self, sequence: TokenSequence) -> None:
+        """Note in its slot what a running sequence is about to compute: its prompt."""
+        self._keys[sequence.slot] = -1
+        self._keys[sequence.slot, : len(sequence.keys)] = sequence.keys
 
     def _admit(self) -> list[Copy]:
         """Give waiting sequences a slot while there are free ones.
@@ -229,8 +232,7 @@ class Scheduler:
             sequence.slot = slot
             self.running.append(sequence)
             self.lengths[slot] = count
-            self._keys[slot] = -1
-            self._keys[slot, :length] = sequence.keys
+            self._promise(sequence)
             budget -= length - count
         self._waiting[:0] = passed_over
         return copies
