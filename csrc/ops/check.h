@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 
 #include "ops/heads.h"
+#include "simd/half.h"
 
 namespace convai_fast {
 
@@ -15,6 +16,12 @@ inline void check_tensor(const at::Tensor& tensor, const char* name, at::ScalarT
   TORCH_CHECK_VALUE(tensor.dim() == dim, name, " must have ", dim, " dimension(s), not ",
                     tensor.dim());
   TORCH_CHECK_VALUE(tensor.is_contiguous(), name, " must be contiguous");
+}
+
+// Calls `function` with a value of the type of x's elements, which is float32 or bfloat16.
+template <typename Function>
+auto for_scalar(const at::Tensor& x, const Function& function) {
+  return x.scalar_type() == at::kFloat ? function(float{}) : function(simd::BFloat16{});
 }
 
 // `x` [tokens, num_heads, head_dim], copied unless a token's heads lie side by side in it.

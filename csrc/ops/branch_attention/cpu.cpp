@@ -140,11 +140,7 @@ void attend_as(const Tensors& t, const Dropout& dropout, const Plan& plan) {
 }
 
 void attend(const Tensors& tensors, const Dropout& dropout, const Plan& plan) {
-  if (tensors.q.scalar_type() == at::kFloat) {
-    attend_as<float>(tensors, dropout, plan);
-  } else {
-    attend_as<simd::BFloat16>(tensors, dropout, plan);
-  }
+  for_scalar(tensors.q, [&](auto scalar) { attend_as<decltype(scalar)>(tensors, dropout, plan); });
 }
 
 // What the kernel reads `x` as: other numbers than its own as float32, in which it computes.

@@ -70,14 +70,4 @@ inline int64_t check_cache(const std::string& op, const at::Tensor& keys, const 
   return capacity;
 }
 
-// Calls `function` with a value of the type that keys and values are kept in.
-template <typename Function>
-void for_kept(const at::Tensor& keys, const Function& function) {
-  if (keys.scalar_type() == at::kFloat) {
-    function(float{});
-  } else {
-    function(simd::BFloat16{});
-  }
-}
-
 }  // namespace convai_fast::cached_attention

@@ -26,7 +26,7 @@ at::Tensor cached_attention_cpu(const at::Tensor& q, const at::Tensor& k, const 
   const auto queries = with_dense_heads(q), new_keys = with_dense_heads(k),
              new_values = with_dense_heads(v);
   auto out = at::empty(q.sizes(), q.options());
-  for_kept(keys, [&](auto kept) {
+  for_scalar(keys, [&](auto kept) {
     using Kept = decltype(kept);
     attend<Kept>({.q = heads_of<const float>(queries),
                   .k = heads_of<const float>(new_keys),

@@ -152,7 +152,7 @@ at::Tensor decoder_step_cpu(const at::Tensor& input_ids,
     }
     TORCH_CHECK_VALUE(reader.is_done(), kOp, ": there are weights of more than ", keys.size(0),
                       " layers");
-    cached_attention::for_kept(keys, [&](auto kept) {
+    for_scalar(keys, [&](auto kept) {
       using Kept = decltype(kept);
       run(decoder, step, static_cast<Kept*>(keys.mutable_data_ptr()), keys.stride(0),
           static_cast<Kept*>(values.mutable_data_ptr()), values.stride(0),

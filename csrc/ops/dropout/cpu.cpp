@@ -37,11 +37,7 @@ at::Tensor dropout_cpu(const at::Tensor& x, double p, const at::Tensor& seed) {
   const auto contiguous = x.contiguous();
   auto out = at::empty(x.sizes(), x.options());
   const Dropout dropout(p, static_cast<uint64_t>(*seed.const_data_ptr<int64_t>()));
-  if (kind == at::kFloat) {
-    fill<float>(contiguous, out, dropout);
-  } else {
-    fill<simd::BFloat16>(contiguous, out, dropout);
-  }
+  for_scalar(x, [&](auto scalar) { fill<decltype(scalar)>(contiguous, out, dropout); });
   return out;
 }
 

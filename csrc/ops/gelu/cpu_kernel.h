@@ -9,38 +9,23 @@ using namespace simd::CONVAI_FAST_ISA;
 constexpr float kFlat = 1e4f;
 
 template <typename Scalar>
-CONVAI_FAST_INLINE void gelu_vector(const Scalar* x, Scalar* out) {
-  Simd::store(out, Simd::gelu(Simd::load(x)));
-}
-
-template <typename Scalar>
-CONVAI_FAST_INLINE void gelu_vector(const Scalar* x, const Scalar* grad, Scalar* out) {
+CONVAI_FAST_INLINE void gelu_vector(const Scalar* grad, const Scalar* x, Scalar* out) {
   auto v = Simd::load(x);
+  if (grad == nullptr) return Simd::store(out, Simd::gelu(v));
   v = v > kFlat ? Simd::broadcast(kFlat) : v < -kFlat ? Simd::broadcast(-kFlat) : v;
   Simd::store(out, Simd::load(grad) * Simd::gelu_slope(v));
 }
 
-// out = GELU(x), of `count` elements.
+// out = GELU(x), of `count` elements; with a gradient, that times the slope of GELU at x.
 template <typename Scalar>
-CONVAI_FAST_TARGET void gelu_kernel(const Scalar* x, int64_t count, Scalar* out) {
-  Scalar edge[kWidth] = {};
-  int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) gelu_vector(x + i, out + i);
-  std::copy_n(x + i, count - i, edge);
-  gelu_vector(edge, edge);
-  std::copy_n(edge, count - i, out + i);
-}
-
-// out = grad times the slope of GELU at x.
-template <typename Scalar>
-CONVAI_FAST_TARGET void gelu_backward_kernel(const Scalar* grad, const Scalar* x, int64_t count,
-                                             Scalar* out) {
+CONVAI_FAST_TARGET void gelu_kernel(const Scalar* grad, const Scalar* x, int64_t count,
+                                    Scalar* out) {
   Scalar edge[kWidth] = {}, grad_edge[kWidth] = {};
   int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) gelu_vector(x + i, grad + i, out + i);
+  for (; i + kWidth <= count; i += kWidth) gelu_vector(grad ? grad + i : nullptr, x + i, out + i);
   std::copy_n(x + i, count - i, edge);
-  std::copy_n(grad + i, count - i, grad_edge);
-  gelu_vector(edge, grad_edge, edge);
+  if (grad) std::copy_n(grad + i, count - i, grad_edge);
+  gelu_vector(grad ? grad_edge : nullptr, edge, edge);
   std::copy_n(edge, count - i, out + i);
 }
 

@@ -1,4 +1,5 @@
 #include <ATen/Functions.h>
+#include <ATen/Parallel.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
@@ -29,16 +30,15 @@ Matrix<Value> matrix_of(const at::Tensor& x) {
   return {data_of<Value>(x), x.size(0), x.size(1), x.stride(0), x.stride(1)};
 }
 
-// a [rows, features] b + bias, as Out.
-template <typename Scalar, typename Out>
+// a [rows, features] b + bias, in the dtype of a.
+template <typename Scalar>
 at::Tensor product(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias) {
   const int64_t features = simd::round_up(a.size(1), simd::Format<Scalar>::kTogether);
   const auto rows = features > a.size(1) ? at::constant_pad_nd(a, {0, features - a.size(1)}) : a;
-  auto out = at::empty({a.size(0), b.size(1)},
-                       a.options().dtype(std::is_same_v<Out, float> ? at::kFloat : at::kBFloat16));
+  auto out = at::empty({a.size(0), b.size(1)}, a.options());
   multiply(data_of<Scalar>(rows), features, a.size(0), features, simd::features_of_part<Scalar>(),
            matrix_of<float>(b), bias.defined() ? data_of<float>(bias) : nullptr,
-           static_cast<Out*>(out.mutable_data_ptr()));
+           static_cast<Scalar*>(out.mutable_data_ptr()));
   return out;
 }
 
@@ -47,8 +47,8 @@ template <typename Scalar>
 std::tuple<at::Tensor, at::Tensor> parameter_gradients(const at::Tensor& grad,
                                                        const at::Tensor& x) {
   const int64_t tokens = x.size(0), out_features = grad.size(1), in_features = x.size(1);
-  const int64_t parts = (tokens + kTokensOfPart<Scalar> - 1) / kTokensOfPart<Scalar>;
-  const int64_t part = simd::round_up((tokens + parts - 1) / parts, kTokens);
+  const int64_t parts = at::divup(tokens, kTokensOfPart<Scalar>);
+  const int64_t part = simd::round_up(at::divup(tokens, parts), kTokens);
   const int64_t padded = parts * part;
   const auto options = grad.options().dtype(at::kFloat);
   auto turned = at::empty({out_features, padded}, grad.options());
@@ -76,8 +76,8 @@ bool multiplies(const at::Tensor& x, const at::Tensor& weight, bool in_float32) 
 }
 
 at::Tensor by(const at::Tensor& rows, const at::Tensor& matrix, const at::Tensor& bias) {
-  return rows.scalar_type() == at::kFloat ? product<float, float>(rows, matrix, bias)
-                                          : product<BFloat16, BFloat16>(rows, matrix, bias);
+  return for_scalar(rows,
+                    [&](auto scalar) { return product<decltype(scalar)>(rows, matrix, bias); });
 }
 
 at::Tensor linear_cpu(const at::Tensor& x, const at::Tensor& weight,
@@ -130,9 +130,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_backward_cpu(
                      x->scalar_type());
     const auto x_rows = rows_of(*x, in_float32);
     if (is_ours && x->numel() > 0) {
-      std::tie(for_weight, for_bias) = computed == at::kFloat
-                                           ? parameter_gradients<float>(rows, x_rows)
-                                           : parameter_gradients<BFloat16>(rows, x_rows);
+      std::tie(for_weight, for_bias) = for_scalar(
+          rows, [&](auto scalar) { return parameter_gradients<decltype(scalar)>(rows, x_rows); });
     } else {
       for_weight = rows.to(exact).t().mm(x_rows.to(exact)).to(weight.scalar_type());
     }

@@ -32,14 +32,15 @@ CONVAI_FAST_INLINE void join(const Value* first, const Value* second, BFloat16* 
   }
 }
 
-// `words` columns of 16 words, which lie 64 values apart, become as many lines of 16 words.
+// The first `words` words of each of some lines, up to 16, become as many lines: word by word.
 template <typename Scalar>
-CONVAI_FAST_INLINE void turn(const Scalar* from, int64_t words, Scalar* to, int64_t to_stride) {
+CONVAI_FAST_INLINE void turn(const Scalar* from, int64_t from_stride, int64_t lines, int64_t words,
+                             Scalar* to, int64_t to_stride) {
   constexpr int64_t kTogether = Format<Scalar>::kTogether;
   for (int64_t word = 0; word < words; ++word, to += to_stride) {
 #pragma GCC unroll 16
-    for (int64_t line = 0; line < kTile; ++line) {
-      std::memcpy(to + line * kTogether, from + line * kBlock + word * kTogether, 4);
+    for (int64_t line = 0; line < lines; ++line) {
+      std::memcpy(to + line * kTogether, from + line * from_stride + word * kTogether, 4);
     }
   }
 }
@@ -72,7 +73,8 @@ CONVAI_FAST_TARGET void pack_kernel(const Matrix<Value>& b, int64_t first, int64
       for (int64_t i = 0; i < std::min(kTile, columns - n); ++i) {
         round_to(b.at(first + f, column + n + i), count, lines + i * kBlock);
       }
-      turn(lines, std::min(kBlock, features - f) / kTogether, to + f * kBlock, kBlock * kTogether);
+      turn(lines, kBlock, kTile, std::min(kBlock, features - f) / kTogether, to + f * kBlock,
+           kBlock * kTogether);
     }
   }
 }
@@ -99,13 +101,8 @@ CONVAI_FAST_TARGET void transpose_kernel(const Scalar* x, int64_t rows, int64_t 
       }
       join(lines[0], lines[kTogether - 1], joined + (row - first) * kBlock);
     }
-    const int64_t words = std::min(kRows, features - first) / kTogether;
-    for (int64_t n = 0; n < valid; ++n) {
-      Scalar* line = to + (column + n) * features + first;
-      for (int64_t word = 0; word < words; ++word) {
-        std::memcpy(line + word * kTogether, joined + (word * kBlock + n) * kTogether, 4);
-      }
-    }
+    turn(joined, kBlock * kTogether, std::min(kRows, features - first) / kTogether, valid,
+         to + column * features + first, features);
   }
   if (sums) std::copy_n(column_sums, valid, sums + column);
 }

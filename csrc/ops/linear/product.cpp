@@ -25,8 +25,6 @@ constexpr int64_t kRowsOfSums = 1024;
 constexpr int64_t kProductsPerTask = 1 << 20;
 constexpr int64_t kValuesPerTask = 1 << 16;
 
-int64_t parts_of(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
-
 // What a thread keeps for its next product.
 template <typename Scalar>
 struct Scratch {
@@ -40,26 +38,26 @@ template <typename Scalar, typename Value, typename Out>
 void multiply(const Scalar* a, int64_t stride, int64_t rows, int64_t features, int64_t part,
               const Matrix<Value>& b, const float* bias, Out* out) {
   part = std::min(part, features);
-  const int64_t parts = parts_of(features, part);
-  const int64_t block_size = part * kBlock, blocks = parts_of(b.columns, kBlock);
+  const int64_t parts = at::divup(features, part);
+  const int64_t block_size = part * kBlock, blocks = at::divup(b.columns, kBlock);
   const int64_t group_bytes = block_size * static_cast<int64_t>(sizeof(Scalar));
   const int64_t most_blocks = std::max<int64_t>(1, kGroupBytes / group_bytes);
   // Where there are fewer blocks than threads, they take some of the rows each; and no more of them
   // than have their sums in the cache from part to part.
-  const int64_t for_threads = parts_of(rows, parts_of(at::get_num_threads(), blocks));
+  const int64_t for_threads = at::divup(rows, at::divup(at::get_num_threads(), blocks));
   const int64_t most_rows = std::min(for_threads, parts > 1 ? kRowsOfSums : rows);
-  const int64_t chunk = simd::round_up(most_rows, kMostRows), chunks = parts_of(rows, chunk);
+  const int64_t chunk = simd::round_up(most_rows, kMostRows), chunks = at::divup(rows, chunk);
   const auto pack = CONVAI_FAST_DISPATCH(pack_kernel<Scalar, Value>);
   const auto finish = CONVAI_FAST_DISPATCH(finish_kernel<Out>);
   at::parallel_for(
-      0, chunks * blocks, parts_of(kProductsPerTask, chunk * features * kBlock),
+      0, chunks * blocks, at::divup(kProductsPerTask, chunk * features * kBlock),
       [&](int64_t task, int64_t end) {
         static thread_local Scratch<Scalar> scratch;
         while (task < end) {
           const int64_t first = task / blocks * chunk, last = std::min(rows, first + chunk);
           const int64_t block = task % blocks;
           const int64_t count = std::min(end - task, blocks - block);  // in equal groups
-          const int64_t group = parts_of(count, parts_of(count, most_blocks));
+          const int64_t group = at::divup(count, at::divup(count, most_blocks));
           const int64_t width = group * kBlock;
           auto* packed = at_least(scratch.packed, group * block_size);
           auto* sums = at_least(scratch.sums, (parts > 1 ? chunk : kMostRows) * width);
@@ -93,7 +91,7 @@ template <typename Scalar>
 void transpose(const Scalar* x, int64_t rows, int64_t columns, int64_t features, Scalar* to,
                float* sums) {
   const auto kernel = CONVAI_FAST_DISPATCH(transpose_kernel<Scalar>);
-  at::parallel_for(0, parts_of(columns, kBlock), parts_of(kValuesPerTask, features * kBlock),
+  at::parallel_for(0, at::divup(columns, kBlock), at::divup(kValuesPerTask, features * kBlock),
                    [&](int64_t block, int64_t end) {
                      for (; block < end; ++block) {
                        kernel(x, rows, columns, features, block * kBlock, to, sums);

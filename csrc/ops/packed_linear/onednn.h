@@ -19,8 +19,8 @@ bool onednn_multiplies();
 template <typename Scalar>
 std::string onednn_instructions();
 
-// sums [rows, 64], their rows `sums_stride` apart, of some features of a block that are of one part
-// (simd::features_of_part); added to what is there with `add`.
+// sums [rows, 64], their rows `sums_stride` apart, of some features of a block; added to what is
+// there with `add`.
 template <typename Scalar>
 void onednn_part(const typename Format<Scalar>::Activation* x, int64_t stride, int64_t rows,
                  const Scalar* block, int64_t features, bool add,
