@@ -27,6 +27,9 @@ def decoder_step(
     rope_theta: float | None,
 ) -> Tensor:
     """See `convai_fast.ops.decoder_step`."""
+    counts, last = offsets.diff(), offsets[1:] - 1
+    if (counts < 1).any():
+        raise IndexError("decoder_step: a sequence has no new token")
     tensors = iter(weights)
     token_embedding, position_embedding = cast(Tensor, next(tensors)), next(tensors)
     final_norm = (next(tensors), next(tensors))
@@ -42,7 +45,6 @@ def decoder_step(
     x = token_embedding[input_ids]
     if token_type_ids is not None:
         x = x + token_embedding[token_type_ids]
-    counts, last = offsets.diff(), offsets[1:] - 1
     # 5 and 6 for two tokens after 5, then 0, 1 and 2 for three of a new sequence.
     shifts = (lengths - offsets[:-1]).repeat_interleave(counts)
     position_ids = (torch.arange(len(input_ids)) + shifts).to(input_ids.device)
