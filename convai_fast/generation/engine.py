@@ -366,6 +366,8 @@ class GenerationEngine:
             self._complete(draft, reply)
 
     def _fail(self, draft: Draft, reason: str) -> None:
+        # What is no number in the cache has spread within it, also to tokens that others share.
+        self._scheduler.cancel(draft.id, keep_prefixes=False)
         self.cancel(draft.id)
         self._tell(Failed(draft.id, reason))
 

@@ -118,6 +118,24 @@ def test_a_request_that_fails_is_told_and_touches_no_other(engine, ask):
     assert [event.replies for event in events if event.id == "good"] == expected
 
 
+def test_nothing_is_copied_from_a_request_that_failed(engine):
+    *shared, damaged = range(7, 28)
+    bad = Request(input_ids=[*shared, damaged], params=PARAMS)
+    good = Request(input_ids=[*shared, 40, 41], params=PARAMS)
+    expected = engine.generate([good])
+    engine.clear_prefixes()
+    embedding = engine._backend.decoder.token_embedding
+    row = embedding[damaged].clone()
+    embedding[damaged] = torch.nan
+    try:
+        engine.add("bad", bad)
+        [failed] = run(engine)
+    finally:
+        embedding[damaged] = row
+    assert isinstance(failed, Failed)
+    assert engine.generate([good]) == expected
+
+
 @pytest.mark.parametrize("place", ["forward", "logits", "draw", "text"])
 def test_an_interruption_anywhere_in_a_step_changes_no_reply(engine, ask, monkeypatch, place):
     params = replace(PARAMS, stop=("zzz",), logprobs=True, no_repeat_ngram_size=3)
