@@ -117,7 +117,7 @@ def run(options: GenerateOptions) -> None:
     device = resolve_device(options.device)
     model, tokenizer = load(options.model)
     prompt_room(model.config.n_positions, params)  # too long a reply is no line's fault
-    check_ranking(params, model.head_is_new)
+    check_ranking(params, model)
     settings = {
         **source.settings,
         "model": model_fingerprint(model),

@@ -9,7 +9,6 @@ from torch import Tensor
 from convai_fast import ops
 from convai_fast.dialogue.fit import fit
 from convai_fast.dialogue.format import SpecialIds
-from convai_fast.errors import UserError
 from convai_fast.evaluation.overlap import normalize
 from convai_fast.evaluation.scoring import Rows, score
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -45,11 +44,7 @@ def rank_candidates(
     """
     if not candidates:
         raise ValueError("rank_candidates: there are no candidates")
-    if model.head_is_new:
-        raise UserError(
-            "candidates are ranked with the multiple-choice head, which this model has not learnt: "
-            "fine-tune it first"
-        )
+    model.check_ranking("candidates are ranked with")
     model.eval()
     n_positions = model.config.n_positions
     longest_reply = n_positions - 3  # beside <bos>, <speaker1> and <eos>

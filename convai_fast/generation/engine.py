@@ -126,7 +126,7 @@ class GenerationEngine:
 
     def _prompt(self, request: Request, stream: bool = False) -> Prompt:
         params, config = request.params, self.model.config
-        check_ranking(params, self.model.head_is_new)
+        check_ranking(params, self.model)
         if params.best_of > 1 and stream:
             raise UserError("best_of chooses among whole replies: they cannot be streamed")
         room = prompt_room(config.n_positions, params)

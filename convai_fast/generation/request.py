@@ -13,6 +13,7 @@ from convai_fast.dialogue.format import SpecialIds
 from convai_fast.dialogue.prompt import SHORTEST_PROMPT, Prompt, fit_prompt
 from convai_fast.errors import UserError
 from convai_fast.generation.params import SamplingParams
+from convai_fast.model.double_heads import DoubleHeadsModel
 
 Texts = Sequence[str] | Sequence[Sequence[int]]
 FinishReason = Literal["eos", "length", "stop"]
@@ -125,13 +126,10 @@ def prompt_room(n_positions: int, params: SamplingParams) -> int:
     return room
 
 
-def check_ranking(params: SamplingParams, head_is_new: bool) -> None:
+def check_ranking(params: SamplingParams, model: DoubleHeadsModel) -> None:
     """Raise UserError where drafts are to be ranked with a head that has learnt nothing."""
-    if params.best_of > 1 and head_is_new:
-        raise UserError(
-            "best_of ranks replies with the multiple-choice head, which this model has not learnt: "
-            "leave it out, or fine-tune the model first"
-        )
+    if params.best_of > 1:
+        model.check_ranking("best_of ranks replies with", ", or leave best_of out")
 
 
 def find_blank_turn(history: Texts, tokenizer: PreTrainedTokenizerFast) -> int | None:

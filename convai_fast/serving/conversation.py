@@ -50,7 +50,7 @@ class Conversation:
         max_history: int = 2,
     ) -> None:
         prompt_room(engine.model.config.n_positions, params)
-        check_ranking(params, engine.model.head_is_new)
+        check_ranking(params, engine.model)
         self.engine = engine
         self.tokenizer = tokenizer
         self.params = params
