@@ -78,7 +78,7 @@ def test_losses_and_every_gradient_are_those_of_transformers_and_of_the_padded_l
     assert_parity(peer, to_ours(peer), shared, padded, shared.rows[:7])
 
 
-def test_real_dialogues_of_the_full_vocabulary_agree_too(architecture, to_ours, shared_dir, tmp_path):
+def test_real_dialogues_of_the_full_vocabulary_agree(architecture, to_ours, shared_dir, tmp_path):
     tokenizer = load_tokenizer(shared_dir / "tokenizers" / architecture)
     dialogues = load_dialogues(shared_dir / "data" / "synthetic-persona-chat" / "valid.csv")
     store = build_store({"train": dialogues["train"][:6]}, tokenizer, tmp_path / "store")
