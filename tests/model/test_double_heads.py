@@ -25,7 +25,9 @@ def test_losses_logits_and_every_gradient_are_those_of_transformers(
     assert_parity(peer, model, make_batch(model.config.vocab_size).inputs)
 
 
-def test_real_padded_batches_of_the_full_vocabulary_agree(architecture, to_ours, shared_dir, tmp_path):
+def test_real_padded_batches_of_the_full_vocabulary_agree(
+    architecture, to_ours, shared_dir, tmp_path
+):
     tokenizer = load_tokenizer(shared_dir / "tokenizers" / architecture)
     dialogues = load_dialogues(shared_dir / "data" / "synthetic-persona-chat" / "valid.csv")
     store = build_store({"train": dialogues["train"][:6]}, tokenizer, tmp_path / "store")
