@@ -12,7 +12,7 @@ once more what a product has just written: together an eighth of the time of sco
 """
 
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -125,20 +125,37 @@ class _Room:
         self._used += data.nbytes
         return weight._replace(data=place.copy_(data))
 
+    def keep_stack(self, weights: Iterable[ops.PackedWeight]) -> ops.PackedWeight:
+        """Weights of one shape as one, whose tensors have one more dimension before theirs."""
+        begin = self._used
+        kept = [self.keep(weight) for weight in weights]
+        data = self._memory[begin : self._used].view(kept[0].data.dtype)
+        return kept[0]._replace(
+            data=data.view(-1, *kept[0].data.shape),
+            scales=_stack(weight.scales for weight in kept),
+            column_sums=_stack(weight.column_sums for weight in kept),
+        )
+
+
+def _stack(tensors: Iterable[Tensor | None]) -> Tensor | None:
+    """The same tensor of each layer as one; None where the layers do not have it."""
+    there = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(there) if there else None
+
 
 def pack_decoder(
     transformer: Transformer, dtype: torch.dtype
 ) -> tuple[ops.PackedDecoder, ops.PackedWeight]:
     """`transformer` for `convai_fast.ops.decoder_step`, and its language-model head.
 
-    Linear layers are in `dtype`. What is float32 and stays so is shared with the model, not copied.
+    Linear layers are in `dtype`. Float32 embeddings are shared with the model, not copied.
 
     Raises:
         UserError: a linear layer is wrapped, as by an adapter that is not merged.
     """
     config, embedding = transformer.config, transformer.token_embedding.weight
-    layers = (module.weight for module in transformer.modules() if isinstance(module, nn.Linear))
-    room = _Room(sum(ops.packed_bytes(weight.shape, dtype) for weight in [*layers, embedding]))
+    linear_layers = [m.weight for m in transformer.modules() if isinstance(m, nn.Linear)]
+    room = _Room(sum(ops.packed_bytes(w.shape, dtype) for w in [*linear_layers, embedding]))
 
     def floats(parameter: Tensor) -> Tensor:
         return parameter.detach().float().contiguous()
@@ -149,31 +166,38 @@ def pack_decoder(
     def norm(module: Any) -> tuple[Tensor, Tensor | None]:
         return floats(module.weight), bias(module)
 
-    def linear(layer: nn.Module) -> tuple[ops.PackedWeight, Tensor | None]:
-        if not isinstance(layer, nn.Linear):  # whose weight is not all that it computes
-            raise UserError(
-                f"a layer of the model is {type(layer).__name__} instead of Linear: merge adapters "
-                "into its weights first"
-            )
-        return room.keep(ops.pack_weight(layer.weight, dtype)), bias(layer)
+    def modules(name: str) -> list[Any]:
+        return [block.get_submodule(name) for block in transformer.blocks]
+
+    def norms(name: str) -> tuple[Tensor, Tensor | None]:
+        weights, biases = zip(*map(norm, modules(name)), strict=True)
+        return torch.stack(weights), _stack(biases)
+
+    def linear(name: str) -> tuple[ops.PackedWeight, Tensor | None]:
+        layers = modules(name)
+        for layer in layers:
+            if not isinstance(layer, nn.Linear):  # whose weight is not all that it computes
+                raise UserError(
+                    f"a layer of the model is {type(layer).__name__} instead of Linear: merge "
+                    "adapters into its weights first"
+                )
+        weights = (ops.pack_weight(layer.weight, dtype) for layer in layers)
+        return room.keep_stack(weights), _stack(map(bias, layers))
 
     positions = transformer.position_embedding
     decoder = ops.PackedDecoder(
         token_embedding=floats(embedding),
         position_embedding=None if positions is None else floats(positions.weight),
         final_norm=norm(transformer.final_norm) if config.final_norm else None,
-        layers=[
-            ops.PackedLayer(
-                attention_norm=norm(block.attention_norm),
-                mlp_norm=norm(block.mlp_norm),
-                qkv=linear(block.attention.qkv),
-                out=linear(block.attention.out),
-                gate=linear(block.mlp.gate) if config.gated else None,
-                up=linear(block.mlp.up),
-                down=linear(block.mlp.down),
-            )
-            for block in cast(Iterable[Any], transformer.blocks)
-        ],
+        layers=ops.PackedLayers(
+            attention_norm=norms("attention_norm"),
+            mlp_norm=norms("mlp_norm"),
+            qkv=linear("attention.qkv"),
+            out=linear("attention.out"),
+            gate=linear("mlp.gate") if config.gated else None,
+            up=linear("mlp.up"),
+            down=linear("mlp.down"),
+        ),
         num_heads=config.n_head,
         n_inner=config.n_inner,
         pre_norm=config.norm_position == "pre",

@@ -30,11 +30,15 @@ def _fake(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedLayer:
-    """A layer's weights: norms as (weight, bias or None), linear layers as (weight, bias or None).
+class PackedLayers:
+    """The layers' weights, stacked: each tensor has the layers as its first dimension.
+
+    So that a step takes a few tensors, not some for each layer, which would be checked each time.
 
     Attributes:
-        gate: of a gated MLP, else None.
+        attention_norm, mlp_norm: (weight, bias or None).
+        qkv, out, up, down: linear layers, (weight, bias or None).
+        gate: as these, of a gated MLP, else None.
     """
 
     attention_norm: tuple[Tensor, Tensor | None]
@@ -64,8 +68,8 @@ class PackedDecoder:
     Attributes:
         token_embedding: [vocab_size, n_embd], of tokens and of their segments.
         position_embedding: [n_positions, n_embd], or None.
-        final_norm: as in `PackedLayer`, or None.
-        layers: one after another.
+        final_norm: (weight, bias or None), or None.
+        layers: all of them.
         num_heads: of queries.
         n_inner: width of the MLP's middle.
         pre_norm: whether norms come before a sub-layer, not after its residual sum.
@@ -78,7 +82,7 @@ class PackedDecoder:
     token_embedding: Tensor
     position_embedding: Tensor | None
     final_norm: tuple[Tensor, Tensor | None] | None
-    layers: list[PackedLayer]
+    layers: PackedLayers
     num_heads: int
     n_inner: int
     pre_norm: bool
@@ -90,10 +94,13 @@ class PackedDecoder:
     @cached_property
     def tensors(self) -> list[Tensor | None]:
         """In the order in which `decoder_step` takes them, gathered once, not at every step."""
-        tensors = [self.token_embedding, self.position_embedding, *(self.final_norm or [None] * 2)]
-        for layer in self.layers:
-            tensors += layer.tensors()
-        return tensors
+        final_norm = self.final_norm or (None, None)
+        return [
+            self.token_embedding,
+            self.position_embedding,
+            *final_norm,
+            *self.layers.tensors(),
+        ]
 
 
 def decoder_step(

@@ -218,18 +218,19 @@ def make_decoder_step(rng: Rng) -> Arguments:
         return floats(*shape) if rng.integers(2) else None
 
     def linear(in_features: int, out_features: int) -> list[Tensor | None]:
-        packed = ops.pack_weight(floats(out_features, in_features), dtype)
-        return [packed.data, packed.scales, packed.column_sums, maybe(out_features)]
+        packed = [
+            ops.pack_weight(floats(out_features, in_features), dtype)[:3] for _ in range(layers)
+        ]
+        stacks = [None if each[0] is None else torch.stack(each) for each in zip(*packed, strict=True)]
+        return [*stacks, maybe(layers, out_features)]
 
     weights = [floats(vocab, n_embd), None if rope else floats(capacity, n_embd)]
     weights += [floats(n_embd), maybe(n_embd)] if rng.integers(2) else [None, None]
-    for _ in range(layers):
-        weights += [floats(n_embd), maybe(n_embd), floats(n_embd), maybe(n_embd)]
-        weights += linear(n_embd, (num_heads + 2 * num_kv_heads) * head_dim) + linear(
-            n_embd, n_embd
-        )
-        weights += linear(n_embd, n_inner) if rng.integers(2) else [None] * 4
-        weights += linear(n_embd, n_inner) + linear(n_inner, n_embd)
+    for _ in range(2):
+        weights += [floats(layers, n_embd), maybe(layers, n_embd)]
+    weights += linear(n_embd, (num_heads + 2 * num_kv_heads) * head_dim) + linear(n_embd, n_embd)
+    weights += linear(n_embd, n_inner) if rng.integers(2) else [None] * 4
+    weights += linear(n_embd, n_inner) + linear(n_inner, n_embd)
     kept = torch.float32 if dtype == torch.float32 else torch.bfloat16
     keys, values = ops.make_cache(
         *(layers, slots, num_kv_heads), capacity=capacity, head_dim=head_dim, dtype=kept

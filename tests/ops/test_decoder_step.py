@@ -183,9 +183,18 @@ def test_what_does_not_fit_is_named_and_nothing_is_written():
         ({"input_ids": ids.int()}, TypeError, "input_ids must be Long"),
         ({"lengths": torch.tensor([0, 128])}, IndexError, "sequence 1 has 1 tokens after 128"),
         ({"slots": torch.tensor([0, 3])}, IndexError, "sequence 1 has slot 3, but there are 3"),
-        ({"weights": weights[:-1]}, ValueError, "there are only"),
-        ({"weights": [*weights, None]}, ValueError, "weights of more than 2 layers"),
-        ({"weights": [*weights[:8], None, *weights[9:]]}, ValueError, "there is no layer"),
+        ({"weights": weights[:-1]}, ValueError, "there must be 28 weights, not 27"),
+        ({"weights": [*weights, None]}, ValueError, "there must be 28 weights, not 29"),
+        (
+            {"weights": [*weights[:8], weights[8][:1], *weights[9:]]},
+            ValueError,
+            r"weight of shape \[1, .* which need \[2, ",
+        ),
+        (
+            {"weights": [*weights[:8], None, *weights[9:]]},
+            ValueError,
+            "a linear layer is missing",
+        ),
         (
             {"weights": [*weights[:12], None, *weights[13:]]},
             ValueError,

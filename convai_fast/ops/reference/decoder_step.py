@@ -32,9 +32,8 @@ def decoder_step(
     counts, last = offsets.diff(), offsets[1:] - 1
     if (counts < 1).any():
         raise IndexError("decoder_step: a sequence has no new token")
-    tensors = iter(weights)
-    token_embedding, position_embedding = cast(Tensor, next(tensors)), next(tensors)
-    final_norm = (next(tensors), next(tensors))
+    embedding, position_embedding, *final_norm = weights[:4]
+    token_embedding = cast(Tensor, embedding)
     n_embd, num_kv_heads = token_embedding.shape[1], keys.shape[2]
     head_dim = n_embd // num_heads
     heads = [num_heads, num_kv_heads, num_kv_heads]
@@ -53,6 +52,7 @@ def decoder_step(
     if position_embedding is not None:
         x = x + position_embedding[position_ids]
     for layer in range(len(keys)):
+        tensors = (None if stack is None else stack[layer] for stack in weights[4:])
         attention_norm = partial(norm, weight=next(tensors), bias=next(tensors))
         mlp_norm = partial(norm, weight=next(tensors), bias=next(tensors))
         qkv = _linear(tensors, sum(heads) * head_dim)

@@ -12,15 +12,17 @@ constexpr const char* kOp = "decoder_step";
 
 using Tensors = c10::List<std::optional<at::Tensor>>;
 
-// Takes the weights one after another, in the order of `DecoderWeights` (ops/decoder_step.py).
+// Takes the weights one after another, in the order of `PackedDecoder.tensors`; those of the layers
+// are stacked, the first layer's first.
 class Reader {
  public:
-  explicit Reader(const Tensors& tensors) : tensors_(tensors) {}
-
-  std::optional<at::Tensor> next() {
-    TORCH_CHECK_VALUE(next_ < tensors_.size(), kOp, ": there are only ", next_, " weights");
-    return tensors_.get(next_++);
+  explicit Reader(const Tensors& tensors) : tensors_(tensors) {
+    constexpr size_t kWeights = 4 + 4 + 5 * 4;  // around the layers, their norms, their products
+    TORCH_CHECK_VALUE(tensors.size() == kWeights, kOp, ": there must be ", kWeights,
+                      " weights, not ", tensors.size());
   }
+
+  std::optional<at::Tensor> next() { return tensors_.get(next_++); }
 
   at::Tensor matrix(const char* name) {
     const auto tensor = next();
@@ -29,33 +31,30 @@ class Reader {
     return *tensor;
   }
 
-  // A norm's weight and bias, of which the weight may be missing too where `optional`.
-  Norm norm(int64_t size, double eps, bool rms, bool optional = false) {
-    const auto* weight = packed_linear::vector_of<float>(kOp, "the weight of a norm", next(), size);
-    const auto* bias = packed_linear::vector_of<float>(kOp, "the bias of a norm", next(), size);
-    TORCH_CHECK_VALUE(weight || optional, kOp, ": the weight of a norm is missing");
+  // A norm's weight and bias; both are null where the weight is missing.
+  Norm norm(at::IntArrayRef stack, int64_t size, double eps, bool rms) {
+    using packed_linear::vector_of;
+    const auto* weight = vector_of<float>(kOp, "the weight of a norm", next(), stack, size);
+    const auto* bias = vector_of<float>(kOp, "the bias of a norm", next(), stack, size);
     return {weight, bias, static_cast<float>(eps), rms};
   }
 
   // A linear layer; of one that is missing, data is null.
   template <typename Scalar>
-  Weight<Scalar> linear(int64_t in_features, int64_t out_features) {
+  Weight<Scalar> linear(at::IntArrayRef stack, int64_t in_features, int64_t out_features) {
     const auto data = next();
     packed_linear::Packed packed{.scales = next(), .column_sums = next(), .bias = next()};
     if (!data) return {};
     packed.data = *data;
-    return packed_linear::weight_of<Scalar>(kOp, packed, in_features, out_features);
+    return packed_linear::weight_of<Scalar>(kOp, packed, stack, in_features, out_features);
   }
 
   // The type of the linear layers, by the first.
-  const at::Tensor first_linear() const {
-    constexpr size_t kBefore = 4 + 4;  // embeddings, final norm, the first layer's norms
-    TORCH_CHECK_VALUE(tensors_.size() > kBefore && tensors_.get(kBefore).has_value(), kOp,
-                      ": there is no layer");
-    return *tensors_.get(kBefore);
+  at::Tensor first_linear() const {
+    const auto first = tensors_.get(4 + 4);  // after embeddings, final norm and the layers' norms
+    TORCH_CHECK_VALUE(first.has_value(), kOp, ": a linear layer is missing");
+    return *first;
   }
-
-  bool is_done() const { return next_ == tensors_.size(); }
 
  private:
   const Tensors& tensors_;
@@ -124,12 +123,20 @@ at::Tensor decoder_step_cpu(const at::Tensor& input_ids,
   auto hidden = at::empty({slots.size(0), n_embd}, token_embedding.options());
   packed_linear::for_format(kOp, reader.first_linear(), [&](auto scalar) {
     using Scalar = decltype(scalar);
-    Decoder<Scalar> decoder{
+    const int64_t num_layers = keys.size(0), width = (num_heads + 2 * num_kv_heads) * head_dim;
+    const Decoder<Scalar> decoder{
         .token_embedding = token_embedding.const_data_ptr<float>(),
         .position_embedding =
             position_embedding ? position_embedding->const_data_ptr<float>() : nullptr,
-        .final_norm = reader.norm(n_embd, norm_eps, rms_norm, /*optional=*/true),
-        .layers = {},
+        .final_norm = reader.norm({}, n_embd, norm_eps, rms_norm),
+        .first_layer = {.attention_norm = reader.norm(num_layers, n_embd, norm_eps, rms_norm),
+                        .mlp_norm = reader.norm(num_layers, n_embd, norm_eps, rms_norm),
+                        .qkv = reader.linear<Scalar>(num_layers, n_embd, width),
+                        .out = reader.linear<Scalar>(num_layers, n_embd, n_embd),
+                        .gate = reader.linear<Scalar>(num_layers, n_embd, n_inner),
+                        .up = reader.linear<Scalar>(num_layers, n_embd, n_inner),
+                        .down = reader.linear<Scalar>(num_layers, n_inner, n_embd)},
+        .num_layers = num_layers,
         .n_embd = n_embd,
         .n_inner = n_inner,
         .num_heads = num_heads,
@@ -138,20 +145,11 @@ at::Tensor decoder_step_cpu(const at::Tensor& input_ids,
         .pre_norm = pre_norm,
         .activation = packed_linear::activation_of(kOp, activation),
         .rope_theta = rope_theta.value_or(0)};
-    for (int64_t i = 0; i < keys.size(0); ++i) {
-      decoder.layers.push_back({.attention_norm = reader.norm(n_embd, norm_eps, rms_norm),
-                                .mlp_norm = reader.norm(n_embd, norm_eps, rms_norm),
-                                .qkv = reader.linear<Scalar>(n_embd, decoder.qkv_width()),
-                                .out = reader.linear<Scalar>(n_embd, n_embd),
-                                .gate = reader.linear<Scalar>(n_embd, n_inner),
-                                .up = reader.linear<Scalar>(n_embd, n_inner),
-                                .down = reader.linear<Scalar>(n_inner, n_embd)});
-      const auto& layer = decoder.layers.back();
-      TORCH_CHECK_VALUE(layer.qkv.data && layer.out.data && layer.up.data && layer.down.data, kOp,
-                        ": a linear layer is missing");
-    }
-    TORCH_CHECK_VALUE(reader.is_done(), kOp, ": there are weights of more than ", keys.size(0),
-                      " layers");
+    const auto& [attention_norm, mlp_norm, qkv, out, gate, up, down] = decoder.first_layer;
+    TORCH_CHECK_VALUE(attention_norm.weight && mlp_norm.weight, kOp,
+                      ": the weight of a norm is missing");
+    TORCH_CHECK_VALUE(qkv.data && out.data && up.data && down.data, kOp,
+                      ": a linear layer is missing");
     for_scalar(keys, [&](auto kept) {
       using Kept = decltype(kept);
       run(decoder, step, static_cast<Kept*>(keys.mutable_data_ptr()), keys.stride(0),

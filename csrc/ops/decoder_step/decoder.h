@@ -17,6 +17,18 @@ template <typename Scalar>
 struct Layer {
   Norm attention_norm, mlp_norm;
   Weight<Scalar> qkv, out, gate, up, down;  // gate.data is null without one
+
+  // Layer `i`, of a stack of which this is the first.
+  Layer of_stack(int64_t i) const {
+    const int64_t n_embd = qkv.in_features;
+    return {attention_norm.of_layer(i, n_embd),
+            mlp_norm.of_layer(i, n_embd),
+            qkv.of_layer(i),
+            out.of_layer(i),
+            gate.of_layer(i),
+            up.of_layer(i),
+            down.of_layer(i)};
+  }
 };
 
 template <typename Scalar>
@@ -24,8 +36,8 @@ struct Decoder {
   const float* token_embedding;     // [vocab_size, n_embd]
   const float* position_embedding;  // [n_positions, n_embd] or null
   Norm final_norm;                  // its weight is null without one
-  std::vector<Layer<Scalar>> layers;
-  int64_t n_embd, n_inner, num_heads, num_kv_heads, head_dim;
+  Layer<Scalar> first_layer;        // of the stack
+  int64_t num_layers, n_embd, n_inner, num_heads, num_kv_heads, head_dim;
   bool pre_norm;
   Activation activation;
   double rope_theta;  // 0 without rotary positions

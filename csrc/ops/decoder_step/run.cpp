@@ -147,17 +147,18 @@ void run(const Decoder<Scalar>& decoder, const Step& step, Kept* keys, int64_t k
   embed(decoder, step, x);
   if (rotation) fill_rotation(decoder, step, rotation);
   std::vector<Run> sequences = step.sequences;
-  for (const auto& layer : decoder.layers) {
+  for (int64_t i = 0; i < decoder.num_layers; ++i) {
+    const Layer<Scalar> layer = decoder.first_layer.of_stack(i);
     const Norm* norm = decoder.pre_norm ? &layer.attention_norm : nullptr;
     multiply(x, n, rows, norm, layer.qkv, {.data = qkv, .stride = width});
     if (rotation) rotate(decoder, step, rotation, qkv);
-    if (&layer == &decoder.layers.back()) {  // nobody looks at the others after it
-      for (size_t i = 0; i < sequences.size(); ++i) {
-        sequences[i].query = sequences[i].end - 1;
-        sequences[i].out = static_cast<int64_t>(i);
-        std::copy_n(x + sequences[i].query * n, n, x + i * n);
+    if (i == decoder.num_layers - 1) {  // nobody looks at the others after it
+      rows = 0;
+      for (Run& sequence : sequences) {
+        sequence.query = sequence.end - 1;
+        sequence.out = rows++;
+        std::copy_n(x + sequence.query * n, n, x + sequence.out * n);
       }
-      rows = static_cast<int64_t>(sequences.size());
     }
     attend(decoder, step, sequences, qkv, keys, values, attended);
     keys += keys_stride;

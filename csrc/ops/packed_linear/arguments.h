@@ -35,6 +35,17 @@ struct Weight {
   int64_t blocks() const { return simd::round_up(out_features, kBlock) / kBlock; }
   int64_t padded_features() const { return simd::round_up(in_features, Format<Scalar>::kTogether); }
   const Scalar* block(int64_t i) const { return data + i * padded_features() * kBlock; }
+
+  // That of layer `i`, of a stack of which this is the first; null where this one is.
+  Weight of_layer(int64_t i) const {
+    const int64_t offset = i * out_features;
+    return {data ? block(i * blocks()) : nullptr,
+            scales ? scales + offset : nullptr,
+            column_sums ? column_sums + offset : nullptr,
+            bias ? bias + offset : nullptr,
+            in_features,
+            out_features};
+  }
 };
 
 // Some rows of x in the weight's format, `stride` apart.
@@ -58,6 +69,11 @@ struct Norm {
   const float* bias;  // or null
   float eps;
   bool rms;
+
+  // That of layer `i`, of a stack of norms over `features` of which this is the first.
+  Norm of_layer(int64_t i, int64_t features) const {
+    return {weight + i * features, bias ? bias + i * features : nullptr, eps, rms};
+  }
 };
 
 enum class Activation { kNone, kGeluTanh, kGelu, kRelu, kSilu };

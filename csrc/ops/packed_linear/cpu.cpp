@@ -13,7 +13,7 @@ template <typename Scalar>
 at::Tensor multiply_as(const at::Tensor& x, const Packed& packed, int64_t out_features,
                        Activation activation) {
   const int64_t in_features = x.size(-1);
-  const auto weight = weight_of<Scalar>("packed_linear", packed, in_features, out_features);
+  const auto weight = weight_of<Scalar>("packed_linear", packed, {}, in_features, out_features);
   auto shape = x.sizes().vec();
   shape.back() = out_features;
   auto out = at::empty(shape, x.options());
