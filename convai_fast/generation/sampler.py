@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,10 +55,11 @@ class Sampler:
         params = [draw.params for draw in draws]
         if params != self._params:
             self._params, self._tables = params, _tables(params, logits.device)
+        steps = np.array([draw.step for draw in draws])  # sooner made than a tensor
         token_ids, logprobs = ops.sample(
             logits,
             **self._tables,
-            steps=to_device(torch.tensor([draw.step for draw in draws]), logits.device),
+            steps=to_device(torch.from_numpy(steps), logits.device),
             return_logprobs=any(p.logprobs for p in params),
         )
         drawn, *known = fetch(token_ids, *([] if logprobs is None else [logprobs]))

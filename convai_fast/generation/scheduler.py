@@ -64,7 +64,7 @@ class Step:
         sequences: whose tokens are computed, one after another.
         slots: int64 [sequences], the slot of each.
         past: int64 [sequences], how many tokens its slot holds before.
-        counts: int64 [sequences], how many are new.
+        offsets: int64 [sequences + 1], where the new tokens of each sequence begin and end.
         input_ids, token_type_ids: int64 [tokens], the new tokens of all sequences.
     """
 
@@ -72,14 +72,14 @@ class Step:
     copies: list[Copy]
     slots: np.ndarray
     past: np.ndarray
-    counts: np.ndarray
+    offsets: np.ndarray
     input_ids: np.ndarray
     token_type_ids: np.ndarray
 
     @property
-    def offsets(self) -> np.ndarray:
-        """int64 [sequences + 1], where the tokens of each sequence begin and end."""
-        return np.cumsum([0, *self.counts.tolist()])
+    def counts(self) -> np.ndarray:
+        """int64 [sequences], how many tokens of each sequence are new."""
+        return np.diff(self.offsets)
 
     @property
     def last(self) -> np.ndarray:
@@ -175,7 +175,7 @@ class Scheduler:
         copies = self._admit()
         if not self.running:
             return None
-        slots, past, counts = [], [], []
+        slots, past, offsets = [], [], [0]
         input_ids: list[int] = []
         token_type_ids: list[int] = []
         for sequence in self.running:
@@ -186,9 +186,9 @@ class Scheduler:
             token_type_ids += sequence.token_type_ids[start:]
             slots.append(slot)
             past.append(start)
-            counts.append(length - start)
+            offsets.append(len(input_ids))
             self.lengths[slot] = length
-        tables = (np.array(each) for each in (slots, past, counts, input_ids, token_type_ids))
+        tables = (np.array(each) for each in (slots, past, offsets, input_ids, token_type_ids))
         return Step(list(self.running), copies, *tables)
 
     def forget(self) -> None:

@@ -221,7 +221,9 @@ def make_decoder_step(rng: Rng) -> Arguments:
         packed = [
             ops.pack_weight(floats(out_features, in_features), dtype)[:3] for _ in range(layers)
         ]
-        stacks = [None if each[0] is None else torch.stack(each) for each in zip(*packed, strict=True)]
+        stacks = [
+            None if each[0] is None else torch.stack(each) for each in zip(*packed, strict=True)
+        ]
         return [*stacks, maybe(layers, out_features)]
 
     weights = [floats(vocab, n_embd), None if rope else floats(capacity, n_embd)]

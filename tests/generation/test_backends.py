@@ -29,9 +29,10 @@ def next_logits(model, ids, weights, kind=CpuBackend):
 
 def step_of(slots, input_ids, token_type_ids):
     """New sequences of equal length, [sequences, tokens] of each."""
-    past, counts = np.zeros(len(slots), np.int64), np.full(len(slots), input_ids.shape[1])
+    past = np.zeros(len(slots), np.int64)
+    offsets = np.arange(len(slots) + 1) * input_ids.shape[1]
     ids = input_ids.flatten().numpy(), token_type_ids.flatten().numpy()
-    return Step([], [], np.array(slots), past, counts, *ids)
+    return Step([], [], np.array(slots), past, offsets, *ids)
 
 
 @pytest.mark.parametrize(

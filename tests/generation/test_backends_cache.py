@@ -42,8 +42,8 @@ def run(backend, parts):
     pieces = [whole[:, begin:end] for whole, begin, end in parts.values()]
     ids, segments = torch.cat(pieces, 1)
     slots, past = np.array([*parts], np.int64), np.array([part[1] for part in parts.values()])
-    counts = np.array([piece.shape[1] for piece in pieces], np.int64)
-    step = Step([], [], slots, past.astype(np.int64), counts, ids.numpy(), segments.numpy())
+    offsets = np.cumsum([0, *(piece.shape[1] for piece in pieces)])
+    step = Step([], [], slots, past.astype(np.int64), offsets, ids.numpy(), segments.numpy())
     hidden = backend.forward(step)
     assert torch.equal(backend.forward(step), hidden)  # computed once more
     return hidden

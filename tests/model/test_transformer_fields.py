@@ -247,10 +247,10 @@ def test_a_cache_gives_what_whole_rows_give(models, kind):
     backend = kind(model, num_slots=2)
     backend.allocate(12)
     for begin, part in ((0, IDS[:, :7]), (7, IDS[:, 7:])):
-        past, counts = np.full(2, begin), np.full(2, part.shape[1])
+        past, offsets = np.full(2, begin), np.arange(3) * part.shape[1]
         ids = part.flatten().numpy()
         with torch.inference_mode():
-            parts.append(backend.forward(Step([], [], np.arange(2), past, counts, ids, ids)))
+            parts.append(backend.forward(Step([], [], np.arange(2), past, offsets, ids, ids)))
     assert_close(torch.stack(parts, dim=1), ours(IDS)[:, [6, 11]])
 
 
