@@ -122,11 +122,28 @@ struct Words<int8_t> {
 
 #endif
 
+// What is read from memory next: rows of 64 words, as a block has them, that are fetched to the
+// second-level cache while as many are multiplied.
+struct Ahead {
+  const int32_t* data = nullptr;
+  int64_t rows = 0;
+
+  Ahead from(int64_t row) const { return {data + row * kBlock, rows - row}; }
+
+  CONVAI_FAST_INLINE void fetch(int64_t row, int64_t columns = kBlock) const {
+    constexpr int64_t kLine = 16;
+    for (int64_t n = 0; n < columns; n += kLine) {
+      __builtin_prefetch(data + row * kBlock + n, 0, 2);
+    }
+  }
+};
+
 // The sums of `kRows` rows, widened and `stride` apart, and `kVectors` vectors of columns.
 template <int kRows, int kVectors, typename Scalar>
 CONVAI_FAST_INLINE void add_tile(const typename Words<Scalar>::Wide* x, int64_t stride,
                                  const int32_t* weight, int64_t words,
-                                 typename Format<Scalar>::Sum* sums, int64_t sums_stride) {
+                                 typename Format<Scalar>::Sum* sums, int64_t sums_stride,
+                                 Ahead ahead = {}) {
   using W = Words<Scalar>;
   typename W::Sums tile[kRows][kVectors];
 #pragma GCC unroll 16
@@ -135,6 +152,7 @@ CONVAI_FAST_INLINE void add_tile(const typename Words<Scalar>::Wide* x, int64_t 
     for (int v = 0; v < kVectors; ++v) tile[i][v] = Simd::load(sums + i * sums_stride + v * kWidth);
   }
   for (int64_t k = 0; k < words; ++k) {
+    if (k < ahead.rows) ahead.fetch(k);
     Simd::Int w[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) w[v] = Simd::load(weight + k * kBlock + v * kWidth);
@@ -174,7 +192,7 @@ template <typename Scalar>
 CONVAI_FAST_INLINE void add_part(const typename Format<Scalar>::Activation* x, int64_t stride,
                                  int64_t rows, const Scalar* block, int64_t columns, int64_t first,
                                  int64_t end, typename Format<Scalar>::Sum* sums,
-                                 int64_t sums_stride) {
+                                 int64_t sums_stride, Ahead ahead) {
   using W = Words<Scalar>;
   constexpr int64_t kTogether = Format<Scalar>::kTogether;
   constexpr int64_t kStride = kMostFeatures / kTogether * W::kOfX;
@@ -189,7 +207,8 @@ CONVAI_FAST_INLINE void add_part(const typename Format<Scalar>::Activation* x, i
     // A single row takes more columns at once: else it has too few sums to keep the multipliers
     // busy.
     for (; rows == 1 && n + kFewVectors * kWidth <= columns; n += kFewVectors * kWidth) {
-      add_tile<1, kFewVectors, Scalar>(wide, kStride, weight + n, words, sums + n, sums_stride);
+      add_tile<1, kFewVectors, Scalar>(wide, kStride, weight + n, words, sums + n, sums_stride,
+                                       n == 0 ? ahead.from(first / kTogether) : Ahead{});
     }
     const auto add_columns = [&]<int kVectors>() CONVAI_FAST_INLINE_LAMBDA {
       for (; n + (kVectors - 1) * kWidth < columns; n += kVectors * kWidth) {
@@ -206,20 +225,21 @@ CONVAI_FAST_INLINE void add_part(const typename Format<Scalar>::Activation* x, i
 }
 
 // sums [rows, columns] = up to kMostRows rows of x [rows, features] by a block, or its first
-// columns, rounded up to a vector; `features` are padded.
+// columns, rounded up to a vector; `features` are padded. A single row by a whole block fetches
+// what is ahead.
 template <typename Scalar>
 CONVAI_FAST_INLINE void block_product(const typename Format<Scalar>::Activation* x, int64_t stride,
                                       int64_t rows, const Scalar* block, int64_t columns,
                                       int64_t features, typename Format<Scalar>::Sum* sums,
-                                      int64_t sums_stride) {
+                                      int64_t sums_stride, Ahead ahead = {}) {
   constexpr int64_t kPart = features_of_part<Scalar>();
   using Sum = typename Format<Scalar>::Sum;
   for (int64_t row = 0; row < rows; ++row) std::fill_n(sums + row * sums_stride, kBlock, Sum{});
-  add_part(x, stride, rows, block, columns, 0, std::min(kPart, features), sums, sums_stride);
+  add_part(x, stride, rows, block, columns, 0, std::min(kPart, features), sums, sums_stride, ahead);
   for (int64_t first = kPart; first < features; first += kPart) {
     Sum of_part[kMostRows * kBlock] = {};
     add_part(x, stride, rows, block, columns, first, std::min(first + kPart, features), of_part,
-             kBlock);
+             kBlock, ahead);
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t n = 0; n < kBlock; ++n) sums[row * sums_stride + n] += of_part[row * kBlock + n];
     }

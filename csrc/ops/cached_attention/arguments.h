@@ -34,6 +34,13 @@ struct Arguments {
   // In elements, of a head.
   int64_t keys_size() const { return capacity * padded_dim(); }
   int64_t values_size() const { return value_blocks() * capacity * kBlock; }
+
+  Kept* keys_of(int64_t slot, int64_t head) const {
+    return keys + (slot * num_kv_heads + head) * keys_size();
+  }
+  Kept* values_of(int64_t slot, int64_t head) const {
+    return values + (slot * num_kv_heads + head) * values_size();
+  }
 };
 
 // New tokens of one sequence: rows [first, end), which follow `length` tokens in `slot`. Those from

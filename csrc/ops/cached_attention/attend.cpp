@@ -32,16 +32,22 @@ void attend(const Arguments<Kept>& arguments, const std::vector<Run>& runs) {
   const auto kernel = CONVAI_FAST_DISPATCH(cached_attention_kernel<Kept>);
   const int64_t num_heads = arguments.num_kv_heads;
   const int64_t tasks = static_cast<int64_t>(runs.size()) * num_heads;
-  // Runs differ in length, so that threads take some tasks at a time; a head's keys are fetched
-  // from memory while the one before it is at hand.
+  // Runs differ in length, so that threads take some tasks at a time; and they take them early, as
+  // the keys of the next one are fetched from memory meanwhile.
   const int64_t threads = std::min<int64_t>(tasks, at::get_num_threads());
   const int64_t together = std::clamp<int64_t>(tasks / (8 * std::max<int64_t>(1, threads)), 1, 4);
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+  const auto keys_of = [&](int64_t task) {
+    return arguments.keys_of(runs[task / num_heads].slot, task % num_heads);
+  };
+  std::atomic<int64_t> taken{0};
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     const auto scratch = scratch_of_this_thread(arguments);
-    for (int64_t first; begin < end && (first = next.fetch_add(together)) < tasks;) {
-      for (int64_t task = first; task < std::min(tasks, first + together); ++task) {
-        kernel(arguments, runs[task / num_heads], task % num_heads, scratch);
+    for (int64_t first = taken.fetch_add(together), next; first < tasks; first = next) {
+      next = taken.fetch_add(together);
+      const int64_t last = std::min(tasks, first + together) - 1;
+      for (int64_t task = first; task <= last; ++task) {
+        const int64_t following = std::min(task < last ? task + 1 : next, tasks - 1);
+        kernel(arguments, runs[task / num_heads], task % num_heads, keys_of(following), scratch);
       }
     }
   });

@@ -49,6 +49,17 @@ CONVAI_FAST_INLINE void fetch(const float* row, int64_t count) {
   for (int64_t d = 0; d < count; d += kLine) __builtin_prefetch(row + d);
 }
 
+// Keys or values that are multiplied soon: `features` of a block, or of blocks one after another.
+template <typename Kept>
+CONVAI_FAST_INLINE Ahead rows_ahead(const Kept* first, int64_t features) {
+  constexpr int64_t kTogether = Arguments<Kept>::kTogether;
+  return {reinterpret_cast<const int32_t*>(first), simd::round_up(features, kTogether) / kTogether};
+}
+
+CONVAI_FAST_INLINE void fetch(Ahead ahead, int64_t columns) {
+  for (int64_t row = 0; row < ahead.rows; ++row) ahead.fetch(row, columns);
+}
+
 template <typename Kept>
 CONVAI_FAST_INLINE void store_keys_and_values(const Arguments<Kept>& a, const Run& run,
                                               int64_t head, Kept* keys, Kept* values,
@@ -75,11 +86,14 @@ CONVAI_FAST_INLINE void store_keys_and_values(const Arguments<Kept>& a, const Ru
 }
 
 // Attention of the `count` tokens from `row` on, the first at `position`, to rows `to` and
-// following of the results.
+// following of the results. With `next`, a single one that waits for memory: while its keys are
+// multiplied, its values are fetched, and meanwhile as many of the keys there, which are multiplied
+// next. What stands beside a block that is not whole, at once.
 template <typename Kept>
 CONVAI_FAST_INLINE void attend(const Arguments<Kept>& a, int64_t head, int64_t row, int64_t count,
                                int64_t position, int64_t to, const Kept* keys, const Kept* values,
-                               const Scratch<Kept>& scratch) {
+                               const Kept* next, const Scratch<Kept>& scratch) {
+  constexpr int64_t kTogether = Arguments<Kept>::kTogether;
   const int64_t head_dim = a.head_dim(), padded_dim = a.padded_dim();
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   for (int64_t i = 0; i < count; ++i) {
@@ -91,9 +105,11 @@ CONVAI_FAST_INLINE void attend(const Arguments<Kept>& a, int64_t head, int64_t r
 
   const int64_t num_keys = position + count;
   for (int64_t first = 0; first < num_keys; first += kBlock) {
-    block_product(scratch.queries, padded_dim, count, keys + first * padded_dim,
-                  std::min(kBlock, num_keys - first), padded_dim, scratch.scores + first,
-                  a.capacity);
+    const int64_t columns = std::min(kBlock, num_keys - first);
+    const Ahead ahead = next ? rows_ahead(values + first * kBlock, columns) : Ahead{};
+    if (columns < kBlock) fetch(ahead, kBlock);
+    block_product(scratch.queries, padded_dim, count, keys + first * padded_dim, columns,
+                  padded_dim, scratch.scores + first, a.capacity, ahead);
   }
 
   const int64_t padded_keys = simd::round_up(num_keys, kWidth);
@@ -108,11 +124,17 @@ CONVAI_FAST_INLINE void attend(const Arguments<Kept>& a, int64_t head, int64_t r
     round_to(scores, padded_keys, scratch.weights + i * a.capacity);
   }
 
+  const int64_t whole = num_keys / kBlock * kBlock, summed = simd::round_up(num_keys, kTogether);
+  Ahead ahead;
+  if (next) {
+    ahead = rows_ahead(next, whole * padded_dim / kBlock);
+    fetch(rows_ahead(next + whole * padded_dim, padded_dim), num_keys - whole);
+  }
   float sums[kMostQueries * kBlock];
   for (int64_t block = 0; block < a.value_blocks(); ++block) {
     block_product(scratch.weights, a.capacity, count, values + block * a.capacity * kBlock,
-                  std::min(kBlock, head_dim - block * kBlock),
-                  simd::round_up(num_keys, Arguments<Kept>::kTogether), sums, kBlock);
+                  std::min(kBlock, head_dim - block * kBlock), summed, sums, kBlock,
+                  ahead.from(block * summed / kTogether));
     const int64_t first = block * kBlock, valid = std::min(kBlock, head_dim - first);
     for (int64_t i = 0; i < count; ++i) {
       float* out = a.out.at(to + i, head) + first;
@@ -121,18 +143,21 @@ CONVAI_FAST_INLINE void attend(const Arguments<Kept>& a, int64_t head, int64_t r
   }
 }
 
+// New tokens of `run` in a head of keys; `next` are the keys that this thread is given next.
 template <typename Kept>
 CONVAI_FAST_TARGET void cached_attention_kernel(const Arguments<Kept>& a, const Run& run,
-                                                int64_t kv_head, const Scratch<Kept>& scratch) {
-  const int64_t slot_head = run.slot * a.num_kv_heads + kv_head;
-  Kept* keys = a.keys + slot_head * a.keys_size();
-  Kept* values = a.values + slot_head * a.values_size();
+                                                int64_t kv_head, const Kept* next,
+                                                const Scratch<Kept>& scratch) {
+  Kept* keys = a.keys_of(run.slot, kv_head);
+  Kept* values = a.values_of(run.slot, kv_head);
   store_keys_and_values(a, run, kv_head, keys, values, scratch);
+  if (run.end - run.query > 1) next = nullptr;  // multiplied for longer than it is read
   for (int64_t head = kv_head * a.group; head < (kv_head + 1) * a.group; ++head) {
     for (int64_t row = run.query; row < run.end; row += kMostQueries) {
       attend(a, head, row, std::min(kMostQueries, run.end - row), run.length + row - run.first,
-             run.out + row - run.query, keys, values, scratch);
+             run.out + row - run.query, keys, values, next, scratch);
     }
+    next = nullptr;  // it has been fetched
   }
 }
 
