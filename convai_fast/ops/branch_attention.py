@@ -65,7 +65,9 @@ def branch_attention(
     CPU with the compiled operator bit for bit, and its dropout on its place in the batch besides.
 
     Differentiable in q, k and v, once: the backward pass computes the weights again. Arithmetic is
-    in float32, under autocast too; on CUDA it is that of torch's own attention of variable length.
+    in float32, but a CPU that multiplies bfloat16 rounds weights and their gradients to it, where q
+    is bfloat16, before it multiplies by them; on CUDA it is that of torch's own attention of
+    variable length.
 
     Args:
         q: [tokens, num_heads, head_dim], queries. A head_dim that is a multiple of 16 wastes

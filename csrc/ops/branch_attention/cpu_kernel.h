@@ -44,17 +44,20 @@ CONVAI_FAST_INLINE void visit_kept(const Block& block, const Dropout& dropout, i
 // Of one head of queries, by keys in panels and values in scratch.
 template <typename Scalar>
 CONVAI_FAST_INLINE void attend(const Arguments<Scalar>& a, const Row& row, int64_t head,
-                               const Scratch& scratch, const float* panels, const float* values) {
+                               const Scratch& scratch, const OperandOf<Scalar>* panels,
+                               const OperandOf<Scalar>* values) {
   const int64_t dim = scratch.dim, num_heads = a.num_kv_heads * a.group;
-  float *queries = scratch.tokens(0), *scores = scratch.scores(0), *out = scratch.block();
+  const float factor = 1.0f / std::sqrt(static_cast<float>(a.head_dim()));
+  auto* queries = scratch.tokens<OperandOf<Scalar>>(0);
+  auto* operands = scratch.scores<OperandOf<Scalar>>(2);
+  float *scores = scratch.scores(0), *out = scratch.block();
   pack(row, a.q, head, queries);
-  scale(queries, row.packed * dim, 1.0f / std::sqrt(static_cast<float>(a.head_dim())));
 
   for (int64_t s = 0; s < row.num_segments; ++s) {
     const Segment& segment = row.segments[s];
     for (int64_t first = 0; first < segment.count; first += kQueries) {
       const Block block(row, segment, first);
-      products_with_keys(block, queries, panels, dim, scores, row.columns);
+      products_with_keys(block, queries, panels, dim, factor, scores, row.columns);
       float factors[kQueries];
       for (int64_t i = 0; i < block.rows; ++i) {
         float* row_scores = scores + i * row.columns;
@@ -72,7 +75,8 @@ CONVAI_FAST_INLINE void attend(const Arguments<Scalar>& a, const Row& row, int64
                      Simd::store(weights, Simd::where(keep, Simd::load(weights)));
                    });
       }
-      sums_of_values(block, scores, row.columns, values, dim, out);
+      const auto* weights = rounded(scores, block.rows, block.columns, row.columns, operands);
+      sums_of_values(block, weights, row.columns, values, dim, out);
       for (int64_t i = 0; i < block.valid(); ++i) {
         Scalar* target = a.out.at(segment.first + first + i, head);
         for (int64_t d = 0; d < a.head_dim(); ++d)
@@ -86,10 +90,14 @@ template <typename Scalar>
 CONVAI_FAST_TARGET void forward_kernel(const Arguments<Scalar>& a, const Row& row, int64_t kv_head,
                                        float* memory) {
   const Scratch scratch(a, row, memory);
-  float *keys = scratch.tokens(1), *panels = scratch.tokens(2), *values = scratch.tokens(3);
+  using Operand = OperandOf<Scalar>;
+  const int64_t dim = scratch.dim;
+  Operand *keys = scratch.tokens<Operand>(1), *panels = scratch.tokens<Operand>(2),
+          *rows = scratch.tokens<Operand>(3);
   pack(row, a.k, kv_head, keys);
-  pack(row, a.v, kv_head, values);
-  transpose(keys, row.packed, scratch.dim, panels);
+  pack(row, a.v, kv_head, rows);
+  transpose(keys, row.packed, dim, panels);
+  const Operand* values = joined(rows, row.packed, dim, dim, rows + row.packed * dim);
   for (int64_t i = 0; i < a.group; ++i) {
     attend(a, row, kv_head * a.group + i, scratch, panels, values);
   }
@@ -100,39 +108,44 @@ CONVAI_FAST_TARGET void forward_kernel(const Arguments<Scalar>& a, const Row& ro
 // Of one head of queries, whose share is added to the gradients of its keys and values.
 template <typename Scalar>
 CONVAI_FAST_INLINE void add_gradients(const Arguments<Scalar>& a, const Row& row, int64_t head,
-                                      const Scratch& scratch, const float* keys,
-                                      const float* key_panels, const float* value_panels,
+                                      const Scratch& scratch, const OperandOf<Scalar>* keys,
+                                      const OperandOf<Scalar>* key_panels,
+                                      const OperandOf<Scalar>* value_panels, float factor,
                                       float* grad_keys, float* grad_values) {
+  using Operand = OperandOf<Scalar>;
   using Float = Simd::Float;
   using Int = Simd::Int;
   const int64_t dim = scratch.dim, num_heads = a.num_kv_heads * a.group;
-  float *queries = scratch.tokens(0), *grad_out = scratch.tokens(4);
+  Operand *queries = scratch.tokens<Operand>(0), *grad_out = scratch.tokens<Operand>(4);
   float *weights = scratch.scores(0), *grad_scores = scratch.scores(1);
   float* grad_queries = scratch.block();
-  const float factor = 1.0f / std::sqrt(static_cast<float>(a.head_dim()));
+  Operand* operands = scratch.scores<Operand>(2);
   pack(row, a.q, head, queries);
   pack(row, a.grad_out, head, grad_out);
-  scale(queries, row.packed * dim, factor);
+  const int64_t packed = row.packed * dim;
+  const Operand* joined_queries = joined(queries, row.packed, dim, dim, queries + packed);
+  const Operand* joined_grad_out = joined(grad_out, row.packed, dim, dim, grad_out + packed);
 
   for (int64_t s = 0; s < row.num_segments; ++s) {
     const Segment& segment = row.segments[s];
     for (int64_t first = 0; first < segment.count; first += kQueries) {
       const Block block(row, segment, first);
-      products_with_keys(block, queries, key_panels, dim, weights, row.columns);
-      products_with_keys(block, grad_out, value_panels, dim, grad_scores, row.columns);
+      products_with_keys(block, queries, key_panels, dim, factor, weights, row.columns);
+      products_with_keys(block, grad_out, value_panels, dim, a.dropout.scale, grad_scores,
+                         row.columns);
       float logsumexp[kQueries] = {}, deltas[kQueries] = {};
       for (int64_t i = 0; i < block.rows; ++i) {
         block.mask(weights + i * row.columns, i);
         if (i >= block.valid()) continue;
         const int64_t token = segment.first + first + i;
         logsumexp[i] = a.logsumexp[head * a.tokens + token];
-        deltas[i] = dot(grad_out + (block.packed() + i) * dim, a.out.at(token, head), a.head_dim());
+        deltas[i] = dot(a.grad_out.at(token, head), a.out.at(token, head), a.head_dim());
       }
       const auto finish = [&](int64_t i, int64_t column, Int keep) CONVAI_FAST_INLINE_LAMBDA {
         float* weight = weights + i * row.columns + column;
         float* grad = grad_scores + i * row.columns + column;
         const Float p = Simd::exp(Simd::load(weight) - logsumexp[i]);
-        const Float kept = Simd::where(keep, Simd::load(grad) * a.dropout.scale);
+        const Float kept = Simd::where(keep, Simd::load(grad));
         Simd::store(weight, Simd::where(keep, p));
         Simd::store(grad, p * (kept - deltas[i]));
       };
@@ -143,9 +156,15 @@ CONVAI_FAST_INLINE void add_gradients(const Arguments<Scalar>& a, const Row& row
           for (int64_t j = 0; j < block.columns; j += kWidth) finish(i, j, ~Int{});
         }
       }
-      add_sums_of_queries(block, weights, row.columns, grad_out, dim, grad_values);
-      add_sums_of_queries(block, grad_scores, row.columns, queries, dim, grad_keys);
-      sums_of_values(block, grad_scores, row.columns, keys, dim, grad_queries);
+      const auto joined_scores = [&](const float* x) CONVAI_FAST_INLINE_LAMBDA {
+        return joined(x, block.rows, block.columns, row.columns, operands);
+      };
+      add_sums_of_queries(block, joined_scores(weights), row.columns, joined_grad_out, dim,
+                          grad_values);
+      add_sums_of_queries(block, joined_scores(grad_scores), row.columns, joined_queries, dim,
+                          grad_keys);
+      const auto* rows = rounded(grad_scores, block.rows, block.columns, row.columns, operands);
+      sums_of_values(block, rows, row.columns, keys, dim, grad_queries);
       for (int64_t i = 0; i < block.valid(); ++i) {
         Scalar* grad = a.grad_q.at(segment.first + first + i, head);
         for (int64_t d = 0; d < a.head_dim(); ++d)
@@ -160,20 +179,23 @@ CONVAI_FAST_TARGET void backward_kernel(const Arguments<Scalar>& a, const Row& r
                                         float* memory) {
   const Scratch scratch(a, row, memory);
   const int64_t dim = scratch.dim, packed = row.packed * dim;
-  float *keys = scratch.tokens(1), *key_panels = scratch.tokens(2);
-  float *value_panels = scratch.tokens(3), *grad_keys = scratch.tokens(5);
-  float* grad_values = scratch.tokens(6);
-  pack(row, a.k, kv_head, keys);
-  pack(row, a.v, kv_head, grad_values);
-  transpose(keys, row.packed, dim, key_panels);
-  transpose(grad_values, row.packed, dim, value_panels);
+  const float factor = 1.0f / std::sqrt(static_cast<float>(a.head_dim()));
+  using Operand = OperandOf<Scalar>;
+  Operand *rows = scratch.tokens<Operand>(1), *key_panels = scratch.tokens<Operand>(2);
+  Operand* value_panels = scratch.tokens<Operand>(3);
+  float *grad_keys = scratch.tokens(5), *grad_values = scratch.tokens(6);
+  pack(row, a.v, kv_head, rows);
+  transpose(rows, row.packed, dim, value_panels);
+  pack(row, a.k, kv_head, rows);
+  transpose(rows, row.packed, dim, key_panels);
+  const Operand* keys = joined(rows, row.packed, dim, dim, rows + packed);
   std::fill_n(grad_keys, packed, 0.0f);
   std::fill_n(grad_values, packed, 0.0f);
   for (int64_t i = 0; i < a.group; ++i) {
-    add_gradients(a, row, kv_head * a.group + i, scratch, keys, key_panels, value_panels, grad_keys,
-                  grad_values);
+    add_gradients(a, row, kv_head * a.group + i, scratch, keys, key_panels, value_panels, factor,
+                  grad_keys, grad_values);
   }
-  unpack(row, grad_keys, 1.0f, kv_head, a.grad_k);
+  unpack(row, grad_keys, factor, kv_head, a.grad_k);
   unpack(row, grad_values, a.dropout.scale, kv_head, a.grad_v);
 }
 

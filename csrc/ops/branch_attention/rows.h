@@ -92,18 +92,25 @@ struct Block {
 };
 
 // A thread's memory for one row and head: arrays of the packed tokens [packed, dim], scores of a
-// block of queries [kQueries, columns], and what comes of the block [kQueries, dim].
+// block of queries [kQueries, columns], and what comes of the block [kQueries, dim]. An array takes
+// as many floats, or in bfloat16 rows and the same joined.
 struct Scratch {
   float* memory;
   int64_t dim, row_packed, row_columns;
 
-  static constexpr int64_t kTokenArrays = 7, kScoreArrays = 2;
+  static constexpr int64_t kTokenArrays = 7, kScoreArrays = 3;
   template <typename Scalar>
   Scratch(const Arguments<Scalar>& a, const Row& row, float* memory = nullptr)
       : memory(memory), dim(a.dim()), row_packed(row.packed), row_columns(row.columns) {}
 
-  float* tokens(int64_t i) const { return memory + i * row_packed * dim; }
-  float* scores(int64_t i) const { return tokens(kTokenArrays) + i * kQueries * row_columns; }
+  template <typename Number = float>
+  Number* tokens(int64_t i) const {
+    return reinterpret_cast<Number*>(memory + i * row_packed * dim);
+  }
+  template <typename Number = float>
+  Number* scores(int64_t i) const {
+    return reinterpret_cast<Number*>(tokens(kTokenArrays) + i * kQueries * row_columns);
+  }
   float* block() const { return scores(kScoreArrays); }
   int64_t size() const {
     return (kTokenArrays * row_packed + kQueries) * dim + kScoreArrays * kQueries * row_columns;
