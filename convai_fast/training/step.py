@@ -80,14 +80,16 @@ class TrainStep:
             set_random_state(random, self.compute.device)
             raise
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.options.max_norm or math.inf, foreach=True
-        ).detach()
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
         if self.options.fsdp:
             from torch.distributed.tensor import DTensor
 
             assert isinstance(norm, DTensor)
             norm = norm.full_tensor()
+        # AdamW divides gradients by it as it reads them, so that clipping takes no pass of its own.
+        scale = (norm + 1e-6) / (self.options.max_norm or math.inf)
+        self.optimizer.grad_scale = scale.clamp(min=1.0)  # type: ignore[attr-defined]
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
         losses = self.ranks.sum(losses) / self.ranks.world_size
