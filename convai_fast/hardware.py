@@ -1,13 +1,11 @@
 """Which device, and in which number format it computes."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from convai_fast.errors import UserError
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+from convai_fast.options import Precision
 
 
 def resolve_device(name: str) -> torch.device:

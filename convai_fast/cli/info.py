@@ -2,20 +2,15 @@
 
 import os
 import platform
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from convai_fast import ops
 from convai_fast._native import BACKEND, native_info
+from convai_fast.cli.options.info import InfoOptions
 from convai_fast.generation.backends.backend import WEIGHTS
 from convai_fast.hardware import cpu_multiplies_bf16, describe_cuda_devices
-
-
-@dataclass
-class InfoOptions:
-    """Print versions, what is compiled, the instructions in use, and which devices there are."""
 
 
 def run(options: InfoOptions) -> None:

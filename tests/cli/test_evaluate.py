@@ -119,7 +119,7 @@ def test_files_are_replaced_only_with_overwrite(files, tmp_path, capsys):
     ("arguments", "reason"),
     [
         (["--metrics", "rouge"], "there is no metric 'rouge'"),
-        (["--metrics"], "--metrics names none"),
+        (["--metrics"], "--metrics needs a value"),
         (["--metrics", "hits@21"], "hits@21 needs 21 candidates, and valid/0/0"),
         (["--batch_size", "0"], "--batch_size must be at least 1"),
         (["--max_length", "255"], "max_length is 255"),

@@ -362,7 +362,7 @@ def test_a_mistake_in_the_options_is_one_sentence_and_code_2(model, tmp_path, ca
         return line
 
     given = ("--input", requests)
-    assert "neither --input nor --data given: give one" in error()
+    assert "--input is missing: give a file of requests (or with --data dialogues)" in error()
     assert "both --input and --data given: give one" in error(*given, "--data", requests)
     assert f"{tmp_path}/absent: No such file" in error("--input", tmp_path / "absent")
     assert f"{tmp_path} is not a regular file" in error("--input", tmp_path)

@@ -1,0 +1,73 @@
+"""The options of `convai-fast generate`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from convai_fast.cli.options.common import DeviceOption, RememberedOptions, ReplyOptions
+
+
+@dataclass
+class RequestOptions:
+    """Requests: what is answered, unless all turns of --data are."""
+
+    input: Path | None = None
+    """JSONL file with the requests; it may be gzip, bzip2, xz or zstd, or Parquet with a request a
+    row."""
+    split: Literal["train", "valid"] = "valid"
+    """Split of the dialogues to answer; the ids are SPLIT/DIALOGUE/TURN, counted from 0."""
+
+
+@dataclass
+class WrittenOptions:
+    """Output: what is written of the replies, and where."""
+
+    output: Path | None = None
+    """JSONL file for the replies."""
+    overwrite: bool = False
+    """Replace OUTPUT, once all replies are there."""
+    num_return: int = 1
+    """Replies to each request."""
+    logprobs: bool = False
+    """Write the log-probability of each token of a reply."""
+    token_ids: bool = False
+    """Write the token ids of a reply."""
+    as_candidates: bool = False
+    """Write turns as train reads them: the replies as candidates, the true one last (--data). Their
+    history is that which --max_history lets the model see."""
+
+
+@dataclass
+class WritingOptions(DeviceOption):
+    """Device: how replies are computed."""
+
+    weights: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Number format of the weights; int8 is an approximation."""
+    batch_size: int = 64
+    """Replies that are written at a time, at most; on a CPU they do not depend on it."""
+
+
+@dataclass
+class GenerateOptions(
+    WrittenOptions, WritingOptions, ReplyOptions, RequestOptions, RememberedOptions
+):
+    """Write replies in bulk: to the requests of a JSONL file, or to every turn of a dataset.
+
+    A request is a line such as {"id": "a7", "persona": ["i like tea ."], "history": ["hello !"]},
+    or {"messages": [{"role": "user", "content": "hello !"}]}, or {"prompt": "hello !"}, or a line
+    of an OpenAI batch file. Any sampling option below may stand in it, as may "n" and "logprobs",
+    also under the names of other engines (max_tokens), and overrides the command's. Persona and
+    history may be lists of lists of token ids, or "input_ids" and "token_type_ids" stand for both.
+
+    The replies are lines in the order of the requests, {"id": "a7", "replies": [{"text": …,
+    "finish_reason": …}]}. Until all are there they are kept in OUTPUT.partial, from which the same
+    command continues after an interruption; lines that cannot be answered are listed in
+    OUTPUT.errors.jsonl.
+    """
+
+    def missing(self) -> dict[str, str]:
+        """What has to be given yet."""
+        lacks = super().missing()
+        if not self.input and not self.dataset_path:
+            lacks["input"] = "a file of requests (or with --data dialogues)"
+        return lacks if self.output else lacks | {"output": "a file for the replies"}
