@@ -117,7 +117,8 @@ def run(options: EvaluateOptions) -> None:
         "versions": {name: package_version(name) for name in _PACKAGES},
         "seconds": seconds,
     }
-    is_cased = encode(tokenizer, ["I"]) != encode(tokenizer, ["i"])
+    true = [example.expected for example in evaluation.examples]
+    is_cased = encode(tokenizer, true) != encode(tokenizer, [text.lower() for text in true])
     print(_table(evaluation, options, seconds, is_cased))
     try:
         written = _write(report, evaluation, options)

@@ -102,4 +102,4 @@ def _draw_lengths(examples: Sequence[ExampleResult], axes: Axes) -> None:
 def _label_whole_numbers(axes: Axes) -> None:
     locator = axes.xaxis.get_major_locator()
     assert isinstance(locator, MaxNLocator)  # as by default
-    locator.set_params(integer=True)
+    locator.set_params(integer=True, min_n_ticks=1)

@@ -173,6 +173,14 @@ def test_a_checkpoint_whose_options_are_named_as_flags_can_be_continued(killed, 
     assert_equal_runs(killed, undisturbed)
 
 
+def test_the_time_of_earlier_sessions_counts(killed):
+    path = killed / "last" / checkpoints.STATE_FILE
+    torch.save({**torch.load(path), "seconds": 1000.0}, path)
+    result = loop.train(TrainOptions(resume=str(killed)), lambda _: None)
+    assert result.is_resumed
+    assert result.seconds > 1000
+
+
 def test_a_finished_run_says_so_and_changes_nothing(killed, undisturbed, capsys):
     assert main(["train", "--resume", str(killed)]) == 0
     printed = capsys.readouterr().out
