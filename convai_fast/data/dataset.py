@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.build_store import complete_and_write_store
-from convai_fast.data.options import DataOptions
+from convai_fast.data.options import DataOptions, texts
 from convai_fast.data.readers import (
     Loaded,
     Source,
@@ -29,7 +29,7 @@ _CHUNK_BYTES = 1 << 20
 
 def sources_of(options: DataOptions) -> list[Source]:
     """What `dataset_path` and `reader` name; UserError where nothing, or not one for each."""
-    paths, readers = options.dataset_path, options.reader
+    paths, readers = texts(options.dataset_path), texts(options.reader)
     if not paths:
         raise UserError(
             "no dialogues given: name a file, folder or Hub dataset with `dataset_path`"

@@ -28,8 +28,9 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         """Take one path or reader for a tuple of one, and a list, as JSON has it, for a tuple."""
-        self.dataset_path, self.reader = _texts(self.dataset_path), _texts(self.reader)
+        self.dataset_path, self.reader = texts(self.dataset_path), texts(self.reader)
 
 
-def _texts(value: str | Sequence[str]) -> tuple[str, ...]:
+def texts(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Several texts, or one."""
     return ((value,) if value else ()) if isinstance(value, str) else tuple(value)

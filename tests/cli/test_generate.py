@@ -37,7 +37,7 @@ def test_every_request_is_answered_in_the_order_of_the_file(generate, tmp_path, 
     assert printed.out.startswith(f"4 replies, {tokens} tokens in ")
     assert printed.out.endswith(f" tokens/s: {tmp_path / 'replies.jsonl'}\n")
     assert printed.out.count("\n") == 1
-    assert "4/4" in printed.err
+    assert printed.err == ""  # a bar is for terminals, and for what takes half a minute
     assert files(tmp_path) == ["replies.jsonl", "requests.jsonl"]
 
 

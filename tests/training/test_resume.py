@@ -200,9 +200,8 @@ def test_a_bar_counts_the_steps_of_its_own_time(killed, monkeypatch):
     monkeypatch.setattr(loop, "progress_bar", noted)
     options = TrainOptions(resume=str(killed), max_steps=0, n_epochs=4)
     loop.train(options, lambda _: None)
-    (bar,) = (bar for bar in bars if bar["unit"] == "step")
-    assert "initial" not in bar
-    assert bar["total"] == 2 * STEPS - done
+    totals = [bar["total"] for bar in bars if bar["unit"] == "step"]
+    assert sum(totals) == 2 * STEPS - done
 
 
 def test_a_finished_run_can_be_made_longer(killed):
