@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": ("EvaluateOptions", "measure a model as ConvAI2 did: hits@1, perplexity, F1, …"),
     "interact": ("InteractOptions", "talk to a model"),
     "generate": ("GenerateOptions", "write replies in bulk, from JSONL or a dataset"),
+    "rank": ("RankOptions", "rank candidate replies in bulk, from JSONL or a dataset"),
     "convert": ("ConvertOptions", "bring an old checkpoint into today's layout, or merge LoRA"),
     "info": ("InfoOptions", "print versions, what is compiled, and which devices there are"),
 }

@@ -51,7 +51,7 @@ def rank(
     for i, candidate in enumerate(candidates):
         if isinstance(candidate, str) and is_blank(candidate):
             raise UserError(f"candidates[{i}] of the request is blank: leave it out")
-    _check_head(model)
+    check_head(model)
     kept, room = _fit_candidates(given, model.config.n_positions)
     prompt = build_prompt(request, tokenizer, special_ids, vocab_size, room)
     scores = _score(model, special_ids, prompt, kept)
@@ -104,13 +104,14 @@ def rank_candidates(
     """
     if not candidates:
         raise ValueError("rank_candidates: there are no candidates")
-    _check_head(model)
+    check_head(model)
     kept, room = _fit_candidates(candidates, model.config.n_positions)
     prompt = fit_prompt(persona, history, special_ids, room)
     return _score(model, special_ids, prompt, kept).log_softmax(-1)
 
 
-def _check_head(model: DoubleHeadsModel) -> None:
+def check_head(model: DoubleHeadsModel) -> None:
+    """Raise UserError where nothing can be ranked, since the head has learnt nothing."""
     if model.head_is_new:
         raise UserError(
             "candidates are ranked with the multiple-choice head, which this model has not learnt: "
