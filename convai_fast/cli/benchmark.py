@@ -1,7 +1,5 @@
 """`convai-fast benchmark`: this library beside transformers, on the user's model and machine."""
 
-import statistics
-import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +8,7 @@ from convai_fast._native import keep_freed_memory
 from convai_fast.cli.info import PACKAGES, machine_of, package_version
 from convai_fast.cli.outputs import check_outputs, to_json, write_outputs
 from convai_fast.cli.remembered import RememberedOptions
-from convai_fast.comparison.measure import Figures, draw, measure
+from convai_fast.comparison.measure import HEADER, describe_notes, draw, measure
 from convai_fast.comparison.workloads import Comparison
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.dataset import check_at_least
@@ -79,14 +77,12 @@ def run(options: BenchmarkOptions) -> None:
     size = sum(parameter.numel() for parameter in model.parameters())
     data = " and ".join(options.dataset_path) or "built-in dialogues"
     say(f"{options.model} ({model.config.family}, {size:,} parameters), {data}\n{where}\n")
-    say(f"{'':<24} {'':<12} {'transformers':>12} {'convai_fast':>12} {'ratio':>8}  (of all pairs)")
+    say(HEADER)
     figures = []
     for workload in comparison.workloads():
         figures.append(measure(workload, options.seconds))
-        say(_row(figures[-1]))
-    for note in dict.fromkeys(each.note for each in figures):
-        names = " and ".join(each.name for each in figures if each.note == note)
-        say("\n" + textwrap.fill(f"{names}: {note}.", 100, subsequent_indent="  "))
+        say(str(figures[-1]))
+    say(describe_notes(figures))
     report = {
         "figures": [each.as_dict() for each in figures],
         "model": {"architecture": model.config.family, "parameters": size},
@@ -99,10 +95,3 @@ def run(options: BenchmarkOptions) -> None:
     written = write_outputs(texts, options.plots, lambda folder: draw(figures, title, folder))
     if written:
         say("\nwritten: " + ", ".join(map(str, written)))
-
-
-def _row(figures: Figures) -> str:
-    theirs, ours = statistics.median(figures.theirs), statistics.median(figures.ours)
-    median, least, most = figures.ratio
-    row = f"{figures.name:<24} {figures.unit + '/s':<12} {theirs:>12,.2f} {ours:>12,.2f}"
-    return f"{row} {median:>6.1f} x  ({least:.1f}-{most:.1f}, {len(figures.ours)} pairs)"

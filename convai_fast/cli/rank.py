@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from convai_fast._native import keep_freed_memory
 from convai_fast.bulk.answers import Rankings
 from convai_fast.bulk.dataset import DatasetRequests
 from convai_fast.bulk.jsonl import RequestFile
@@ -52,6 +53,8 @@ def run(options: RankOptions) -> None:
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "answers": Rankings.what,
     }
+    if device.type == "cpu":
+        keep_freed_memory()
     rankings = Rankings(GenerationEngine(model.to(device), tokenizer, max_batch_size=1))
     with exit_on_sigterm(), ReplyFile(output, settings, overwrite=options.overwrite) as file:
         BulkRun(rankings, source, file).run()

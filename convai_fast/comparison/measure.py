@@ -1,6 +1,7 @@
 """Two ways to do the same work, timed in turn: their ratio holds on a machine that is not quiet."""
 
 import statistics
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,12 @@ class Figures:
         """Median, smallest and largest of how many times ours is as fast, pair by pair."""
         return ratios({"ours": self.theirs, "theirs": self.ours}, "ours", "theirs")
 
+    def __str__(self) -> str:
+        theirs, ours = statistics.median(self.theirs), statistics.median(self.ours)
+        median, least, most = self.ratio
+        row = f"{self.name:<24} {self.unit + '/s':<12} {theirs:>12,.2f} {ours:>12,.2f}"
+        return f"{row} {median:>6.1f} x  ({least:.1f}-{most:.1f}, {len(self.ours)} pairs)"
+
     def as_dict(self) -> dict[str, Any]:
         """For a file."""
         median, least, most = self.ratio
@@ -67,6 +74,19 @@ class Figures:
             "pairs": {"transformers": self.theirs, "convai_fast": self.ours},
             "note": self.note,
         }
+
+
+HEADER = f"{'':<37} {'transformers':>12} {'convai_fast':>12} {'ratio':>8}  (least-most, pairs)"
+
+
+def describe_notes(figures: Sequence[Figures]) -> str:
+    """What was compared, to be printed below the rows, each of which is the `str` of its figures
+    under `HEADER`."""
+    paragraphs = []
+    for note in dict.fromkeys(each.note for each in figures):
+        names = " and ".join(each.name for each in figures if each.note == note)
+        paragraphs.append(textwrap.fill(f"{names}: {note}.", 100, subsequent_indent="  "))
+    return "\n" + "\n\n".join(paragraphs)
 
 
 def ratios(times: dict[str, list[float]], ours: str, other: str) -> tuple[float, float, float]:

@@ -67,11 +67,8 @@ class Comparison:
         self.dialogues = dialogues[:_MAX_DIALOGUES]
         self.max_history, self.weights, self.precision = max_history, weights, precision
         self.seconds = seconds
-        n_positions = model.config.n_positions
-        self.params = SamplingParams(
-            max_length=min(NEW_TOKENS, n_positions // 4),
-            min_length=min(NEW_TOKENS, n_positions // 4),
-        )
+        new_tokens = min(NEW_TOKENS, model.config.n_positions // 4)
+        self.params = SamplingParams(max_length=new_tokens, min_length=new_tokens)
         self.turns = list(DatasetRequests(self.dialogues, "valid", max_history, self.params))
         model.head_is_new = False  # how it ranks does not matter, only how fast
 
@@ -139,10 +136,9 @@ class Comparison:
             theirs(2)
             per_token = (time.perf_counter() - started) / 2
             their_tokens = max(2, min(params.max_length, int(self.seconds / 4 / per_token)))
-            note += (
-                ", which its class for this model lacks: it computes all anew for every token, and "
-                f"writes {their_tokens} of them here, which flatters it"
-            )
+            note += ", which its class for this model lacks: it computes all anew for every token"
+            if their_tokens < params.max_length:
+                note += f", and writes only {their_tokens} of them here, which flatters it"
         if self.weights == "int8":
             note += "; int8 weights here, float32 there"
         return Workload(
