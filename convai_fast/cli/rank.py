@@ -12,7 +12,7 @@ from convai_fast.cli.bulk import BulkOptions, exit_on_sigterm
 from convai_fast.dialogue.encoding import tokenizer_fingerprint
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.ranking import check_head
+from convai_fast.generation.ranking import NEEDS_HEAD
 from convai_fast.hardware import resolve_device
 from convai_fast.loading import load, model_fingerprint
 
@@ -46,7 +46,7 @@ def run(options: RankOptions) -> None:
         source = options.requests_of(options.data, SamplingParams())
     device = resolve_device(options.device)
     model, tokenizer = load(options.model)
-    check_head(model)  # which is no line's fault
+    model.check_ranking(NEEDS_HEAD)  # which is no line's fault
     settings = {
         **source.settings,
         "model": model_fingerprint(model),

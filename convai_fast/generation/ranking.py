@@ -18,6 +18,8 @@ from convai_fast.model.context import Branches, key_index
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.layers import to_device
 
+NEEDS_HEAD = "candidates are ranked with"  # the multiple-choice head; see `check_ranking`
+
 
 @dataclass(frozen=True, slots=True)
 class RankedCandidate:
@@ -51,7 +53,7 @@ def rank(
     for i, candidate in enumerate(candidates):
         if isinstance(candidate, str) and is_blank(candidate):
             raise UserError(f"candidates[{i}] of the request is blank: leave it out")
-    check_head(model)
+    model.check_ranking(NEEDS_HEAD)
     kept, room = _fit_candidates(given, model.config.n_positions)
     prompt = build_prompt(request, tokenizer, special_ids, vocab_size, room)
     scores = _score(model, special_ids, prompt, kept)
@@ -104,19 +106,10 @@ def rank_candidates(
     """
     if not candidates:
         raise ValueError("rank_candidates: there are no candidates")
-    check_head(model)
+    model.check_ranking(NEEDS_HEAD)
     kept, room = _fit_candidates(candidates, model.config.n_positions)
     prompt = fit_prompt(persona, history, special_ids, room)
     return _score(model, special_ids, prompt, kept).log_softmax(-1)
-
-
-def check_head(model: DoubleHeadsModel) -> None:
-    """Raise UserError where nothing can be ranked, since the head has learnt nothing."""
-    if model.head_is_new:
-        raise UserError(
-            "candidates are ranked with the multiple-choice head, which this model has not learnt: "
-            "fine-tune it first"
-        )
 
 
 def _fit_candidates(
