@@ -25,7 +25,7 @@ LAYERS = [
     ["loading"],
     ["conversion", "generation", "training"],
     ["bulk", "evaluation"],
-    ["serving"],
+    ["comparison", "serving"],
     ["cli"],
 ]
 # Whole commands are a way out in themselves, whoever names them.

@@ -63,7 +63,7 @@ def test_help_does_not_wait_for_torch():
 
 
 PACKAGE_FOLDERS = ["dialogue", "data", "model", "training", "generation", "bulk", "evaluation"]
-PACKAGE_FOLDERS += ["serving", "ops"]
+PACKAGE_FOLDERS += ["comparison", "serving", "ops"]
 
 
 def test_the_tree_in_the_readme_is_the_tree():

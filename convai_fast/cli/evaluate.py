@@ -1,30 +1,20 @@
 """`convai-fast evaluate`: the figures of ConvAI2, as a table, as JSON, and as pictures."""
 
 import json
-import math
-import os
-import platform
 import time
 from dataclasses import asdict
-from importlib.util import find_spec
-from operator import methodcaller
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from convai_fast._native import keep_freed_memory, native_info
-from convai_fast.bulk.reply_file import check_absent
-from convai_fast.cli.info import package_version
+from convai_fast._native import keep_freed_memory
+from convai_fast.cli.info import PACKAGES, machine_of, package_version
 from convai_fast.cli.options.evaluate import EvaluateOptions
+from convai_fast.cli.outputs import check_outputs, finite, to_json, write_outputs
 from convai_fast.cli.remembered import check_not_trained_on, recall
 from convai_fast.data.dataset import read_dialogues
 from convai_fast.data.spool import fingerprint
 from convai_fast.dialogue.encoding import encode
-from convai_fast.errors import UserError
 from convai_fast.evaluation.evaluate import Evaluation, evaluate
 from convai_fast.evaluation.metrics import check_metrics
-from convai_fast.files import scratch_folder, write_whole
 from convai_fast.hardware import resolve_device, resolve_precision
 from convai_fast.loading import load, model_fingerprint
 from convai_fast.options import check_at_least
@@ -39,34 +29,14 @@ _MEANINGS = {
     "distinct_2": "the same of two words in a row",
     "mean_length": "words in a reply",
 }
-_PACKAGES = ("convai-fast", "torch", "transformers", "tokenizers", "numpy", "sacrebleu")
 
 
 def check(options: EvaluateOptions) -> None:
     """Raise UserError at the first option that makes no sense."""
     check_metrics(options.metrics)
     check_at_least(options, {"max_history": 0, "max_examples": 0, "batch_size": 1})
-    if options.plots and not find_spec("matplotlib"):
-        raise UserError(
-            "--plots needs matplotlib: install it with pip install 'convai-fast[plots]'"
-        )
     named = {"output": options.output, "details": options.details, "plots": options.plots}
-    outputs = {name: path for name, path in named.items() if path}
-    if len({path.resolve() for path in outputs.values()}) < len(outputs):
-        raise UserError("--output, --details and --plots must differ: name one file for each")
-    for name, path in outputs.items():
-        if not options.overwrite:
-            check_absent(path, name)
-        if path.exists() and not (path.is_dir() if name == "plots" else path.is_file()):
-            kind = "folder" if name == "plots" else "regular file"
-            raise UserError(f"{path} is there and no {kind}: choose another --{name}")
-        if path.resolve() in [Path(data).resolve() for data in options.dataset_path]:
-            raise UserError(f"{path} holds the dialogues: choose another --{name}")
-        if any(path.resolve() in other.resolve().parents for other in outputs.values()):
-            raise UserError(f"{path} would hold the other outputs: choose another --{name}")
-        folder = next(p for p in path.absolute().parents if p.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise UserError(f"nothing can be written in {folder}: choose another --{name}")
+    check_outputs(named, options.dataset_path, overwrite=options.overwrite)
 
 
 def run(options: EvaluateOptions) -> None:
@@ -107,36 +77,32 @@ def run(options: EvaluateOptions) -> None:
         "counts": evaluation.counts,
         "bleu_signature": evaluation.bleu_signature or None,
         "model": described,
-        "options": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(options).items()
-        },
+        "options": asdict(options),
         # Of the split with the distractors that were drawn.
         "data_fingerprint": fingerprint({options.split: dialogues[options.split]}),
-        "machine": _machine(device, dtype),
-        "versions": {name: package_version(name) for name in _PACKAGES},
+        "machine": machine_of(device, dtype),
+        "versions": {name: package_version(name) for name in (*PACKAGES, "sacrebleu")},
         "seconds": seconds,
     }
     true = [example.expected for example in evaluation.examples]
     is_cased = encode(tokenizer, true) != encode(tokenizer, [text.lower() for text in true])
     print(_table(evaluation, options, seconds, is_cased))
-    try:
-        written = _write(report, evaluation, options)
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename or 'all'}: {error.strerror}") from error
+    details = "".join(
+        json.dumps(finite(asdict(example)), ensure_ascii=False) + "\n"
+        for example in evaluation.examples
+    )
+    texts = {options.output: to_json(report), options.details: details}
+
+    def draw_into(folder: Path) -> list[Path]:
+        from convai_fast.evaluation.plots import draw
+
+        return draw(evaluation.examples, folder)
+
+    written = write_outputs(
+        {path: text for path, text in texts.items() if path}, options.plots, draw_into
+    )
     if written:
         print("\nwritten: " + ", ".join(map(str, written)))
-
-
-def _machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    native = native_info()
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "precision": str(dtype).removeprefix("torch."),
-        "operators": native["isa"] if native["loaded"] else "plain PyTorch",
-    }
 
 
 def _table(evaluation: Evaluation, options: EvaluateOptions, seconds: float, is_cased: bool) -> str:
@@ -175,47 +141,3 @@ def _meaning_of_hits(name: str, evaluation: Evaluation) -> str:
     return f"the true reply is among the {name[5:]} best of {of} candidates".replace(
         "among the 1 best", "the best"
     )
-
-
-def _write(report: dict[str, Any], evaluation: Evaluation, options: EvaluateOptions) -> list[Path]:
-    """Write each file beside its place and rename it."""
-    lines = "".join(
-        json.dumps(finite(asdict(example)), ensure_ascii=False) + "\n"
-        for example in evaluation.examples
-    )
-    report_text = json.dumps(finite(report), ensure_ascii=False, indent=2) + "\n"
-    written: list[Path] = []
-    new: list[Path] = []
-    try:
-        for path, text in ((options.output, report_text), (options.details, lines)):
-            if path:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                new += [] if path.exists() else [path]
-                write_whole(path, methodcaller("write", text.encode()))
-                written.append(path)
-        if options.plots:
-            from convai_fast.evaluation.plots import draw
-
-            options.plots.mkdir(parents=True, exist_ok=True)
-            with scratch_folder(options.plots, ".drawing-") as scratch:
-                for picture in draw(evaluation.examples, scratch):
-                    place = options.plots / picture.name
-                    new += [] if place.exists() else [place]
-                    written.append(picture.replace(place))
-    except OSError:
-        # All or nothing, so that the same command may be given again.
-        for path in new:
-            path.unlink(missing_ok=True)
-        raise
-    return written
-
-
-def finite(value: Any) -> Any:
-    """`value` with null for numbers that JSON does not have: NaN and infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    return value

@@ -29,6 +29,8 @@ COMMANDS = {
     "evaluate": ("EvaluateOptions", "measure a model as ConvAI2 did: hits@1, perplexity, F1, …"),
     "interact": ("InteractOptions", "talk to a model"),
     "generate": ("GenerateOptions", "write replies in bulk, from JSONL or a dataset"),
+    "rank": ("RankOptions", "rank candidate replies in bulk, from JSONL or a dataset"),
+    "benchmark": ("BenchmarkOptions", "measure a model here and in transformers, side by side"),
     "convert": ("ConvertOptions", "bring an old checkpoint into today's layout, or merge LoRA"),
     "info": ("InfoOptions", "print versions, what is compiled, and which devices there are"),
 }

@@ -135,11 +135,8 @@ def evaluate(
     """
     check_metrics(metrics)
     ks = [int(name.removeprefix("hits@")) for name in metrics if name.startswith("hits@")]
-    if ks and model.head_is_new:
-        raise UserError(
-            "hits@K is about the multiple-choice head, which this model has not learnt: fine-tune "
-            "it first, or leave hits@K out of `metrics`"
-        )
+    if ks:
+        model.check_ranking("hits@K is about", ", or leave hits@K out of `metrics`")
     writes_replies = not _OF_REPLIES.isdisjoint(metrics)
     params = replace(sampling or SamplingParams(), n=1)
     if writes_replies:

@@ -68,8 +68,10 @@ class TextPieces:
 
     def add(self, token_ids: Iterable[int]) -> str:
         """What they add to the text."""
-        self.token_ids += token_ids
-        return self._show(self._detokenizer.text(self.token_ids).rstrip(_UNFINISHED))
+        longer = [*self.token_ids, *token_ids]
+        text = self._detokenizer.text(longer).rstrip(_UNFINISHED)
+        self.token_ids = longer
+        return self._show(text)
 
     def end(self, text: str) -> str:
         """What is missing of the whole text."""

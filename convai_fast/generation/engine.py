@@ -21,10 +21,13 @@ from convai_fast.generation.constraints import Constraints
 from convai_fast.generation.detokenizer import Detokenizer, TextPieces
 from convai_fast.generation.draft import Draft, Job
 from convai_fast.generation.events import Done, Event, Failed, Tokens
+from convai_fast.generation.interruption import deferred_signals
+from convai_fast.generation.ranking import RankedCandidate, rank
 from convai_fast.generation.request import (
     FinishReason,
     Reply,
     Request,
+    Texts,
     build_prompt,
     check_ranking,
     prompt_room,
@@ -100,6 +103,7 @@ class GenerationEngine:
         """
         self._add(id, request, self._prompt(request, stream), stream)
 
+    @deferred_signals()
     def _add(self, id: Hashable, request: Request, prompt: Prompt, stream: bool) -> None:
         if id in self._jobs or any(event.id == id for event in self._events):
             raise ValueError(f"a request with the id {id!r} is under way")
@@ -124,18 +128,20 @@ class GenerationEngine:
 
     def _prompt(self, request: Request, stream: bool = False) -> Prompt:
         params, config = request.params, self.model.config
-        check_ranking(params, self.model.head_is_new)
+        check_ranking(params, self.model)
         if params.best_of > 1 and stream:
             raise UserError("best_of chooses among whole replies: they cannot be streamed")
         room = prompt_room(config.n_positions, params)
         return build_prompt(request, self.tokenizer, self.special_ids, config.vocab_size, room)
 
+    @deferred_signals()
     def cancel(self, id: Hashable) -> None:
         """Forget a request, if it is under way: there will be no more events of it."""
         if self._jobs.pop(id, None) is not None:
             self._scheduler.cancel(id)
         self._events = [event for event in self._events if event.id != id]
 
+    @deferred_signals()
     def clear_prefixes(self) -> None:
         """Copy nothing from the prompts seen so far, as a new engine would."""
         self._scheduler.clear_free_slots()
@@ -208,16 +214,15 @@ class GenerationEngine:
                 self._advance()
                 while mailbox:
                     event = mailbox.popleft()
-                    i = numbers.pop(event.id)
                     del self._mailboxes[event.id]
+                    i = numbers.pop(event.id)
                     if isinstance(event, Failed):
                         fail(i, event.reason)
                     else:
                         assert isinstance(event, Done)  # none of these is streamed
                         yield i, event.replies
         finally:
-            for id in numbers:
-                self._abandon(id)
+            self._abandon(numbers)
 
     def stream(self, request: Request) -> Iterator[int]:
         """Yield the token ids of the first reply, each as soon as it is drawn.
@@ -247,14 +252,38 @@ class GenerationEngine:
                     return
                 yield from event.token_ids
         finally:
-            self._abandon(id)
+            self._abandon([id])
 
-    def _abandon(self, id: Hashable) -> None:
+    @deferred_signals()
+    def _abandon(self, ids: Iterable[Hashable]) -> None:
         if self._is_stepping:
-            self._abandoned.append(id)
+            self._abandoned += ids
             return
-        self.cancel(id)
-        self._mailboxes.pop(id, None)
+        for id in ids:
+            self.cancel(id)
+            self._mailboxes.pop(id, None)
+
+    def rank(self, request: Request, candidates: Texts) -> list[RankedCandidate]:
+        """The candidates as replies to `request`, the best first by the multiple-choice head.
+
+        They are read after the same prompt as a reply would be, of which they share the
+        computation: `build_prompt` leaves out what leaves no room for the longest of them, and one
+        too long by itself loses its end. It is computed with the model's own weights, whatever
+        those of the replies, and `request.params` do not matter.
+
+        Args:
+            candidates: texts, none of them blank, or token ids.
+
+        Raises:
+            UserError: there are none, the request cannot be answered, or the multiple-choice head
+                has learnt nothing.
+
+        Example:
+            >>> request = Request(persona=["i like tea ."], history=["what do you drink ?"])
+            >>> best, *_ = engine.rank(request, ["tea , always .", "i have a dog ."])
+            >>> best.index, best.text, best.probability
+        """
+        return rank(self.model, self.tokenizer, self.special_ids, request, candidates)
 
     # --- one step -------------------------------------------------------------------------------
 
@@ -267,6 +296,7 @@ class GenerationEngine:
         events, self._events = self._events, []
         return events
 
+    @deferred_signals()
     def _advance(self) -> None:
         self._is_stepping = True
         try:
@@ -274,7 +304,7 @@ class GenerationEngine:
         finally:
             self._is_stepping = False
             while self._abandoned:
-                self._abandon(self._abandoned.pop())
+                self._abandon([self._abandoned.pop()])
 
     @torch.inference_mode()  # as the tensors of the cache are made and written to
     def _take_step(self) -> None:
@@ -283,7 +313,7 @@ class GenerationEngine:
             if step is None:
                 return
             hidden = self._forward(step)
-        except BaseException:  # Ctrl-C, say: only some of the layers may hold the new tokens
+        except BaseException:  # no memory, say: only some of the layers may hold the new tokens
             self._scheduler.forget()
             raise
         drafts: list[Draft] = step.sequences  # type: ignore[assignment]
@@ -294,7 +324,7 @@ class GenerationEngine:
             if token.failure:
                 self._fail(draft, token.failure)
             else:
-                self._add_token(draft, token)
+                self._take_token(draft, token)
         for draft, score in scores:
             if draft.id not in self._jobs:
                 continue
@@ -331,6 +361,14 @@ class GenerationEngine:
         drawn = self._sampler.draw(self._backend.logits(hidden), draws) if draws else []
         return zip(drafts, drawn, strict=True), zip(written, scores, strict=True)
 
+    def _take_token(self, draft: Draft, drawn: Drawn) -> None:
+        length = len(draft.input_ids)
+        try:
+            self._add_token(draft, drawn)
+        except BaseException:  # of the detokenizer: the next step draws the token again
+            self._scheduler.truncate(draft, length)
+            raise
+
     def _add_token(self, draft: Draft, drawn: Drawn) -> None:
         params = draft.job.params
         if drawn.token in self.special_ids:
@@ -366,6 +404,8 @@ class GenerationEngine:
             self._complete(draft, reply)
 
     def _fail(self, draft: Draft, reason: str) -> None:
+        # What is no number in the cache has spread within it, also to tokens that others share.
+        self._scheduler.cancel(draft.id, keep_prefixes=False)
         self.cancel(draft.id)
         self._tell(Failed(draft.id, reason))
 

@@ -13,6 +13,7 @@ from convai_fast.dialogue.format import SpecialIds
 from convai_fast.dialogue.prompt import SHORTEST_PROMPT, Prompt, fit_prompt
 from convai_fast.errors import UserError
 from convai_fast.generation.params import SamplingParams
+from convai_fast.model.double_heads import DoubleHeadsModel
 
 Texts = Sequence[str] | Sequence[Sequence[int]]
 FinishReason = Literal["eos", "length", "stop"]
@@ -81,8 +82,8 @@ def build_prompt(
     if request.input_ids is None:
         if request.token_type_ids is not None:
             raise UserError("the request has token_type_ids, but no input_ids")
-        persona = _token_ids(request.persona, "persona", tokenizer, vocab_size)
-        history = _token_ids(request.history, "history", tokenizer, vocab_size)
+        persona = token_ids_of(request.persona, "persona", tokenizer, vocab_size)
+        history = token_ids_of(request.history, "history", tokenizer, vocab_size)
         for i, turn in enumerate(request.history):
             if isinstance(turn, str) and is_blank(turn):
                 raise UserError(f"history[{i}] of the request is blank: leave it out")
@@ -102,7 +103,7 @@ def build_prompt(
         )
     if len(input_ids) > room:
         raise UserError(
-            f"the request has {len(input_ids)} input_ids, but beside max_length the model has "
+            f"the request has {len(input_ids)} input_ids, but beside the reply the model has "
             f"positions for {room}"
         )
     _check_ids(input_ids, "input_ids", vocab_size)
@@ -125,13 +126,10 @@ def prompt_room(n_positions: int, params: SamplingParams) -> int:
     return room
 
 
-def check_ranking(params: SamplingParams, head_is_new: bool) -> None:
+def check_ranking(params: SamplingParams, model: DoubleHeadsModel) -> None:
     """Raise UserError where drafts are to be ranked with a head that has learnt nothing."""
-    if params.best_of > 1 and head_is_new:
-        raise UserError(
-            "best_of ranks replies with the multiple-choice head, which this model has not learnt: "
-            "leave it out, or fine-tune the model first"
-        )
+    if params.best_of > 1:
+        model.check_ranking("best_of ranks replies with", ", or leave best_of out")
 
 
 def find_blank_turn(history: Texts, tokenizer: PreTrainedTokenizerFast) -> int | None:
@@ -145,9 +143,10 @@ def find_blank_turn(history: Texts, tokenizer: PreTrainedTokenizerFast) -> int |
     return None
 
 
-def _token_ids(
+def token_ids_of(
     texts: Texts, field: str, tokenizer: PreTrainedTokenizerFast, vocab_size: int
 ) -> list[list[int]]:
+    """The token ids of each of `texts`, which UserError calls `field`."""
     if isinstance(texts, str):
         raise UserError(f"{field} of the request is one text: give a list of them")
     given: list[Any] = list(texts)

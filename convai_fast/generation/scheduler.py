@@ -146,11 +146,17 @@ class Scheduler:
         self.free_slots.append(sequence.slot)
         sequence.slot = -1
 
-    def cancel(self, id: Hashable) -> None:
-        """Remove all sequences of a request."""
+    def cancel(self, id: Hashable, *, keep_prefixes: bool = True) -> None:
+        """Remove all sequences of a request.
+
+        Args:
+            keep_prefixes: whether their tokens can still be copied.
+        """
         self._incoming = [each for each in self._incoming if each.id != id]
         self._waiting = [each for each in self._waiting if each.id != id]
         for sequence in [each for each in self.running if each.id == id]:
+            if not keep_prefixes:
+                self.lengths[sequence.slot] = 0
             self.remove(sequence)
 
     def truncate(self, sequence: TokenSequence, length: int) -> None:

@@ -82,6 +82,14 @@ class DoubleHeadsModel(nn.Module):
         self.head_is_new = True
         self._init_multiple_choice_head()
 
+    def check_ranking(self, needed: str, otherwise: str = "") -> None:
+        """Raise UserError if the multiple-choice head, which is `needed`, has learnt nothing."""
+        if self.head_is_new:
+            raise UserError(
+                f"{needed} the multiple-choice head, which this model has not learnt: fine-tune it "
+                f"first{otherwise}"
+            )
+
     def _init_multiple_choice_head(self) -> None:
         init_weights(self.multiple_choice_head, std=self.config.initializer_range)
 

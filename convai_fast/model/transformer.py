@@ -1,24 +1,15 @@
 """One transformer decoder for all families of models, which differ in what `config` says."""
 
-from collections.abc import Callable
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convai_fast import ops
-from convai_fast.model import families, rotary
+from convai_fast.model import families
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.context import Causal, Context
 from convai_fast.model.layers import Dropout, Linear
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_new": ops.gelu,
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-}
+from convai_fast.ops import rotary
 
 
 class Attention(nn.Module):
@@ -61,7 +52,7 @@ class MLP(nn.Module):
         super().__init__()
         self.up = Linear(config.n_embd, config.n_inner, bias=config.bias)
         self.down = Linear(config.n_inner, config.n_embd, bias=config.bias)
-        self.activation = _ACTIVATIONS[config.activation]
+        self.activation = ops.ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +73,7 @@ class GatedMLP(nn.Module):
         self.gate = Linear(config.n_embd, config.n_inner, bias=config.bias)
         self.up = Linear(config.n_embd, config.n_inner, bias=config.bias)
         self.down = Linear(config.n_inner, config.n_embd, bias=config.bias)
-        self.activation = _ACTIVATIONS[config.activation]
+        self.activation = ops.ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:

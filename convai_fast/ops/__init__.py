@@ -6,7 +6,7 @@ from convai_fast.ops.cached_attention import cached_attention, make_cache
 from convai_fast.ops.collate import PLAN_COLUMNS, collate, collate_shared
 from convai_fast.ops.decoder_step import PackedDecoder, PackedLayer, decoder_step
 from convai_fast.ops.dropout import draw_seed, dropout
-from convai_fast.ops.gelu import gelu
+from convai_fast.ops.gelu import ACTIVATIONS, gelu
 from convai_fast.ops.key_index import KeyIndex, index_keys
 from convai_fast.ops.linear import linear
 from convai_fast.ops.packed_linear import (
@@ -20,6 +20,7 @@ from convai_fast.ops.packed_linear import (
 from convai_fast.ops.sample import sample
 
 __all__ = [
+    "ACTIVATIONS",
     "BLOCK",
     "PLAN_COLUMNS",
     "KeyIndex",

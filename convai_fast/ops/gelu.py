@@ -48,3 +48,6 @@ def gelu(x: Tensor) -> Tensor:
         The shape and dtype of `x`.
     """
     return torch.ops.convai_fast.gelu(x)
+
+
+ACTIVATIONS = {**reference.ACTIVATIONS, "gelu_new": gelu}  # of an MLP, by their names in configs

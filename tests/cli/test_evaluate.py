@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from convai_fast.cli.evaluate import finite
 from convai_fast.cli.main import main
+from convai_fast.cli.outputs import finite
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.model.config import TransformerConfig
 from tests.helpers.random_models import model_that_ranks

@@ -8,10 +8,10 @@ import torch
 
 from convai_fast.dialogue.encoding import encode
 from convai_fast.errors import UserError
-from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.events import Done, Failed, Tokens
 from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.ranking import rank_candidates
 from convai_fast.generation.request import Request
 from convai_fast.model import DoubleHeadsModel
 
@@ -116,6 +116,24 @@ def test_a_request_that_fails_is_told_and_touches_no_other(engine, ask):
     [failed] = [event for event in events if isinstance(event, Failed)]
     assert failed.id == "none" and "no token can be drawn" in failed.reason
     assert [event.replies for event in events if event.id == "good"] == expected
+
+
+def test_nothing_is_copied_from_a_request_that_failed(engine):
+    *shared, damaged = range(7, 28)
+    bad = Request(input_ids=[*shared, damaged], params=PARAMS)
+    good = Request(input_ids=[*shared, 40, 41], params=PARAMS)
+    expected = engine.generate([good])
+    engine.clear_prefixes()
+    embedding = engine._backend.decoder.token_embedding
+    row = embedding[damaged].clone()
+    embedding[damaged] = torch.nan
+    try:
+        engine.add("bad", bad)
+        [failed] = run(engine)
+    finally:
+        embedding[damaged] = row
+    assert isinstance(failed, Failed)
+    assert engine.generate([good]) == expected
 
 
 @pytest.mark.parametrize("place", ["forward", "logits", "draw", "text"])

@@ -139,6 +139,16 @@ def test_cancelled_sequences_are_gone_wherever_they_are(scheduler):
     scheduler.check_integrity()
 
 
+@pytest.mark.parametrize("keep_prefixes", [True, False])
+def test_what_is_cancelled_can_be_copied_unless_it_shall_not_be(scheduler, keep_prefixes):
+    ask_and_run(scheduler, "a", [*range(20)])
+    scheduler.cancel("a", keep_prefixes=keep_prefixes)
+    scheduler.check_integrity()
+    ask(scheduler, "b", [*range(20)])
+    past = 19 if keep_prefixes else 0
+    assert plan(scheduler.schedule()) == {"b": (past, [*range(past, 20)])}
+
+
 def test_a_truncated_sequence_computes_what_comes_in_place_of_the_rest(scheduler):
     sequence = ask_and_run(scheduler, "a", [5, 6, 7, 8])
     scheduler.truncate(sequence, 2)

@@ -11,10 +11,11 @@ from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
 from convai_fast.generation.backends import CpuBackend, CudaBackend, TorchBackend
 from convai_fast.generation.scheduler import Step
-from convai_fast.model import DoubleHeadsModel, Transformer, TransformerConfig, rotary
+from convai_fast.model import DoubleHeadsModel, Transformer, TransformerConfig
 from convai_fast.model.context import Branches, Causal
 from convai_fast.model.packed import for_inference, throughput
 from convai_fast.model.transformer import MLP, Attention, Block, GatedMLP
+from convai_fast.ops import rotary
 
 LLAMA = dict(
     n_inner=56,

@@ -147,6 +147,15 @@ def test_the_number_of_threads_changes_no_bit():
     assert torch.equal(hidden[0], hidden[2])
 
 
+@pytest.mark.parametrize("step", [torch.ops.convai_fast.decoder_step, reference.decoder_step])
+def test_a_sequence_without_a_new_token_is_refused(step):
+    steps = Steps(*make())
+    arguments = [*steps.all_arguments({0: (0, [1, 2]), 2: (3, [4])})]
+    arguments[3] = torch.tensor([0, 3, 3])
+    with pytest.raises(IndexError, match=r"^decoder_step: a sequence has no new token"):
+        step(*arguments)
+
+
 @needs_kernels
 def test_what_does_not_fit_is_named_and_nothing_is_written():
     config, decoder = make()
@@ -174,7 +183,6 @@ def test_what_does_not_fit_is_named_and_nothing_is_written():
         ({"input_ids": ids.int()}, TypeError, "input_ids must be Long"),
         ({"lengths": torch.tensor([0, 128])}, IndexError, "sequence 1 has 1 tokens after 128"),
         ({"slots": torch.tensor([0, 3])}, IndexError, "sequence 1 has slot 3, but there are 3"),
-        ({"offsets": torch.tensor([0, 3, 3])}, IndexError, "a sequence has no new token"),
         ({"weights": weights[:-1]}, ValueError, "there are only"),
         ({"weights": [*weights, None]}, ValueError, "weights of more than 2 layers"),
         ({"weights": [*weights[:8], None, *weights[9:]]}, ValueError, "there is no layer"),

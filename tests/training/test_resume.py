@@ -67,7 +67,7 @@ def test_killed_again_and_again_at_random_moments(run_options, undisturbed, tmp_
     draw, kills = random.Random(seed), 0
     while True:
         process = in_a_process(options)
-        process.join((1 + kills / 4) * 0.1 * draw.random())  # longer and longer: it must end
+        process.join((1 + kills / 2) * 0.1 * draw.random())  # longer and longer: it must end
         if process.exitcode is not None:
             break
         process.kill()

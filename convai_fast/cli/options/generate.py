@@ -1,31 +1,16 @@
 """The options of `convai-fast generate`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from convai_fast.cli.options.common import DeviceOption, RememberedOptions, ReplyOptions
-
-
-@dataclass
-class RequestOptions:
-    """Requests: what is answered, unless all turns of --data are."""
-
-    input: Path | None = None
-    """JSONL file with the requests; it may be gzip, bzip2, xz or zstd, or Parquet with a request a
-    row."""
-    split: Literal["train", "valid"] = "valid"
-    """Split of the dialogues to answer; the ids are SPLIT/DIALOGUE/TURN, counted from 0."""
+from convai_fast.cli.options.bulk import BulkOptions
+from convai_fast.cli.options.common import ReplyOptions
 
 
 @dataclass
 class WrittenOptions:
-    """Output: what is written of the replies, and where."""
+    """Replies: what is written of them."""
 
-    output: Path | None = None
-    """JSONL file for the replies."""
-    overwrite: bool = False
-    """Replace OUTPUT, once all replies are there."""
     num_return: int = 1
     """Replies to each request."""
     logprobs: bool = False
@@ -38,8 +23,8 @@ class WrittenOptions:
 
 
 @dataclass
-class WritingOptions(DeviceOption):
-    """Device: how replies are computed."""
+class WritingOptions:
+    """Writing: how replies are computed."""
 
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
     """Number format of the weights; int8 is an approximation."""
@@ -48,9 +33,7 @@ class WritingOptions(DeviceOption):
 
 
 @dataclass
-class GenerateOptions(
-    WrittenOptions, WritingOptions, ReplyOptions, RequestOptions, RememberedOptions
-):
+class GenerateOptions(WritingOptions, ReplyOptions, WrittenOptions, BulkOptions):
     """Write replies in bulk: to the requests of a JSONL file, or to every turn of a dataset.
 
     A request is a line such as {"id": "a7", "persona": ["i like tea ."], "history": ["hello !"]},
@@ -64,10 +47,3 @@ class GenerateOptions(
     command continues after an interruption; lines that cannot be answered are listed in
     OUTPUT.errors.jsonl.
     """
-
-    def missing(self) -> dict[str, str]:
-        """What has to be given yet."""
-        lacks = super().missing()
-        if not self.input and not self.dataset_path:
-            lacks["input"] = "a file of requests (or with --data dialogues)"
-        return lacks if self.output else lacks | {"output": "a file for the replies"}

@@ -10,11 +10,12 @@ from convai_fast.ops.reference.decoder_step import decoder_step
 from convai_fast.ops.reference.dropout import dropout
 from convai_fast.ops.reference.gelu import gelu, gelu_backward
 from convai_fast.ops.reference.linear import linear, linear_backward
-from convai_fast.ops.reference.packed_linear import packed_linear
+from convai_fast.ops.reference.packed_linear import ACTIVATIONS, packed_linear
 from convai_fast.ops.reference.philox import philox, philox_words
 from convai_fast.ops.reference.sample import filter_probabilities, sample
 
 __all__ = [
+    "ACTIVATIONS",
     "branch_attention",
     "branch_attention_backward",
     "cached_attention",

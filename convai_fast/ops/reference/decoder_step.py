@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convai_fast.ops.rotary import rotate, rotation
+
 
 def decoder_step(
     input_ids: Tensor,
@@ -27,6 +29,9 @@ def decoder_step(
     rope_theta: float | None,
 ) -> Tensor:
     """See `convai_fast.ops.decoder_step`."""
+    counts, last = offsets.diff(), offsets[1:] - 1
+    if (counts < 1).any():
+        raise IndexError("decoder_step: a sequence has no new token")
     tensors = iter(weights)
     token_embedding, position_embedding = cast(Tensor, next(tensors)), next(tensors)
     final_norm = (next(tensors), next(tensors))
@@ -42,7 +47,6 @@ def decoder_step(
     x = token_embedding[input_ids]
     if token_type_ids is not None:
         x = x + token_embedding[token_type_ids]
-    counts, last = offsets.diff(), offsets[1:] - 1
     # 5 and 6 for two tokens after 5, then 0, 1 and 2 for three of a new sequence.
     shifts = (lengths - offsets[:-1]).repeat_interleave(counts)
     position_ids = (torch.arange(len(input_ids)) + shifts).to(input_ids.device)
@@ -62,7 +66,8 @@ def decoder_step(
             .split(heads, dim=1)
         )
         if rope_theta is not None:
-            q, k = (_rotate(part, position_ids, rope_theta) for part in (q, k))
+            turn = rotation(position_ids, head_dim, rope_theta)
+            q, k = rotate(q, turn), rotate(k, turn)
         attended = torch.ops.convai_fast.cached_attention(
             q, k, v, keys[layer], values[layer], slots, offsets, lengths
         ).flatten(1)
@@ -88,12 +93,3 @@ def _linear(tensors: Iterator[Tensor | None], out_features: int) -> Callable[...
         )
 
     return linear
-
-
-def _rotate(x: Tensor, position_ids: Tensor, theta: float) -> Tensor:
-    """[tokens, heads, head_dim], turned as in Llama: halves of a head are paired."""
-    half = x.shape[-1] // 2
-    angles = position_ids[:, None] / theta ** (torch.arange(half, device=x.device) / half)
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -1,14 +1,15 @@
 """`packed_linear`, over the blocks of the weight."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_new": partial(F.gelu, approximate="tanh"),
+from convai_fast.ops.reference.gelu import gelu
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": gelu,
     "gelu": F.gelu,
     "relu": F.relu,
     "silu": F.silu,
@@ -32,7 +33,7 @@ def packed_linear(
         sums = _products(steps.double(), weight, out_features)  # exact: below 2**31
         out = (sums - zeros * column_sums.double()).float() * (x_scales * scales)
     out = out if bias is None else out + bias
-    return out if activation is None else _ACTIVATIONS[activation](out)
+    return out if activation is None else ACTIVATIONS[activation](out)
 
 
 def _to_steps(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
