@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import shapes
-from benchmarks.timing import compare, ratios, record
+from benchmarks.timing import compare, record
 from convai_fast import ops
+from convai_fast.comparison.measure import ratios
 
 NUM_HEADS, HEAD_DIM = 12, 64
 SEED = torch.tensor(1)

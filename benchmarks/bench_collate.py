@@ -12,7 +12,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks import shapes
-from benchmarks.timing import compare, ratios, record
+from benchmarks.timing import compare, record
+from convai_fast.comparison.measure import ratios
 from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.build_store import build_store
 from convai_fast.data.store import DialogueStore

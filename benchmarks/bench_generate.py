@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import shapes
 from benchmarks.peers import Drawing, transformers
-from benchmarks.timing import memory_bandwidth, ratios, record, seconds_per_call
+from benchmarks.timing import memory_bandwidth, record, seconds_per_call
 from convai_fast import GenerationEngine
+from convai_fast.comparison.measure import ratios
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.generation.request import build_prompt
 

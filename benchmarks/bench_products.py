@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.timing import compare, memory_bandwidth, ratios, record
+from benchmarks.timing import compare, memory_bandwidth, record
 from convai_fast import ops
+from convai_fast.comparison.measure import ratios
 from convai_fast.generation.backends import WEIGHTS
 
 # The linear layers of GPT-2 124M, and its vocabulary.

@@ -17,6 +17,7 @@ from benchmarks import shapes
 from benchmarks.timing import record
 from benchmarks.workers import Work, Worker, pairwise, take_turns
 from convai_fast._native import keep_freed_memory
+from convai_fast.comparison import plain
 from convai_fast.training.flops import matrix_rate
 
 ROUNDS = 5
@@ -46,13 +47,9 @@ def make_transformers(store_folder: str, dtype: torch.dtype, head_only: bool, fo
     if head_only:
         model.lm_head = nn.Identity()  # its logits are then the hidden states
 
-    @torch.inference_mode()
     def rank(turn: int):
         batch = shapes.batch_of_turn(batches, turn)
-        inputs = {name: batch[name] for name in ("input_ids", "token_type_ids", "mc_token_ids")}
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            output = model(**inputs)
-        return output.mc_logits.float().tolist(), batch["input_ids"].numel()
+        return plain.rank(model, batch, dtype).tolist(), batch["input_ids"].numel()
 
     return rank
 

@@ -23,7 +23,8 @@ GIGABYTES = float(os.environ.get("CONVAI_FAST_BENCH_GB", "1"))
 
 _READ = """
 import sys
-from convai_fast.data.dataset import DataOptions, open_dataset
+from convai_fast.data.dataset import open_dataset
+from convai_fast.data.options import DataOptions
 from convai_fast.dialogue.tokenizer import load_tokenizer
 tokenizer = load_tokenizer(sys.argv[2])
 print("ready", flush=True)

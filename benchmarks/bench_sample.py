@@ -15,8 +15,9 @@ from transformers import (
 )
 
 from benchmarks import shapes
-from benchmarks.timing import compare, ratios, record
+from benchmarks.timing import compare, record
 from convai_fast import ops
+from convai_fast.comparison.measure import ratios
 
 WARPERS = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
 

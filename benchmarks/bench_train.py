@@ -12,12 +12,12 @@ import time
 import pytest
 import torch
 import transformers
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import shapes
 from benchmarks.timing import record
 from benchmarks.workers import Turn, Work, Worker, pairwise, take_turns
+from convai_fast.comparison import plain
 from convai_fast.data.batches import Share
 from convai_fast.data.store import DialogueStore
 from convai_fast.training.interruption import Stop
@@ -92,17 +92,12 @@ def make_transformers(
     model = transformers.OpenAIGPTDoubleHeadsModel.from_pretrained(folder).train()
     optimizer = make_optimizer(model, LR, weight_decay=0.01, beta2=0.999)
     batches = shapes.open_batches(store_folder, "train", shape, "padded")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
     def step(turn: int):
         batch = shapes.batch_of_turn(batches, turn)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            output = model(**batch)
-            loss = output.loss + output.mc_loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return batch["input_ids"].numel(), int((batch["labels"] >= 0).sum()), loss.item()
+        loss = plain.train_step(model, optimizer, batch, dtype)
+        return batch["input_ids"].numel(), int((batch["labels"] >= 0).sum()), loss
 
     return step
 

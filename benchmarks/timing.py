@@ -1,14 +1,14 @@
 """Timing that holds on a noisy machine: the ways to compare run in turn, ratios pair by pair."""
 
 import json
-import platform
-import statistics
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from convai_fast.hardware import processor_name
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 
@@ -42,21 +42,11 @@ def compare(ways: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str
     return times
 
 
-def ratios(times: dict[str, list[float]], ours: str, other: str) -> tuple[float, float, float]:
-    """Median, smallest and largest of other / ours, pair by pair."""
-    pairs = [b / a for a, b in zip(times[ours], times[other], strict=True)]
-    return statistics.median(pairs), min(pairs), max(pairs)
-
-
 def machine() -> str:
     """The processor and torch, in a few words."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        model = next((x.split(": ")[1] for x in lines if x.startswith("model name")), model)
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{model}, {torch.get_num_threads()} threads, {capability}, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"{processor_name()}, {threads} threads, {capability}, torch {torch.__version__}"
 
 
 def record(benchmark: str, workload: str, figures: dict[str, float | str]) -> None:

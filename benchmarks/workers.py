@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import ratios
+from convai_fast.comparison.measure import ratios
 
 Work = Callable[[int], Any]  # called with the number of the round
 

@@ -12,6 +12,7 @@ _HOME = {
     "DialogueStore": "data.store",
     "DoubleHeadsModel": "model.double_heads",
     "GenerationEngine": "generation.engine",
+    "RankedCandidate": "generation.ranking",
     "Reply": "generation.request",
     "Request": "generation.request",
     "SamplingParams": "generation.params",
@@ -28,7 +29,7 @@ _HOME = {
     "load_dialogues": "data.readers",
     "load_tokenizer": "dialogue.tokenizer",
     "native_info": "_native",
-    "rank_candidates": "evaluation.ranking",
+    "rank_candidates": "generation.ranking",
     "special_ids": "dialogue.tokenizer",
     "train": "training.loop",
 }
@@ -48,10 +49,11 @@ if TYPE_CHECKING:  # what editors and type checkers read
     from convai_fast.errors import UserError as UserError
     from convai_fast.evaluation.evaluate import Evaluation as Evaluation
     from convai_fast.evaluation.evaluate import evaluate as evaluate
-    from convai_fast.evaluation.ranking import rank_candidates as rank_candidates
     from convai_fast.generation.async_engine import AsyncEngine as AsyncEngine
     from convai_fast.generation.engine import GenerationEngine as GenerationEngine
     from convai_fast.generation.params import SamplingParams as SamplingParams
+    from convai_fast.generation.ranking import RankedCandidate as RankedCandidate
+    from convai_fast.generation.ranking import rank_candidates as rank_candidates
     from convai_fast.generation.request import Reply as Reply
     from convai_fast.generation.request import Request as Request
     from convai_fast.loading import load as load

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from convai_fast.errors import UserError, reason_of, shown
 from convai_fast.files import read_json, scratch_folder
+from convai_fast.options import options_file
 
 # What a model and its tokenizer are read from; anything else stays in the archive.
 _CHECKPOINT_FILE = re.compile(
@@ -83,7 +84,7 @@ def checkpoint_of(path: str | Path) -> Path:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "options.json").is_file() and not (folder / "config.json").is_file()
+    return options_file(folder) is not None and not (folder / "config.json").is_file()
 
 
 def _is_store(folder: Path) -> bool:

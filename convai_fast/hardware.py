@@ -1,13 +1,12 @@
 """Which device, and in which number format it computes."""
 
+import platform
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from convai_fast.errors import UserError
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+from convai_fast.options import Precision
 
 
 def resolve_device(name: str) -> torch.device:
@@ -47,6 +46,16 @@ def cpu_multiplies_bf16() -> bool:
         return False
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8")
+
+
+def processor_name() -> str:
+    """The CPU's name, such as "Intel(R) Xeon(R) Processor @ 2.80GHz"."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(": ", 1)[1]
+    return platform.processor() or platform.machine()
 
 
 def describe_cuda_devices() -> str:

@@ -22,11 +22,14 @@ def say(line: str) -> None:
 
 
 def progress_bar(items: Iterable[Any] | None = None, **settings: Any) -> tqdm:
-    """A bar on the standard error; `settings` as in tqdm."""
-    # In a log file a line every half minute is enough.
-    interval = 0.5 if sys.stderr.isatty() else 30
-    stream: Any = _Unbroken(sys.stderr)
-    return tqdm(items, file=stream, mininterval=interval, dynamic_ncols=True, **settings)
+    """A bar on the standard error, in a log a line each half minute; `settings` as in tqdm."""
+    stream: Any
+    often: dict[str, Any]
+    if sys.stderr.isatty():
+        stream, often = _Unbroken(sys.stderr), {"mininterval": 0.5, "dynamic_ncols": True}
+    else:
+        stream, often = _Lines(sys.stderr), {"mininterval": 30, "delay": 30}
+    return tqdm(items, file=stream, **often, **settings)
 
 
 class _Unbroken:
@@ -45,3 +48,11 @@ class _Unbroken:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class _Lines(_Unbroken):
+    """One where a bar that is drawn again is another line."""
+
+    def write(self, text: str) -> None:
+        if drawn := text.strip():
+            super().write(f"{drawn}\n")

@@ -1,4 +1,4 @@
-"""`--out .`: an empty folder or an older store is filled where it is, never replaced by another."""
+"""`--output .`: an empty folder or an older store is filled where it is, and never replaced."""
 
 import errno
 import json
@@ -35,9 +35,8 @@ def prepare(there, tmp_path, tokenizer):
         dialogues = builtin_dialogues(num_train=num_dialogues, num_valid=2)
         content = {split: [asdict(each) for each in own] for split, own in dialogues.items()}
         (tmp_path / "dialogues.json").write_text(json.dumps(content))
-        return main(
-            ["prepare", "--data", "../dialogues.json", "--tokenizer", "../tokenizer", "--out", "."]
-        )
+        data = ["--data", "../dialogues.json", "--tokenizer", "../tokenizer"]
+        return main(["prepare", *data, "--output", "."])
 
     return prepare
 
@@ -165,11 +164,11 @@ def test_a_store_that_names_files_of_others_makes_none_of_them_go(prepare, there
 def test_a_model_is_converted_into_the_folder_that_the_command_runs_in(there, tmp_path):
     write_old_checkpoint(tmp_path / "old", LAYOUTS[0], "openai-gpt")
     folder, parent = there.stat().st_ino, tmp_path.stat().st_mtime_ns
-    assert main(["convert", "../old", "."]) == 0
+    assert main(["convert", "--model", "../old", "--output", "."]) == 0
     load(".")
     assert (there.stat().st_ino, tmp_path.stat().st_mtime_ns) == (folder, parent)
     assert Path("config.json").is_file()
-    assert main(["convert", "../old", "."]) == 2
+    assert main(["convert", "--model", "../old", "--output", "."]) == 2
 
 
 def test_half_a_model_that_a_kill_leaves_is_replaced_by_the_same_command(
@@ -178,9 +177,9 @@ def test_half_a_model_that_a_kill_leaves_is_replaced_by_the_same_command(
     write_old_checkpoint(tmp_path / "old", LAYOUTS[0], "openai-gpt")
     with monkeypatch.context() as patch:
         kill_at(patch, 3)
-        assert main(["convert", "../old", "."]) == 130
+        assert main(["convert", "--model", "../old", "--output", "."]) == 130
     assert len([name for name in os.listdir(".") if name[0] != "."]) == 2
-    assert main(["convert", "../old", "."]) == 0
+    assert main(["convert", "--model", "../old", "--output", "."]) == 0
     load(".")
 
 
@@ -191,5 +190,5 @@ def test_a_folder_that_cannot_be_listed_is_one_sentence(there, tmp_path, monkeyp
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    assert main(["convert", "../old", "."]) == 2
+    assert main(["convert", "--model", "../old", "--output", "."]) == 2
     assert ". cannot be read: Permission denied" in capsys.readouterr().err

@@ -7,10 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.peers import Drawing
+from convai_fast.comparison import plain
 
 
 class Peer:
-    """All prompts in one batch, padded on the left; with segments where they are given."""
+    """`convai_fast.comparison.plain.generate`."""
 
     package = "transformers"
     settings: ClassVar[dict[str, Any]] = {}
@@ -20,7 +21,6 @@ class Peer:
         dtype = getattr(torch, number_format)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: list[list[int]],
@@ -28,28 +28,13 @@ class Peer:
         drawing: Drawing,
         segments: list[list[int]] | None = None,
     ) -> list[list[int]]:
-        longest = max(map(len, prompts))
-        pad = self.model.config.eos_token_id or 0
-
-        def padded(rows: list[list[int]], value: int) -> torch.Tensor:
-            return torch.tensor([[value] * (longest - len(row)) + list(row) for row in rows])
-
-        draw = {"do_sample": False}
-        if not drawing.is_greedy:
-            draw = {
-                "do_sample": True,
-                "temperature": drawing.temperature,
-                "top_k": drawing.top_k,
-                "top_p": drawing.top_p,
-            }
-        replies = self.model.generate(
-            padded(prompts, pad),
-            attention_mask=padded([[1] * len(prompt) for prompt in prompts], 0),
-            token_type_ids=padded(segments, pad) if segments else None,
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            pad_token_id=pad,
-            **draw,
+        return plain.generate(
+            self.model,
+            prompts,
+            new_tokens,
+            segments=segments,
+            temperature=drawing.temperature,
+            top_k=drawing.top_k,
+            top_p=drawing.top_p,
             **self.settings,
         )
-        return replies[:, longest:].tolist()

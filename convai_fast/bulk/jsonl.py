@@ -7,6 +7,10 @@ A line is an object with a request, as `request_line` says, and an id::
 Its replies are an object with the same id::
 
     {"id": "a7", "replies": [{"text": "hi , some tea ?", "finish_reason": "eos"}]}
+
+Where it has candidates to be ranked, it is::
+
+    {"id": "a7", "ranking": [{"index": 1, "text": "tea .", "probability": 0.9, "score": 4.2}, …]}
 """
 
 import codecs
@@ -18,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convai_fast.bulk.request_line import read_id, read_object, to_request
+from convai_fast.bulk.request_line import read_id, read_object, to_ranking, to_request
 from convai_fast.data.readers.fields import is_blank
 from convai_fast.data.readers.text_file import TextFile
 from convai_fast.errors import UserError
@@ -26,7 +30,10 @@ from convai_fast.files import is_parquet, open_bytes, parquet_rows
 from convai_fast.generation.identified import Id, IdentifiedRequest, id_key, seed_of
 from convai_fast.generation.messages import quoted
 from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.ranking import RankedCandidate
 from convai_fast.generation.request import Reply
+
+_PARAMS = SamplingParams()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +50,11 @@ class RequestFile:
 
     Iterating yields an `IdentifiedRequest` or a `BadLine` for each line but blank ones. An id
     belongs to the first line that has it. The id of a line without one is its number, or, where
-    that is the id of some line, "line 2" for 2. `params` says how replies are drawn where the line
-    does not.
+    that is the id of some line, "line 2" for 2.
+
+    Args:
+        params: how replies are drawn where the line does not say.
+        with_candidates: the lines have candidates, to be ranked.
 
     Attributes:
         num_requests: how many lines are not blank.
@@ -55,8 +65,10 @@ class RequestFile:
             that it has changed since.
     """
 
-    def __init__(self, path: Path, params: SamplingParams) -> None:
-        self.path, self.params = path, params
+    def __init__(
+        self, path: Path, params: SamplingParams = _PARAMS, *, with_candidates: bool = False
+    ) -> None:
+        self.path, self.params, self.with_candidates = path, params, with_candidates
         self.num_requests = 0
         self._first_lines: dict[str, int] = {}  # of the ids that stand in the file
         self._hashes = array("q")  # of the lines
@@ -103,6 +115,11 @@ class RequestFile:
                 id = self._free_id(number)
             elif (first := self._first_lines[id_key(id)]) != number:
                 raise UserError(f"line {first} has the same id, {quoted(id)}")
+            if self.with_candidates:
+                request, candidates, unused = to_ranking(record)
+                return IdentifiedRequest(
+                    id, request, line=number, unused=unused, candidates=candidates
+                )
             seed = seed_of(self.params.seed, id)
             request, unused = to_request(record, self.params, seed)
             return IdentifiedRequest(id, request, line=number, unused=unused)
@@ -157,6 +174,21 @@ def reply_record(
         records.append(record)
     expected = {} if item.expected is None else {"expected": item.expected}
     return {"id": item.id, "replies": records, **expected}
+
+
+def ranking_record(item: IdentifiedRequest, ranking: Sequence[RankedCandidate]) -> dict[str, Any]:
+    """What is written for the candidates of `item`, best first."""
+    records = [
+        {
+            "index": candidate.index,
+            "text": candidate.text,
+            "probability": round(candidate.probability, 6),
+            "score": round(candidate.score, 6),
+        }
+        for candidate in ranking
+    ]
+    expected = {} if item.expected is None else {"expected": item.expected}
+    return {"id": item.id, "ranking": records, **expected}
 
 
 def candidates_record(item: IdentifiedRequest, replies: Sequence[Reply]) -> dict[str, Any]:

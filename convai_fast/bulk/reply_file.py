@@ -164,7 +164,7 @@ class ReplyFile:
             yield
         except OSError as error:
             raise UserError(
-                f"cannot write {path}: {error.strerror}; the replies so far are kept in "
+                f"cannot write {path}: {error.strerror}; what is there so far is kept in "
                 f"{self.partial}, and the same command continues from there"
             ) from error
 

@@ -107,7 +107,30 @@ def to_request(
 
     Raises UserError naming the field that does not exist or holds the wrong thing.
     """
-    fields, given, unused = _own_fields(_body(record))
+    return _to_request(_body(record), params, seed)
+
+
+def to_ranking(record: Mapping[str, Any]) -> tuple[Request, Sequence[Any], list[str]]:
+    """The request in a line's object, the candidates beside it, and its fields that change nothing.
+
+    Candidates are texts or lists of token ids. Raises UserError as `to_request`.
+    """
+    body = dict(_body(record))
+    candidates = body.pop("candidates", None)
+    if not _are_texts_or_ids(candidates):
+        found = "are missing" if candidates is None else f"is {quoted(candidates)}"
+        raise UserError(
+            f"candidates {found}: give a list of texts, or a list of lists of token ids"
+        )
+    drawing = [name for name in body if _OTHER_NAMES.get(name, name) in _PARAM_TYPES]
+    request, unused = _to_request(body, SamplingParams(), seed=0)
+    return request, candidates, [*unused, *drawing]
+
+
+def _to_request(
+    body: dict[str, Any], params: SamplingParams, seed: int
+) -> tuple[Request, list[str]]:
+    fields, given, unused = _own_fields(body)
     asks = [name for name in ("history", "messages", "prompt", "input_ids") if name in fields]
     if len(asks) > 1:
         raise UserError(f"{' and '.join(asks)} both say what is answered: give only one")

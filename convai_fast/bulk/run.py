@@ -1,19 +1,17 @@
-"""Replies in bulk: a source of requests, an engine, a file of replies."""
+"""A run in bulk: a source of requests, an engine that answers them, a file of answers."""
 
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count
-from typing import Any
+from collections.abc import Callable, Iterator
 
+from convai_fast.bulk.answers import Answers
 from convai_fast.bulk.dataset import DatasetRequests
-from convai_fast.bulk.jsonl import BadLine, RequestFile, reply_record
+from convai_fast.bulk.jsonl import BadLine, RequestFile
 from convai_fast.bulk.reply_file import ReplyFile
 from convai_fast.errors import UserError
-from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.identified import IdentifiedRequest, id_key
-from convai_fast.generation.request import Reply, Request, find_blank_turn
+from convai_fast.generation.request import find_blank_turn
 from convai_fast.terminal import progress_bar, say
 
 
@@ -21,29 +19,26 @@ class BulkRun:
     """One run: what it keeps track of between a request and its replies.
 
     Args:
+        answers: replies or rankings.
         source: its requests in an order that stays.
-        replies: those that it holds already are not asked for again.
-        record: makes of a request and its replies what is written for them.
+        replies: where the answers go; those that it holds already are not asked for again.
         report: is told, line by line, what came of it.
     """
 
     def __init__(
         self,
-        engine: GenerationEngine,
+        answers: Answers,
         source: RequestFile | DatasetRequests,
         replies: ReplyFile,
         *,
-        record: Callable[[IdentifiedRequest, Sequence[Reply]], dict[str, Any]] = reply_record,
         report: Callable[[str], None] = say,
     ) -> None:
-        self.engine, self.source, self.replies, self.record = engine, source, replies, record
+        self.answers, self.source, self.replies = answers, source, replies
         self.report = report
         self.num_earlier = len(replies.positions)
         self.keys: dict[str, None] = {}  # what the file of replies will hold, in its order
-        self.in_flight: dict[int, IdentifiedRequest] = {}
         self.first_bad: BadLine | None = None
-        self.unused: Counter[str] = Counter()  # lines with a field that changes no reply
-        self.num_replies = self.num_tokens = 0
+        self.unused: Counter[str] = Counter()  # lines with a field that changes nothing
 
     def run(self) -> None:
         """Answer what is not answered yet, then put the file of replies in its place.
@@ -69,17 +64,13 @@ class BulkRun:
         self._report()
 
     def _answer(self) -> None:
-        for position, replies in self.engine.serve(self._requests(), self._fail):
-            item = self.in_flight.pop(position)
-            self.replies.add(self.record(item, replies))
-            self.num_replies += len(replies)
-            self.num_tokens += sum(len(reply.token_ids) for reply in replies)
-            self.progress.set_postfix_str(f"{self._speed():,.0f} tokens/s", refresh=False)
+        for _, record in self.answers.answer(self._unanswered(), self._fail):
+            self.replies.add(record)
+            self.progress.set_postfix_str(self._speed(), refresh=False)
             self.progress.update()
 
-    def _requests(self) -> Iterator[Request]:
-        """The requests without replies so far, as the engine asks for them."""
-        positions = count()
+    def _unanswered(self) -> Iterator[IdentifiedRequest]:
+        """The requests without answers so far, as they are asked for."""
         for item in self.source:
             if isinstance(item, BadLine):
                 self._reject(item)
@@ -92,20 +83,18 @@ class BulkRun:
                 continue
             self.keys[key] = None
             if not is_answered:
-                self.in_flight[next(positions)] = item
-                yield item.request
+                yield item
 
     def _refusal(self, item: IdentifiedRequest) -> str | None:
         if item.line is None:  # what the turns of a dataset hold is its reader's business
             return None
         try:
-            blank = find_blank_turn(item.request.history, self.engine.tokenizer)
+            blank = find_blank_turn(item.request.history, self.answers.engine.tokenizer)
         except UserError as error:
             return str(error)
         return None if blank is None else f"history[{blank}] is blank: leave it out"
 
-    def _fail(self, position: int, reason: str) -> None:
-        item = self.in_flight.pop(position)
+    def _fail(self, item: IdentifiedRequest, reason: str) -> None:
         del self.keys[id_key(item.id)]
         self._reject(BadLine(item.line, item.id, reason))
 
@@ -114,10 +103,12 @@ class BulkRun:
         self.progress.update()
         self.first_bad = self.first_bad or bad
 
-    def _speed(self) -> float:
-        return self.num_tokens / (time.perf_counter() - self.started)
+    def _speed(self) -> str:
+        per_second = self.answers.num_units / (time.perf_counter() - self.started)
+        return f"{per_second:,.0f} {self.answers.unit}/s"
 
     def _report(self) -> None:
+        answers = self.answers
         bad = self.replies.num_errors
         if not self.keys:
             first = self.first_bad
@@ -133,12 +124,12 @@ class BulkRun:
             )
         if self.unused:
             fields = ", ".join(f"{name} ({count:,})" for name, count in self.unused.items())
-            self.report(f"fields that change no reply, and in how many lines: {fields}")
+            self.report(f"fields that change nothing, and in how many lines: {fields}")
         earlier = (
             f" (and those to {self.num_earlier:,} requests before)" if self.num_earlier else ""
         )
         self.report(
-            f"{self.num_replies:,} replies{earlier}, {self.num_tokens:,} tokens in "
-            f"{time.perf_counter() - self.started:.1f} s, {self._speed():,.0f} tokens/s: "
+            f"{answers.num_answers:,} {answers.what}{earlier}, {answers.num_units:,} "
+            f"{answers.unit} in {time.perf_counter() - self.started:.1f} s, {self._speed()}: "
             f"{self.replies.output}"
         )

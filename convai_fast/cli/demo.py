@@ -4,12 +4,12 @@ import dataclasses
 import json
 import random
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from convai_fast.cli.options.demo import DemoOptions
 from convai_fast.data.build_store import build_store
 from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
 from convai_fast.dialogue.dialogue import Dialogue
@@ -23,19 +23,6 @@ from convai_fast.training.loop import Trainer
 from convai_fast.training.options import TrainOptions
 
 NUM_SHOWN = 5
-
-
-@dataclass
-class DemoOptions:
-    """Train a small GPT-2 from scratch on built-in dialogues, and show what it learnt.
-
-    Needs no network and no files, and takes about a minute on two cores.
-    """
-
-    output: str = ""
-    """The run folder; by default runs/<time>_<host>_demo."""
-    seed: int = 42
-    """Seed of the dialogues and of the training."""
 
 
 def run(options: DemoOptions) -> None:

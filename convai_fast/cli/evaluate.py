@@ -1,31 +1,23 @@
 """`convai-fast evaluate`: the figures of ConvAI2, as a table, as JSON, and as pictures."""
 
 import json
-import math
-import os
-import platform
 import time
-from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
-from operator import methodcaller
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-import torch
-import tyro
-
-from convai_fast._native import keep_freed_memory, native_info
-from convai_fast.bulk.reply_file import check_absent
-from convai_fast.cli.info import package_version
-from convai_fast.cli.remembered import RememberedOptions, check_not_trained_on
-from convai_fast.cli.sampling import SamplingOptions
-from convai_fast.data.dataset import check_at_least
+from convai_fast._native import keep_freed_memory
+from convai_fast.cli.info import PACKAGES, machine_of, package_version
+from convai_fast.cli.options.evaluate import EvaluateOptions
+from convai_fast.cli.outputs import check_outputs, finite, to_json, write_outputs
+from convai_fast.cli.remembered import check_not_trained_on, recall
+from convai_fast.data.dataset import read_dialogues
 from convai_fast.data.spool import fingerprint
-from convai_fast.errors import UserError
-from convai_fast.evaluation.evaluate import METRICS, Evaluation, check_metrics, evaluate
-from convai_fast.files import scratch_folder, write_whole
-from convai_fast.hardware import Precision, resolve_device, resolve_precision
+from convai_fast.dialogue.encoding import encode
+from convai_fast.evaluation.evaluate import Evaluation, evaluate
+from convai_fast.evaluation.metrics import check_metrics
+from convai_fast.hardware import resolve_device, resolve_precision
 from convai_fast.loading import load, model_fingerprint
+from convai_fast.options import check_at_least
 
 _MEANINGS = {
     "ppl": "perplexity of a token of the true reply, <eos> included",
@@ -37,79 +29,22 @@ _MEANINGS = {
     "distinct_2": "the same of two words in a row",
     "mean_length": "words in a reply",
 }
-_PACKAGES = ("convai-fast", "torch", "transformers", "tokenizers", "numpy", "sacrebleu")
 
 
-@dataclass
-class EvaluateOptions(RememberedOptions):
-    """Measure a model on dialogues as the ConvAI2 challenge did.
-
-    hits@K: the true reply is among the K best of its candidates. ppl: perplexity of a token of the
-    true reply. word_ppl: that of a word, which compares models with different tokenizers. f1, bleu
-    and distinct are about replies that the model writes: those of `convai-fast generate --data`
-    with the same options.
-    """
-
-    split: Literal["train", "valid"] = "valid"
-    """Split of the dialogues to measure on."""
-    metrics: tuple[str, ...] = METRICS
-    """Any of hits@K (hits@1, hits@5, …), ppl, word_ppl, f1, bleu, distinct."""
-    output: Path | None = None
-    """JSON file for the figures and all that they depend on."""
-    details: Path | None = None
-    """JSONL file for what was measured about each example."""
-    plots: Path | None = None
-    """Folder for pictures: ranks, perplexity by turn, lengths of replies (needs matplotlib)."""
-    overwrite: bool = False
-    """Replace what is there already."""
-    allow_trained_on: bool = False
-    """Measure also where the validation split holds dialogues that the model was trained on."""
-    max_examples: int = 0
-    """Measure on so many examples, spread evenly over the split; 0: on all."""
-    batch_size: int = 16
-    """Examples that are scored at a time."""
-    device: str = "auto"
-    """cuda, cuda:1 or cpu; auto takes cuda where there is one."""
-    precision: Precision = "auto"
-    """Score under autocast to bf16 or fp16, or in fp32; auto takes bf16 where the hardware
-    multiplies it. Replies are written in fp32."""
-    sampling: Annotated[SamplingOptions, tyro.conf.arg(name="")] = field(
-        default_factory=SamplingOptions
-    )
-
-    def check(self) -> None:
-        """Raise UserError at the first option that makes no sense."""
-        check_metrics(self.metrics)
-        check_at_least(self, {"max_history": 0, "max_examples": 0, "batch_size": 1})
-        if self.plots and not find_spec("matplotlib"):
-            raise UserError(
-                "--plots needs matplotlib: install it with pip install 'convai-fast[plots]'"
-            )
-        named = {"output": self.output, "details": self.details, "plots": self.plots}
-        outputs = {name: path for name, path in named.items() if path}
-        if len({path.resolve() for path in outputs.values()}) < len(outputs):
-            raise UserError("--output, --details and --plots must differ: name one file for each")
-        for name, path in outputs.items():
-            if not self.overwrite:
-                check_absent(path, name)
-            if path.exists() and not (path.is_dir() if name == "plots" else path.is_file()):
-                kind = "folder" if name == "plots" else "regular file"
-                raise UserError(f"{path} is there and no {kind}: choose another --{name}")
-            if path.resolve() in [Path(data).resolve() for data in self.dataset_path]:
-                raise UserError(f"{path} holds the dialogues: choose another --{name}")
-            if any(path.resolve() in other.resolve().parents for other in outputs.values()):
-                raise UserError(f"{path} would hold the other outputs: choose another --{name}")
-            folder = next(p for p in path.absolute().parents if p.exists())
-            if not folder.is_dir() or not os.access(folder, os.W_OK):
-                raise UserError(f"nothing can be written in {folder}: choose another --{name}")
+def check(options: EvaluateOptions) -> None:
+    """Raise UserError at the first option that makes no sense."""
+    check_metrics(options.metrics)
+    check_at_least(options, {"max_history": 0, "max_examples": 0, "batch_size": 1})
+    named = {"output": options.output, "details": options.details, "plots": options.plots}
+    check_outputs(named, options.dataset_path, overwrite=options.overwrite)
 
 
 def run(options: EvaluateOptions) -> None:
     """Measure, print the table, write the files that are asked for."""
-    trained = options.recall()
-    options.check()
+    trained = recall(options)
+    check(options)
     assert options.max_history is not None  # recalled
-    loaded = options.data.load_sources()
+    loaded = read_dialogues(options.data)
     if options.split == "valid" and loaded.dialogues["valid"] and not options.allow_trained_on:
         check_not_trained_on(trained, zip(options.dataset_path, loaded.origins, strict=True))
     dialogues = loaded.dialogues
@@ -142,37 +77,35 @@ def run(options: EvaluateOptions) -> None:
         "counts": evaluation.counts,
         "bleu_signature": evaluation.bleu_signature or None,
         "model": described,
-        "options": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(options).items()
-        },
+        "options": asdict(options),
         # Of the split with the distractors that were drawn.
         "data_fingerprint": fingerprint({options.split: dialogues[options.split]}),
-        "machine": _machine(device, dtype),
-        "versions": {name: package_version(name) for name in _PACKAGES},
+        "machine": machine_of(device, dtype),
+        "versions": {name: package_version(name) for name in (*PACKAGES, "sacrebleu")},
         "seconds": seconds,
     }
-    print(_table(evaluation, options, seconds))
-    try:
-        written = _write(report, evaluation, options)
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename or 'all'}: {error.strerror}") from error
+    true = [example.expected for example in evaluation.examples]
+    is_cased = encode(tokenizer, true) != encode(tokenizer, [text.lower() for text in true])
+    print(_table(evaluation, options, seconds, is_cased))
+    details = "".join(
+        json.dumps(finite(asdict(example)), ensure_ascii=False) + "\n"
+        for example in evaluation.examples
+    )
+    texts = {options.output: to_json(report), options.details: details}
+
+    def draw_into(folder: Path) -> list[Path]:
+        from convai_fast.evaluation.plots import draw
+
+        return draw(evaluation.examples, folder)
+
+    written = write_outputs(
+        {path: text for path, text in texts.items() if path}, options.plots, draw_into
+    )
     if written:
         print("\nwritten: " + ", ".join(map(str, written)))
 
 
-def _machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    native = native_info()
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "precision": str(dtype).removeprefix("torch."),
-        "operators": native["isa"] if native["loaded"] else "plain PyTorch",
-    }
-
-
-def _table(evaluation: Evaluation, options: EvaluateOptions, seconds: float) -> str:
+def _table(evaluation: Evaluation, options: EvaluateOptions, seconds: float, is_cased: bool) -> str:
     counts = evaluation.counts
     lines = [
         f"{options.model} on {' and '.join(options.dataset_path)}, {options.split} split, "
@@ -188,6 +121,12 @@ def _table(evaluation: Evaluation, options: EvaluateOptions, seconds: float) -> 
     if "words" in counts:
         unknown, words = counts["unknown_words"], counts["words"]
         lines += ["", f"words: {words:,} scored, {unknown:,} are not in the vocabulary"]
+        if is_cased:
+            lines += [
+                "word_ppl is of texts in lower case, as ConvAI2 has it: of a model that has learnt "
+                "capitals it is",
+                "worse than ppl, and compares with models of lower case alone",
+            ]
     cuts = [f"{name}: {count:,}" for name, count in counts.items() if " cut for " in name]
     if cuts:
         lines += ["", "examples of the split that do not fit the model:", *cuts]
@@ -202,47 +141,3 @@ def _meaning_of_hits(name: str, evaluation: Evaluation) -> str:
     return f"the true reply is among the {name[5:]} best of {of} candidates".replace(
         "among the 1 best", "the best"
     )
-
-
-def _write(report: dict[str, Any], evaluation: Evaluation, options: EvaluateOptions) -> list[Path]:
-    """Write each file beside its place and rename it."""
-    lines = "".join(
-        json.dumps(finite(asdict(example)), ensure_ascii=False) + "\n"
-        for example in evaluation.examples
-    )
-    report_text = json.dumps(finite(report), ensure_ascii=False, indent=2) + "\n"
-    written: list[Path] = []
-    new: list[Path] = []
-    try:
-        for path, text in ((options.output, report_text), (options.details, lines)):
-            if path:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                new += [] if path.exists() else [path]
-                write_whole(path, methodcaller("write", text.encode()))
-                written.append(path)
-        if options.plots:
-            from convai_fast.evaluation.plots import draw
-
-            options.plots.mkdir(parents=True, exist_ok=True)
-            with scratch_folder(options.plots, ".drawing-") as scratch:
-                for picture in draw(evaluation.examples, scratch):
-                    place = options.plots / picture.name
-                    new += [] if place.exists() else [place]
-                    written.append(picture.replace(place))
-    except OSError:
-        # All or nothing, so that the same command may be given again.
-        for path in new:
-            path.unlink(missing_ok=True)
-        raise
-    return written
-
-
-def finite(value: Any) -> Any:
-    """`value` with null for numbers that JSON does not have: NaN and infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    return value

@@ -2,20 +2,18 @@
 
 import os
 import platform
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
 from convai_fast import ops
 from convai_fast._native import BACKEND, native_info
+from convai_fast.cli.options.info import InfoOptions
 from convai_fast.generation.backends.backend import WEIGHTS
-from convai_fast.hardware import cpu_multiplies_bf16, describe_cuda_devices
+from convai_fast.hardware import cpu_multiplies_bf16, describe_cuda_devices, processor_name
 
-
-@dataclass
-class InfoOptions:
-    """Print versions, what is compiled, the instructions in use, and which devices there are."""
+PACKAGES = ("convai-fast", "torch", "transformers", "tokenizers", "numpy")  # named in a report
 
 
 def run(options: InfoOptions) -> None:
@@ -47,6 +45,19 @@ def run(options: InfoOptions) -> None:
     }
     for name, value in rows.items():
         print(f"{name:<16} {value}")
+
+
+def machine_of(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Where something was measured and in which precision, for a report."""
+    native = native_info()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "processor": processor_name(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "precision": str(dtype).removeprefix("torch."),
+        "operators": native["isa"] if native["loaded"] else "plain PyTorch",
+    }
 
 
 def package_version(package: str) -> str:

@@ -5,14 +5,12 @@ import random
 import sys
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from convai_fast.cli.remembered import RememberedOptions
-from convai_fast.cli.sampling import SamplingOptions
+from convai_fast.cli.options.interact import InteractOptions
+from convai_fast.cli.remembered import recall
+from convai_fast.data.dataset import read_dialogues
 from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.messages import sentences
@@ -23,26 +21,9 @@ from convai_fast.serving.conversation import Conversation
 _PROMPT = ">>> "
 
 
-@dataclass
-class InteractOptions(RememberedOptions):
-    """Talk with a model in the terminal."""
-
-    persona: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A sentence of the model's persona, as in --persona "i like tea ."."""
-    persona_file: Path | None = None
-    """Text file with the model's persona, one sentence a line."""
-    no_personality: bool = False
-    """Begin without a persona."""
-    device: str = "auto"
-    """cuda, cuda:1 or cpu; auto takes cuda where there is one."""
-    sampling: Annotated[SamplingOptions, tyro.conf.arg(name="")] = field(
-        default_factory=SamplingOptions
-    )
-
-
 def run(options: InteractOptions) -> None:
     """Load the model and talk until the user ends it."""
-    options.recall()
+    recall(options)
     assert options.max_history is not None  # recalled
     if options.max_history < 0:
         raise UserError(f"max_history is {options.max_history}, but must be at least 0")
@@ -99,7 +80,7 @@ def chat(conversation: Conversation) -> None:
 def _read_personas(options: InteractOptions) -> list[list[str]]:
     if not options.dataset_path:
         return []
-    dialogues = replace(options.data, fill_candidates=1).load()
+    dialogues = read_dialogues(replace(options.data, fill_candidates=1)).dialogues
     personas = [d.personality for split in dialogues.values() for d in split if d.personality]
     if not personas:
         raise UserError(

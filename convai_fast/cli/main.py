@@ -1,6 +1,5 @@
 """`convai-fast COMMAND …`: finds the command's file, parses its options, runs it."""
 
-import dataclasses
 import difflib
 import importlib
 import io
@@ -8,15 +7,21 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import Any
 
+from convai_fast.cli.busy import OtherProcesses
+from convai_fast.cli.help import help_of
+from convai_fast.cli.options.common import ProcessOptions
+from convai_fast.cli.parse import ALIASES, parse
 from convai_fast.errors import UserError
+from convai_fast.options import check_at_least, options_of
 
-# Each command is a module of this package with an options class and `run(options)`. They are
-# imported when asked for, so that `--help` does not wait for torch.
+# Each command is a module of this package with `run(options)`, and one of `cli/options` with the
+# class of its options. They are imported when asked for, so that `--help` does not wait for torch.
 COMMANDS = {
     "demo": ("DemoOptions", "train a small model on built-in dialogues and show what it learnt"),
     "prepare": ("PrepareOptions", "turn a file of dialogues into a store, or preview it"),
@@ -24,16 +29,13 @@ COMMANDS = {
     "evaluate": ("EvaluateOptions", "measure a model as ConvAI2 did: hits@1, perplexity, F1, …"),
     "interact": ("InteractOptions", "talk to a model"),
     "generate": ("GenerateOptions", "write replies in bulk, from JSONL or a dataset"),
+    "rank": ("RankOptions", "rank candidate replies in bulk, from JSONL or a dataset"),
+    "benchmark": ("BenchmarkOptions", "measure a model here and in transformers, side by side"),
     "convert": ("ConvertOptions", "bring an old checkpoint into today's layout, or merge LoRA"),
     "info": ("InfoOptions", "print versions, what is compiled, and which devices there are"),
 }
 
-# Options that have a second name, that take many values, and that add to what was given before.
-ALIASES = {"data": "dataset_path", "model_checkpoint": "model", "n": "num_return"}
-_LISTS = ("dataset_path", "reader", "metrics", "stop")
-_APPENDING = ("persona",)
 _SHOWN = {"dataset_path": "data"}  # the name that sentences use where it is not the option's own
-_OPTION = re.compile(r"(--[A-Za-z][\w-]*)(=.*)?", re.DOTALL)
 
 
 def usage() -> str:
@@ -46,6 +48,7 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (2: a mistake the user can mend, 130: Ctrl-C)."""
     is_process = arguments is None
+    others = OtherProcesses()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -63,24 +66,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"convai-fast: no command {name!r}{advice}", file=sys.stderr)
         return 2
 
+    if "--help" in rest or "-h" in rest:
+        print(help_of(name, options_class(name)))
+        return 0
     # transformers' advice on stderr would stand between a user and the one sentence that matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    import tyro
-
     try:
-        _check_given_once(rest)
-        module = importlib.import_module(f"convai_fast.cli.{name}")
-        options = tyro.cli(
-            getattr(module, COMMANDS[name][0]),
-            args=rest,
-            prog=f"convai-fast {name}",
-            use_underscores=True,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        options, process, given = parse(options_class(name), rest)
+        _check_nothing_is_missing(options)
+        check_at_least(process, {"threads": 0})
+        module = _import(name, process.threads)
+        if is_process:
+            _tell_of(others)
         if name == "train":
             # A run that is continued has to know which options were given.
-            module.run(options, rest)
+            module.run(options, given)
         else:
             module.run(options)
     except UserError as error:
@@ -108,26 +109,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def with_flags(sentence: str, command: str) -> str:
     """`sentence` of the library as `command` prints it: with --lr for a `lr` in backticks."""
+    names = {*ALIASES.values(), *options_of(options_class(command)), *options_of(ProcessOptions)}
 
     def shown(match: re.Match[str]) -> str:
         name = match[1]
-        is_option = name in ALIASES.values() or name in _option_names(_options_class(command))
-        return f"--{_SHOWN.get(name, name)}" if is_option else match[0]
+        return f"--{_SHOWN.get(name, name)}" if name in names else match[0]
 
     return re.sub(r"`(\w+)`", shown, sentence)
 
 
-def _options_class(command: str) -> type:
-    return getattr(importlib.import_module(f"convai_fast.cli.{command}"), COMMANDS[command][0])
+def options_class(command: str) -> Any:
+    """The class of a command's options."""
+    module = importlib.import_module(f"convai_fast.cli.options.{command}")
+    return getattr(module, COMMANDS[command][0])
 
 
-def _option_names(options_class: Any) -> Iterator[str]:
-    for field in dataclasses.fields(options_class):
-        nested: Any = field.default_factory
-        if dataclasses.is_dataclass(nested):  # its options are the command's own
-            yield from _option_names(nested)
-        else:
-            yield field.name
+def _check_nothing_is_missing(options: Any) -> None:
+    lacks: dict[str, str] = getattr(options, "missing", dict)()
+    if lacks:
+        names = _listed([f"`{name}`" for name in lacks])
+        verb = "is" if len(lacks) == 1 else "are"
+        raise UserError(f"{names} {verb} missing: give {_listed(list(lacks.values()))}")
+
+
+def _listed(texts: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
+
+
+def _import(command: str, num_threads: int) -> ModuleType:
+    """The module of a command, with torch, which computes with so many threads, unless 0."""
+    if num_threads:
+        os.environ["RAYON_NUM_THREADS"] = str(num_threads)  # the tokenizer's
+    module = importlib.import_module(f"convai_fast.cli.{command}")
+    if num_threads:
+        import torch
+
+        torch.set_num_threads(num_threads)
+    return module
+
+
+def _tell_of(others: OtherProcesses) -> None:
+    import torch
+
+    # Processes of one launcher know of one another.
+    if "RANK" not in os.environ and (warning := others.warning(torch.get_num_threads())):
+        print(warning, file=sys.stderr)
 
 
 def _flush() -> None:
@@ -138,23 +164,6 @@ def _flush() -> None:
         except (OSError, ValueError):
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _check_given_once(arguments: Sequence[str]) -> None:
-    """Raise UserError for an option that is named twice, since the first would not count."""
-    given: dict[str, str] = {}
-    for option in (match[1] for match in map(_OPTION.fullmatch, arguments) if match):
-        name = option[2:].replace("-", "_")
-        name = ALIASES.get(name, name)
-        if name not in given or name in _APPENDING:
-            given[name] = option
-            continue
-        twice = f"{option} is given twice"
-        if given[name].replace("-", "_") != option.replace("-", "_"):
-            twice = f"{given[name]} and {option} are the same option"
-        if name in _LISTS:
-            raise UserError(f"{twice}: give them all after one {option}: {option} a b")
-        raise UserError(f"{twice}: give it once")
 
 
 def _version() -> str:

@@ -1,16 +1,14 @@
 """`convai-fast prepare`: dialogues into a store, or a look at what the model will read."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from transformers import PreTrainedTokenizerFast
 
+from convai_fast.cli.options.prepare import PrepareOptions
 from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.build_store import complete_and_write_store
-from convai_fast.data.dataset import DataOptions, check_at_least, unknown_share
+from convai_fast.data.dataset import checked_sources, unknown_share
 from convai_fast.data.readers import read_into, tell
 from convai_fast.data.spool import Spool
 from convai_fast.data.store import DialogueStore, is_store
@@ -18,40 +16,13 @@ from convai_fast.dialogue.format import IGNORED
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
 from convai_fast.files import scratch_folder
-
-
-@dataclass
-class PrepareOptions(DataOptions):
-    """Turn dialogues into a store of token ids that `train` opens at once, and print what it holds.
-
-    With --preview N, show N examples as the model will read them; then --out may be left out.
-    """
-
-    dataset_path: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--data"])] = ()
-    """Files, folders or Hub dataset ids, which are mixed without weights (also --data)."""
-    tokenizer: str = ""
-    """Folder or Hub id of the model, or of the tokenizer alone."""
-    out: str = ""
-    """Folder for the store: one that is not there, is empty, or holds an older store, which is then
-    replaced. Hidden files do not count."""
-    preview: int = 0
-    """Show so many examples of the training split: text, speakers, segments, labels."""
-    max_history: int = 2
-    """Exchanges of history an example keeps (2 * max_history + 1 turns)."""
-    num_candidates: int = 0
-    """Candidates an example keeps, the last ones; 0: all."""
-    max_length: int = 512
-    """Positions of the model; longer examples are cut, and the cuts counted."""
+from convai_fast.options import check_at_least
 
 
 def run(options: PrepareOptions) -> None:
     """Build the store, print its summary and the preview."""
-    if not options.tokenizer:
-        raise UserError("no tokenizer given: name a model or tokenizer folder with --tokenizer")
-    if not options.out and options.preview <= 0:
-        raise UserError("nowhere to put the store: name a folder with --out, or use --preview 3")
     check_at_least(options, {"preview": 0, "max_history": 0, "num_candidates": 0, "max_length": 4})
-    sources = options.checked_sources()
+    sources = checked_sources(options)
     if weighted := next((source for source in sources if source.weight != 1), None):
         raise UserError(
             f"the weight of {weighted.path} would be lost, since weights count in training: "
@@ -60,11 +31,12 @@ def run(options: PrepareOptions) -> None:
     tokenizer = load_tokenizer(options.tokenizer)
     with scratch_folder(None, "convai-fast-") as scratch, Spool() as spool:
         read_into(spool, sources, skip_bad_records=options.skip_bad_records)
-        is_replaced = bool(options.out) and Path(options.out).is_dir() and is_store(options.out)
+        place = options.output
+        is_replaced = bool(place) and Path(place).is_dir() and is_store(place)
         store = complete_and_write_store(
             spool,
             tokenizer,
-            options.out or scratch / "store",
+            place or scratch / "store",
             num_candidates=options.fill_candidates,
             valid_fraction=options.valid_fraction,
             seed=options.data_seed,
@@ -72,7 +44,7 @@ def run(options: PrepareOptions) -> None:
         )
         for split in store.splits:
             print(summary(store, split, options))
-        if options.out:
+        if place:
             where = ", in place of the store that was there" if is_replaced else ""
             print(f"{store.num_bytes / 1e6:.1f} MB in {store.folder}{where}")
         if options.preview > 0:

@@ -5,7 +5,7 @@ batches of 1 and 2 batches of 4 take the same steps, and a run may go on with ot
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, TypedDict, cast, final, get_args
+from typing import NamedTuple, TypedDict, cast, final, get_args
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from convai_fast import ops
 from convai_fast.data.gathered import Gathered
 from convai_fast.data.index import index_examples
+from convai_fast.data.options import Layout
 from convai_fast.data.shuffle import permutation
 from convai_fast.data.store import DialogueStore
 from convai_fast.dialogue.format import IGNORED
@@ -23,9 +24,6 @@ from convai_fast.errors import UserError
 # shuffled: long enough to leave little padding, short enough that a step sees many lengths.
 _POOL = 1024
 _RUN = 16
-
-
-Layout = Literal["shared", "padded"]
 
 
 @final

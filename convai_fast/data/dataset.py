@@ -1,14 +1,13 @@
 """From whatever the user names as data to dialogues, or to an open store."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.build_store import complete_and_write_store
+from convai_fast.data.options import DataOptions, texts
 from convai_fast.data.readers import (
     Loaded,
     Source,
@@ -20,88 +19,51 @@ from convai_fast.data.readers import (
 from convai_fast.data.spool import Spool
 from convai_fast.data.store import FORMAT_VERSION, DialogueStore, is_store
 from convai_fast.data.trained_with import TrainedSource, TrainedWith
-from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.dialogue.encoding import tokenizer_fingerprint
 from convai_fast.errors import UserError
 from convai_fast.files import fingerprint, locked, open_bytes
+from convai_fast.options import check_at_least
 
 _CHUNK_BYTES = 1 << 20
 
 
-@dataclass
-class DataOptions:
-    """Which dialogues to use, and how to complete them."""
-
-    dataset_path: tuple[str, ...] = ()
-    """Files, folders, Hub dataset ids, or stores made by `prepare` (also --data); several are
-    mixed, and a=2 has training see the examples of a twice."""
-    reader: tuple[str, ...] = ("auto",)
-    """auto, json, parlai, csv, messages, sharegpt, pairs, hub, or your own package.module:function
-    or file.py:function; one for all data, or one for each."""
-    fill_candidates: int = 20
-    """Where the data has no distractors: draw other dialogues' replies up to so many candidates."""
-    valid_fraction: float = 0.1
-    """Where the data has no validation split: cut off this share of its dialogues."""
-    data_seed: int = 42
-    """Seed of the drawn distractors and of the validation split."""
-    skip_bad_records: bool = False
-    """Leave out records that cannot be read, and tell how many; otherwise they are an error."""
-
-    def __post_init__(self) -> None:
-        """Take one path or reader for a tuple of one, and a list, as JSON has it, for a tuple."""
-        self.dataset_path, self.reader = _texts(self.dataset_path), _texts(self.reader)
-
-    @property
-    def sources(self) -> list[Source]:
-        """What `dataset_path` and `reader` name; UserError where nothing, or not one for each."""
-        paths, readers = _texts(self.dataset_path), _texts(self.reader)
-        if not paths:
-            raise UserError(
-                "no dialogues given: name a file, folder or Hub dataset with `dataset_path`"
-            )
-        if len(readers) == 1:
-            readers = readers * len(paths)
-        if len(readers) != len(paths):
-            raise UserError(
-                f"there are {len(paths)} data sets and {len(readers)} readers: give "
-                "one reader for all, or one for each"
-            )
-        return [Source.parse(*pair) for pair in zip(paths, readers, strict=True)]
-
-    def checked_sources(self) -> list[Source]:
-        """The sources; UserError where one is not there, or a number makes no sense."""
-        check_at_least(self, {"fill_candidates": 1})
-        check_completion(self.fill_candidates, self.valid_fraction)
-        sources = self.sources
-        for source in sources:
-            source.files()
-        return sources
-
-    def load(self, report: Callable[[str], None] = tell) -> dict[str, list[Dialogue]]:
-        """Read the dialogues as text; raises UserError when there is nothing to read."""
-        return self.load_sources(report).dialogues
-
-    def load_sources(self, report: Callable[[str], None] = tell) -> Loaded:
-        """Read the dialogues as text, and tell where they come from; UserError as `load`."""
-        return load_sources(
-            self.sources,
-            num_candidates=self.fill_candidates,
-            valid_fraction=self.valid_fraction,
-            seed=self.data_seed,
-            skip_bad_records=self.skip_bad_records,
-            report=report,
+def sources_of(options: DataOptions) -> list[Source]:
+    """What `dataset_path` and `reader` name; UserError where nothing, or not one for each."""
+    paths, readers = texts(options.dataset_path), texts(options.reader)
+    if not paths:
+        raise UserError(
+            "no dialogues given: name a file, folder or Hub dataset with `dataset_path`"
         )
+    if len(readers) == 1:
+        readers = readers * len(paths)
+    if len(readers) != len(paths):
+        raise UserError(
+            f"there are {len(paths)} data sets and {len(readers)} readers: give "
+            "one reader for all, or one for each"
+        )
+    return [Source.parse(*pair) for pair in zip(paths, readers, strict=True)]
 
 
-def check_at_least(options: Any, least: Mapping[str, float]) -> None:
-    """Raise UserError at the first of these options that is less, or no number."""
-    for name, value in least.items():
-        if not getattr(options, name) >= value:
-            raise UserError(f"`{name}` must be at least {value}, not {getattr(options, name)}")
+def checked_sources(options: DataOptions) -> list[Source]:
+    """The sources; UserError where one is not there, or a number makes no sense."""
+    check_at_least(options, {"fill_candidates": 1})
+    check_completion(options.fill_candidates, options.valid_fraction)
+    sources = sources_of(options)
+    for source in sources:
+        source.files()
+    return sources
 
 
-def _texts(value: str | Sequence[str]) -> tuple[str, ...]:
-    return ((value,) if value else ()) if isinstance(value, str) else tuple(value)
+def read_dialogues(options: DataOptions, report: Callable[[str], None] = tell) -> Loaded:
+    """The dialogues as text, and where they come from; UserError when there is nothing to read."""
+    return load_sources(
+        sources_of(options),
+        num_candidates=options.fill_candidates,
+        valid_fraction=options.valid_fraction,
+        seed=options.data_seed,
+        skip_bad_records=options.skip_bad_records,
+        report=report,
+    )
 
 
 def open_dataset(
@@ -118,7 +80,7 @@ def open_dataset(
     were left out, is told again when the store is found. A store that is damaged is built anew, and
     of several processes that want the same one, one builds it.
     """
-    sources = options.checked_sources()
+    sources = checked_sources(options)
     if len(sources) == 1 and sources[0].is_store:
         store = sources[0].store
         if store.meta["tokenizer"] == tokenizer_fingerprint(tokenizer):
@@ -172,7 +134,7 @@ def trained_with(
 ) -> TrainedWith:
     """What a model that is trained on `store`, opened for these options, should remember, beside
     what it was trained on `before`."""
-    sources = options.sources if options.dataset_path else [Source("")]
+    sources = sources_of(options) if options.dataset_path else [Source("")]
     origins, everything = store.origins, [origin for own in store.origins for origin in own]
     if len(sources) != len(origins):  # one store, made of several
         origins = [everything]
@@ -230,7 +192,7 @@ def _key(options: DataOptions, tokenizer: PreTrainedTokenizerFast, contents: lis
         options.skip_bad_records,
         [
             (source.reader, content)
-            for source, content in zip(options.sources, contents, strict=True)
+            for source, content in zip(sources_of(options), contents, strict=True)
         ],
     )
     return fingerprint(repr(settings).encode())

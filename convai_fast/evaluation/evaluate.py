@@ -1,10 +1,9 @@
 """All of ConvAI2's figures of a model, over one split of a dataset."""
 
 import math
-import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +17,7 @@ from convai_fast.data.store import DialogueStore
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.errors import UserError
 from convai_fast.evaluation import overlap
+from convai_fast.evaluation.metrics import METRICS, check_metrics
 from convai_fast.evaluation.ranking import hits_at, rank_of_true
 from convai_fast.evaluation.scoring import Scores, score_examples, track
 from convai_fast.evaluation.word_perplexity import (
@@ -34,7 +34,6 @@ from convai_fast.model.double_heads import DoubleHeadsModel
 
 T = TypeVar("T")
 
-METRICS = ("hits@1", "ppl", "word_ppl", "f1", "bleu", "distinct")
 _OF_REPLIES = {"f1", "bleu", "distinct"}
 _SPLIT = "evaluated"  # in the stores that are made for an evaluation
 
@@ -84,24 +83,13 @@ class Evaluation:
             whole split lose history, persona or the end of a reply to fit the model, by what is
             done with them: "ranking", "scoring" or "scoring words".
         bleu_signature: what sacrebleu's figure means; empty without `bleu`.
-        examples: one by one, in the order of the split.
+        examples: one by one, in the order of the split; left out where this is printed.
     """
 
     metrics: dict[str, float]
     counts: dict[str, int]
     bleu_signature: str
-    examples: list[ExampleResult]
-
-
-def check_metrics(metrics: Sequence[str]) -> None:
-    """Raise UserError at the first name that is no metric."""
-    if not metrics:
-        raise UserError(f"`metrics` names none: choose from {', '.join(METRICS)}")
-    for name in metrics:
-        if name not in METRICS and not re.fullmatch(r"hits@[1-9]\d{0,8}", name):
-            raise UserError(
-                f"there is no metric {name!r}: choose from {', '.join(METRICS)} (or hits@5 …)"
-            )
+    examples: list[ExampleResult] = field(repr=False)
 
 
 def evaluate(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator, ScalarFormatter
 
 from convai_fast.evaluation.evaluate import ExampleResult, measured, perplexity
 
@@ -56,7 +56,6 @@ def _draw_ranks(examples: Sequence[ExampleResult], axes: Axes) -> None:
 def _draw_perplexity(examples: Sequence[ExampleResult], axes: Axes) -> None:
     turns = sorted({example.turn for example in examples})[:_MOST_TURNS]
     by_turn = [[example for example in examples if example.turn == turn] for turn in turns]
-    numbers = [turn + 1 for turn in turns]
     if examples[0].nll is not None:
         values = [
             perplexity(
@@ -64,7 +63,7 @@ def _draw_perplexity(examples: Sequence[ExampleResult], axes: Axes) -> None:
             )
             for part in by_turn
         ]
-        axes.plot(numbers, values, marker="o", label="of a token")
+        axes.plot(turns, values, marker="o", label="of a token")
     if examples[0].word_nll is not None:
         values = [
             perplexity(
@@ -72,11 +71,16 @@ def _draw_perplexity(examples: Sequence[ExampleResult], axes: Axes) -> None:
             )
             for part in by_turn
         ]
-        axes.plot(numbers, values, marker="s", label="of a word")
-    axes.set_ylim(bottom=1)  # certainty
+        axes.plot(turns, values, marker="s", label="of a word")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    axes.set_xlim(turns[0] - 0.5, turns[-1] + 0.5)
     _label_whole_numbers(axes)
+    counts = [len(part) for part in by_turn]
+    of = f"{counts[0]:,}" if len(set(counts)) == 1 else f"{min(counts):,} to {max(counts):,}"
     axes.set_title("Perplexity of the true reply")
-    axes.set_xlabel("turn of the dialogue")
+    axes.set_xlabel(f"turn of the dialogue, from 0 ({of} examples each)")
     axes.set_ylabel("perplexity")
     axes.legend(frameon=False)
 
@@ -98,4 +102,4 @@ def _draw_lengths(examples: Sequence[ExampleResult], axes: Axes) -> None:
 def _label_whole_numbers(axes: Axes) -> None:
     locator = axes.xaxis.get_major_locator()
     assert isinstance(locator, MaxNLocator)  # as by default
-    locator.set_params(integer=True)
+    locator.set_params(integer=True, min_n_ticks=1)

@@ -22,10 +22,12 @@ from convai_fast.generation.detokenizer import Detokenizer, TextPieces
 from convai_fast.generation.draft import Draft, Job
 from convai_fast.generation.events import Done, Event, Failed, Tokens
 from convai_fast.generation.interruption import deferred_signals
+from convai_fast.generation.ranking import RankedCandidate, rank
 from convai_fast.generation.request import (
     FinishReason,
     Reply,
     Request,
+    Texts,
     build_prompt,
     check_ranking,
     prompt_room,
@@ -260,6 +262,28 @@ class GenerationEngine:
         for id in ids:
             self.cancel(id)
             self._mailboxes.pop(id, None)
+
+    def rank(self, request: Request, candidates: Texts) -> list[RankedCandidate]:
+        """The candidates as replies to `request`, the best first by the multiple-choice head.
+
+        They are read after the same prompt as a reply would be, of which they share the
+        computation: `build_prompt` leaves out what leaves no room for the longest of them, and one
+        too long by itself loses its end. It is computed with the model's own weights, whatever
+        those of the replies, and `request.params` do not matter.
+
+        Args:
+            candidates: texts, none of them blank, or token ids.
+
+        Raises:
+            UserError: there are none, the request cannot be answered, or the multiple-choice head
+                has learnt nothing.
+
+        Example:
+            >>> request = Request(persona=["i like tea ."], history=["what do you drink ?"])
+            >>> best, *_ = engine.rank(request, ["tea , always .", "i have a dog ."])
+            >>> best.index, best.text, best.probability
+        """
+        return rank(self.model, self.tokenizer, self.special_ids, request, candidates)
 
     # --- one step -------------------------------------------------------------------------------
 

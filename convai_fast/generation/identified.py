@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.request import Request
+from convai_fast.generation.request import Request, Texts
 
 Id = str | int | float
 
@@ -19,7 +19,8 @@ class IdentifiedRequest:
     Attributes:
         line: its number in the file it comes from, if it comes from one.
         expected: the true reply, where it is known.
-        unused: names of what stands in the line and changes no reply.
+        unused: names of what stands in the line and changes nothing.
+        candidates: replies to be ranked.
     """
 
     id: Id
@@ -27,6 +28,7 @@ class IdentifiedRequest:
     line: int | None = None
     expected: str | None = None
     unused: Sequence[str] = ()
+    candidates: Texts = ()
 
 
 def id_key(id: Id) -> str:
@@ -58,4 +60,5 @@ def request_of_turn(
         history=utterance.history[-(2 * max_history + 1) :],
         params=replace(params, seed=seed_of(params.seed, id)),
     )
-    return IdentifiedRequest(id, request, expected=utterance.candidates[-1])
+    candidates = utterance.candidates
+    return IdentifiedRequest(id, request, expected=candidates[-1], candidates=candidates)

@@ -82,8 +82,8 @@ def build_prompt(
     if request.input_ids is None:
         if request.token_type_ids is not None:
             raise UserError("the request has token_type_ids, but no input_ids")
-        persona = _token_ids(request.persona, "persona", tokenizer, vocab_size)
-        history = _token_ids(request.history, "history", tokenizer, vocab_size)
+        persona = token_ids_of(request.persona, "persona", tokenizer, vocab_size)
+        history = token_ids_of(request.history, "history", tokenizer, vocab_size)
         for i, turn in enumerate(request.history):
             if isinstance(turn, str) and is_blank(turn):
                 raise UserError(f"history[{i}] of the request is blank: leave it out")
@@ -103,7 +103,7 @@ def build_prompt(
         )
     if len(input_ids) > room:
         raise UserError(
-            f"the request has {len(input_ids)} input_ids, but beside max_length the model has "
+            f"the request has {len(input_ids)} input_ids, but beside the reply the model has "
             f"positions for {room}"
         )
     _check_ids(input_ids, "input_ids", vocab_size)
@@ -143,9 +143,10 @@ def find_blank_turn(history: Texts, tokenizer: PreTrainedTokenizerFast) -> int |
     return None
 
 
-def _token_ids(
+def token_ids_of(
     texts: Texts, field: str, tokenizer: PreTrainedTokenizerFast, vocab_size: int
 ) -> list[list[int]]:
+    """The token ids of each of `texts`, which UserError calls `field`."""
     if isinstance(texts, str):
         raise UserError(f"{field} of the request is one text: give a list of them")
     given: list[Any] = list(texts)

@@ -8,7 +8,6 @@ from transformers import PreTrainedTokenizerFast
 
 from convai_fast.dialogue.encoding import encode
 from convai_fast.errors import UserError
-from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.generation.detokenizer import Detokenizer
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
@@ -154,20 +153,12 @@ class Conversation:
             return
         # What was said last is the model's own reply; a candidate competes with it.
         history = self.history[:-1]
+        request = Request(persona=self.persona_ids, history=history[-self.window :])
         try:
-            log_probabilities = rank_candidates(
-                self.engine.model,
-                self.engine.special_ids,
-                self.persona_ids,
-                history[-self.window :],
-                encode(self.tokenizer, candidates),
-            )
+            for candidate in self.engine.rank(request, candidates):
+                yield f"  {candidate.probability:.3f}  {candidate.text}\n"
         except UserError as error:
             yield f"{error}.\n"
-            return
-        ranked = zip(log_probabilities.exp().tolist(), candidates, strict=True)
-        for probability, candidate in sorted(ranked, key=lambda pair: -pair[0]):
-            yield f"  {probability:.3f}  {candidate}\n"
 
     def _set_persona(self, sentences: Sequence[str]) -> None:
         self.persona = list(sentences)

@@ -50,6 +50,7 @@ class TrainingState:
         scaler, log: of the training step.
         random: of each rank, the state of its generators.
         adapter: what LoRA trains; None without it.
+        seconds: how long the run has taken.
         metrics_bytes: the length of metrics.jsonl.
         checksums: of the weights beside it.
     """
@@ -61,6 +62,7 @@ class TrainingState:
     log: dict[str, Any]
     random: list[dict[str, Tensor]]
     adapter: dict[str, Tensor] | None
+    seconds: float = 0.0
     metrics_bytes: int = 0
     checksums: dict[str, int] = field(default_factory=dict)
 

@@ -136,6 +136,7 @@ class Trainer:
         self.log = self.train_step.log
         self.progress = Progress()
         self.total_steps = self._count_steps()
+        self._began = time.monotonic()
         self._first_step = 0  # of those that the batches are set to
         self.resumed: TrainingState | None = None  # from where it goes on
         self._saved: Progress | None = None
@@ -194,6 +195,8 @@ class Trainer:
             before=before,
             after=after,
             stopped_by=stopped_by,
+            seconds=self.seconds,
+            is_resumed=self.resumed is not None,
             steps=self.progress.step,
             tokens_per_second=tokens / max(self.log.seconds, 1e-9),
             mfu=self.log.mfu,
@@ -207,9 +210,9 @@ class Trainer:
                 before = self.evaluate(stop)
                 self.progress.evaluated_before = True
             while not self.is_finished:
-                self._train_epoch(stop)
+                self._train_stretch(stop)
                 after = self.evaluate(stop)
-                self._end_epoch(after)
+                self._end_stretch(after)
         except StoppedError:
             self._save()
             self.report(f"stopped at step {self.progress.step:,}; saved as {self.path / 'last'}")
@@ -237,19 +240,29 @@ class Trainer:
     def _is_out_of_patience(self) -> bool:
         return 0 < self.options.patience <= self.progress.epochs_without_gain
 
+    @property
+    def seconds(self) -> float:
+        """The time that the run has taken so far, in this process and those before it."""
+        before = self.resumed.seconds if self.resumed else 0.0
+        return before + time.monotonic() - self._began
+
     # ---- training ---------------------------------------------------------------------------
 
-    def _train_epoch(self, stop: Stop) -> None:
-        """The rest of an epoch; one that is done already takes no step."""
+    def _train_stretch(self, stop: Stop) -> None:
+        """The steps until the next evaluation, which ends an epoch or not; none if it is due."""
         options, progress, batches = self.options, self.progress, self.batches
         self.model.train()
         batches.set_epoch(progress.epoch, start=progress.examples)
-        self._first_step = progress.step
-        name, done, total = f"epoch {progress.epoch + 1}", progress.step, self.total_steps
-        with self._bar(desc=name, unit="step", initial=done, total=total) as bar:
-            for step in batches.steps:
-                if progress.step >= total:
-                    break
+        self._first_step, total = progress.step, self.total_steps
+        last = min(progress.step + len(batches.steps), total)
+        if options.eval_every:
+            last = min(last, progress.next_evaluation(options.eval_every))
+        steps = batches.steps[: max(0, last - progress.step)]
+        if not steps:
+            return
+        name = f"epoch {progress.epoch + 1}, to step {last:,}"
+        with self._bar(desc=name, unit="step", total=len(steps)) as bar:
+            for step in steps:
                 started = time.perf_counter()
                 own = ((batches[i], batches.shares[i]) for i in step)
                 lr = options.lr * lr_factor(progress.step, options.warmup_steps, total)
@@ -258,7 +271,7 @@ class Trainer:
                 bar.update()
                 number = progress.step
                 is_logged = number % options.log_every == 0 or number == total
-                is_last = progress.examples == batches.num_examples
+                is_last = number == last
                 # Elsewhere than on the CPU a look waits for the device, as a record does anyway.
                 if is_logged or self.device.type == "cpu" or is_last:
                     self._stop_if_not_finite()
@@ -312,14 +325,14 @@ class Trainer:
         self.report(f"step {self.progress.step:,}: {metrics}")
         return metrics
 
-    def _end_epoch(self, metrics: Metrics | None) -> None:
-        """Note and save what the evaluation after an epoch, or after the last step, has shown."""
+    def _end_stretch(self, metrics: Metrics | None) -> None:
+        """Note and save what an evaluation has shown."""
         if self.progress.examples == self.batches.num_examples:
             self.progress.end_epoch()
         self.progress.end_evaluation(metrics)
         self._save(metrics)
         if self._is_out_of_patience:
-            self.report(f"no better for {self.options.patience} epochs: stopping early")
+            self.report(f"no better in {self.options.patience} evaluations: stopping early")
 
     # ---- saving and continuing --------------------------------------------------------------
 
@@ -359,6 +372,7 @@ class Trainer:
             **self.train_step.state_dict(),
             random=self.ranks.gather(random_state(self.device)),
             adapter=self.lora.state_dict() if self.lora else None,
+            seconds=self.seconds,
         )
 
     def load_state(self, state: TrainingState) -> None:

@@ -26,6 +26,7 @@ from convai_fast.files import flush, scratch_folder
 from convai_fast.model import adapter, checkpoint, families
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.tensors import EMBEDDING
+from convai_fast.options import options_file
 from convai_fast.training.checkpoints import explained
 from convai_fast.training.options import TrainOptions
 
@@ -108,7 +109,7 @@ class Lora:
         Raises UserError when they are gone already, or cannot be written.
         """
         checkpoints, kept = self.base.resolve().parent, run.resolve() / adapter.KEPT_BASE
-        if checkpoints.name != "checkpoints" or not (checkpoints.parent / "options.json").exists():
+        if checkpoints.name != "checkpoints" or options_file(checkpoints.parent) is None:
             return
         with (
             explained(

@@ -1,26 +1,34 @@
-"""Every option of `convai-fast train`, documented once."""
+"""Every option of `convai-fast train`, documented once.
+
+A class is a group of them, as `convai-fast train --help` shows it.
+"""
 
 from dataclasses import dataclass
 
-from convai_fast.data.batches import Layout
-from convai_fast.data.dataset import DataOptions, check_at_least
+from convai_fast.data.options import DataOptions, Layout
 from convai_fast.errors import UserError
-from convai_fast.hardware import Precision
+from convai_fast.options import Precision, check_at_least
 
 
 @dataclass
-class TrainOptions(DataOptions):
-    """Fine-tune a GPT or GPT-2 double-heads model on dialogues.
+class ExampleOptions:
+    """Examples: what of a dialogue the model sees at a time."""
 
-    Makes a run folder with the options, TensorBoard events, metrics.jsonl, and the last and the
-    best checkpoint, which `convai-fast interact` and transformers open.
-    """
-
-    dataset_path: tuple[str, ...] = ()
-    """Files, folders, Hub dataset ids, or stores made by `prepare` (also --data); several are
-    mixed, and a=2 has an epoch see the examples of a twice."""
+    num_candidates: int = 2
+    """Candidates an example in training, the last ones: the true reply and num_candidates - 1
+    distractors. Validation uses all."""
+    max_history: int = 2
+    """Exchanges of history an example keeps (2 * max_history + 1 turns)."""
+    personality_permutations: int = 1
+    """See each example so often, each time with its persona sentences rotated by one more."""
     dataset_cache: str = "dataset_cache"
     """Folder in which tokenised dialogues are kept for the next run."""
+
+
+@dataclass
+class ModelOptions:
+    """Model: what the training starts from."""
+
     model: str = "openai-community/openai-gpt"
     """Folder, .tar.gz or Hub id of the model; with --from_scratch, a folder with config.json is
     enough."""
@@ -28,17 +36,20 @@ class TrainOptions(DataOptions):
     """Folder or Hub id of the tokenizer, if not the model's."""
     from_scratch: bool = False
     """Start from random weights of the model's shape instead of its trained weights."""
-    num_candidates: int = 2
-    """Candidates an example in training, the last ones: the true reply and num_candidates - 1
-    distractors. Validation uses all."""
-    max_history: int = 2
-    """Exchanges of history an example keeps (2 * max_history + 1 turns)."""
+
+
+@dataclass
+class StepOptions:
+    """Optimiser: how much is learnt of what in a step, and how many steps there are."""
+
     train_batch_size: int = 4
     """Examples a batch in training."""
-    valid_batch_size: int = 4
-    """Examples a batch in validation."""
     gradient_accumulation_steps: int = 8
     """Batches an optimizer step."""
+    n_epochs: int = 3
+    """Passes over the training split."""
+    max_steps: int = 0
+    """Stop after so many optimizer steps, even within an epoch; 0: no limit."""
     lr: float = 6.25e-5
     """Peak learning rate; it decays linearly to 0 over the run."""
     warmup_steps: int = 0
@@ -47,24 +58,20 @@ class TrainOptions(DataOptions):
     """AdamW's weight decay, on matrices only."""
     adam_beta2: float = 0.999
     """Decay of AdamW's mean of squared gradients; lower follows a young model's changes faster."""
+    max_norm: float = 1.0
+    """Clip the gradient to this norm, once an optimizer step; 0: do not clip."""
     lm_coef: float = 1.0
     """Weight of the language-model loss."""
     mc_coef: float = 1.0
     """Weight of the multiple-choice loss."""
-    max_norm: float = 1.0
-    """Clip the gradient to this norm, once an optimizer step; 0: do not clip."""
-    n_epochs: int = 3
-    """Passes over the training split."""
-    max_steps: int = 0
-    """Stop after so many optimizer steps, even within an epoch; 0: no limit."""
-    personality_permutations: int = 1
-    """See each example so often, each time with its persona sentences rotated by one more."""
-    eval_before_start: bool = False
-    """Evaluate once before training."""
-    valid_examples: int = 0
-    """Evaluate on so many examples, spread evenly over the validation split; 0: on all."""
-    patience: int = 0
-    """Stop when the validation nll has not improved for so many epochs; 0: never."""
+    seed: int = 42
+    """Seed of weights, dropout and the order of examples."""
+
+
+@dataclass
+class LoraOptions:
+    """LoRA: small adapters, trained in place of the weights."""
+
     lora_r: int = 0
     """Rank of LoRA adapters on all linear layers, trained in place of the weights, beside the
     multiple-choice head and the special tokens' embeddings (needs peft); 0: train all weights."""
@@ -74,6 +81,29 @@ class TrainOptions(DataOptions):
     """Dropout of what goes into the adapters."""
     merge_lora: bool = False
     """Save ordinary weights with the adapters merged, not the adapters alone."""
+
+
+@dataclass
+class ValidationOptions:
+    """Evaluation: of the validation split, which tells the best checkpoint."""
+
+    eval_before_start: bool = False
+    """Evaluate once before training."""
+    eval_every: int = 0
+    """Evaluate every so many optimizer steps, too; 0: only after each epoch."""
+    valid_batch_size: int = 4
+    """Examples a batch in validation."""
+    valid_examples: int = 0
+    """Evaluate on so many examples, spread evenly over the validation split; 0: on all."""
+    patience: int = 0
+    """Stop when so many evaluations in a row have not found a lower nll, be they of whole epochs or
+    of --eval_every; 0: never."""
+
+
+@dataclass
+class DeviceOptions:
+    """Device: where and how it is computed."""
+
     device: str = "auto"
     """cuda, cuda:1 or cpu; auto takes cuda where there is one."""
     precision: Precision = "auto"
@@ -89,21 +119,43 @@ class TrainOptions(DataOptions):
     fsdp: bool = False
     """Shard weights, gradients and optimizer state over the processes that torchrun started
     (FSDP2); by default each has all of them (DDP)."""
-    seed: int = 42
-    """Seed of weights, dropout and the order of examples."""
+
+
+@dataclass
+class RunOptions:
+    """Run folder: what is written where, and which run goes on."""
+
     output: str = ""
     """The run folder; by default runs/<time>_<host>_<model>."""
     save_every: int = 0
     """Optimizer steps between two checkpoints, the most that a kill can lose; 0: save only after
-    each epoch."""
-    resume: str = ""
-    """Continue the run in this folder from its last checkpoint, with its own options: only
-    n_epochs, max_steps, patience, save_every, log_every, dataset_path, dataset_cache and device may
-    be given anew; a reader that is a function must be, since it is code. auto: the run in --output,
-    or else the newest run under runs/ that is unfinished, not running, and has the options given
-    here; a new run where there is none."""
+    each evaluation."""
     log_every: int = 10
     """Optimizer steps between two records in metrics.jsonl and TensorBoard."""
+    resume: str = ""
+    """Continue the run in this folder from its last checkpoint, with its own options: only
+    n_epochs, max_steps, patience, eval_every, save_every, log_every, dataset_path, dataset_cache
+    and device may be given anew; a reader that is a function must be, since it is code. auto: the
+    run in --output, or else the newest run under runs/ that is unfinished, not running, and has the
+    options given here; a new run where there is none."""
+
+
+@dataclass
+class TrainOptions(  # the fields of the last come first
+    RunOptions,
+    DeviceOptions,
+    ValidationOptions,
+    LoraOptions,
+    StepOptions,
+    ModelOptions,
+    ExampleOptions,
+    DataOptions,
+):
+    """Fine-tune a GPT or GPT-2 double-heads model on dialogues.
+
+    Makes a run folder with options.yaml, TensorBoard events, metrics.jsonl, and the last and the
+    best checkpoint, which `convai-fast interact` and transformers open.
+    """
 
     def check(self) -> None:
         """Raise UserError at the first option whose value makes no sense."""
@@ -119,6 +171,7 @@ class TrainOptions(DataOptions):
             "personality_permutations": 1,
             "valid_examples": 0,
             "patience": 0,
+            "eval_every": 0,
             "save_every": 0,
             "log_every": 1,
             "lr": 0,

@@ -38,6 +38,11 @@ class Progress:
         """Note that an epoch is done."""
         self.epoch, self.examples = self.epoch + 1, 0
 
+    def next_evaluation(self, every: int) -> int:
+        """The step of the next one of those every so many steps: this one, if it is due."""
+        is_due = self.step % every == 0 and self.step not in (0, self.evaluated_step)
+        return self.step if is_due else (self.step // every + 1) * every
+
     def end_evaluation(self, metrics: Metrics | None) -> None:
         """Note what the evaluation of this step has shown; None where there is nothing to see."""
         self.evaluated_step = self.step

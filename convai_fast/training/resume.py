@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from convai_fast.data.readers.user_function import is_function
 from convai_fast.errors import UserError
 from convai_fast.files import read_json
+from convai_fast.options import options_file, options_of, read_options
 from convai_fast.training.checkpoints import last_checkpoint, step_of
 from convai_fast.training.options import TrainOptions
 from convai_fast.training.run_folder import Claim
@@ -22,6 +23,7 @@ CHANGEABLE = (
     "n_epochs",
     "max_steps",
     "patience",
+    "eval_every",
     "save_every",
     "log_every",
     "dataset_path",
@@ -52,11 +54,13 @@ def resolve_resume(
         names = (field.name for field in dataclasses.fields(options))
         given = [name for name in names if getattr(options, name) != getattr(default, name)]
     named = options.output if options.resume == "auto" else options.resume
-    if options.resume != "auto" or (named and Path(named, "options.json").is_file()):
+    if options.resume != "auto" or (named and options_file(Path(named))):
         merged = _merge(options, given, Path(named))
         claim.take(Path(named))
         return merged
-    runs = () if named else sorted(Path("runs").glob("*/options.json"), key=_age)
+    runs = (
+        () if named else sorted(filter(None, map(options_file, Path("runs").glob("*"))), key=_age)
+    )
     for run in (path.parent for path in runs):
         if _is_finished(run):
             continue
@@ -164,21 +168,9 @@ def _merge(
 
 
 def _read_options(run: Path) -> TrainOptions:
-    path = run / "options.json"
-    values = read_json(
-        path,
-        way_out="get it back, or start a new run",
-        missing=f"{run} is not a run folder (there is no {path}): give `resume` the folder that "
-        "`convai-fast train` made, or auto",
+    missing = (
+        f"{run} is not a run folder (there is no {run / 'options.yaml'}): give `resume` the folder "
+        "that `convai-fast train` made, or auto"
     )
-    default = dataclasses.asdict(TrainOptions())
-    for name, value in values.items():
-        if name not in default:
-            raise UserError(f"{path} has an option {name!r} that this version does not know")
-        kinds = {float: (int, float), tuple: (list, str)}.get(
-            type(default[name]), type(default[name])
-        )
-        texts = value if isinstance(value, list) else []
-        if not isinstance(value, kinds) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{path}: {name} cannot be {value!r}")
-    return TrainOptions(**values)
+    path = options_file(run) or run / "options.yaml"
+    return TrainOptions(**read_options(path, options_of(TrainOptions), missing=missing))

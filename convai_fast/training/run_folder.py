@@ -1,7 +1,7 @@
 """The run folder: options, metrics, TensorBoard events, and two checkpoints.
 
     runs/<time>_<host>_<model>/
-        options.json  metrics.jsonl  events.out.tfevents…
+        options.yaml  metrics.jsonl  events.out.tfevents…
         checkpoints/step-000120/    see `checkpoints.py`
         last -> checkpoints/step-000120
         best -> checkpoints/step-000080
@@ -30,6 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from convai_fast.errors import UserError
 from convai_fast.files import flush, is_free, move_whole, scratch_folder, try_lock
+from convai_fast.options import as_yaml, options_file
 from convai_fast.training.checkpoints import (
     STATE_FILE,
     TrainingState,
@@ -49,7 +50,7 @@ def check_output(output: str) -> None:
     with explained(f"{path} cannot become a run folder", "begin again, or name another `output`"):
         can_be_made = not output or is_free(path) or _has_not_begun(path)
     if not can_be_made:
-        is_run = (path / "options.json").exists()
+        is_run = options_file(path) is not None
         if is_run and (path / "metrics.jsonl").exists():
             with Claim() as claim:
                 claim.take(path)  # raises when another process trains there, as of the same command
@@ -135,7 +136,8 @@ class RunFolder:
     def _open(self, options: TrainOptions, state: TrainingState | None) -> None:
         step = state.progress.step if state else 0
         if options.resume:
-            write_file(self.path / "options.json", _options_json(options))
+            write_file(self.path / "options.yaml", _options_yaml(options))
+            (self.path / "options.json").unlink(missing_ok=True)  # of an earlier version
             self._metrics.truncate(state.metrics_bytes if state else 0)
             # A kill may have come before both links named the checkpoint, or a copy lost them.
             for link, own_step in (
@@ -286,7 +288,7 @@ def _explained(run: Path, what: str) -> AbstractContextManager[None]:
 
 
 def _new_folder(options: TrainOptions, claim: Claim) -> Path:
-    """The folder of a new run, which if it is new appears with its options.json, and claimed."""
+    """The folder of a new run, which if it is new appears with its options.yaml, and claimed."""
     check_output(options.output)
     name = Path(options.model).name or "model"
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -300,11 +302,11 @@ def _new_folder(options: TrainOptions, claim: Claim) -> Path:
             claim.take(path)
             check_output(options.output)  # another run may have begun there meanwhile
             try:
-                write_file(path / "options.json", _options_json(options))
+                write_file(path / "options.yaml", _options_yaml(options))
                 flush(path)
             except BaseException:
                 with suppress(OSError):
-                    (path / "options.json").unlink()
+                    (path / "options.yaml").unlink()
                 raise
             return path
         place = path.resolve()
@@ -313,7 +315,7 @@ def _new_folder(options: TrainOptions, claim: Claim) -> Path:
             run = scratch / place.name
             run.mkdir()
             claim.try_take(run)
-            write_file(run / "options.json", _options_json(options))
+            write_file(run / "options.yaml", _options_yaml(options))
             for number in itertools.count(2):
                 try:
                     os.rename(run, place)
@@ -342,7 +344,7 @@ def _finite_or_text(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _options_json(options: TrainOptions) -> str:
+def _options_yaml(options: TrainOptions) -> str:
     values = dataclasses.asdict(options)
-    del values["resume"]
-    return json.dumps(values, indent=2) + "\n"
+    del values["resume"], values["output"]  # so that a run like this one may begin elsewhere
+    return as_yaml(values)

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.archive import checkpoint_of, unpacked
+from convai_fast.data.dataset import checked_sources
 from convai_fast.data.trained_with import TrainedSource, TrainedWith
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
@@ -47,7 +48,7 @@ def start_or_continue(options: TrainOptions, report: Callable[[str], None]) -> S
     Raises UserError for options that cannot be used, and for a checkpoint that is damaged.
     """
     options.check()
-    options.checked_sources()
+    checked_sources(options)
     last = state = None
     if not options.resume:
         check_output(options.output)
@@ -88,7 +89,7 @@ def _base(options: TrainOptions) -> str:
     if adapter.is_adapter(Path(base)):
         raise UserError(
             f"{options.model} is a LoRA adapter itself: merge it into ordinary weights with "
-            f"`convai-fast convert {options.model} NEW`, and give `model` NEW"
+            f"`convai-fast convert --model {options.model} --output NEW`, and give `model` NEW"
         )
     return str(base)
 

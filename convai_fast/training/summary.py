@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from convai_fast.data.dataset import unknown_share
+from convai_fast.files import read_json
 from convai_fast.training.evaluation import Metrics
 
 if TYPE_CHECKING:
@@ -23,6 +26,10 @@ class TrainResult:
         before: figures before training, if asked for.
         after: figures of the last evaluation; None if there was none.
         stopped_by: the signal that ended the run early, or None.
+        steps: optimizer steps of the whole run.
+        seconds: the time that the run has taken.
+        is_resumed: whether it went on from a checkpoint; steps and seconds are of all its sessions.
+        tokens_per_second: in this session; 0 if it took no step.
         mfu: model-flops utilisation, the share of the device's measured matrix rate that was used.
     """
 
@@ -31,6 +38,8 @@ class TrainResult:
     after: Metrics | None
     stopped_by: signal.Signals | None
     steps: int
+    seconds: float
+    is_resumed: bool
     tokens_per_second: float
     mfu: float
 
@@ -50,6 +59,14 @@ def describe(run: "Trainer") -> Iterator[str]:
             f"cut to {run.model.config.n_positions} positions: history in {cuts.history:,}, "
             f"persona in {cuts.persona:,}, reply in {cuts.reply:,} examples"
         )
+    offsets = batches.store.splits["train"].candidate_offsets
+    counts = offsets[1:] - offsets[:-1]
+    if few := int((counts < options.num_candidates).sum()):
+        yield (
+            f"{few:,} of {len(counts):,} examples have fewer than {options.num_candidates} "
+            f"candidates (fewest {counts.min()}, on average {counts.double().mean():.1f}): where "
+            "they are drawn, fill_candidates is their bound, and equal replies are drawn once"
+        )
     if unknown := unknown_share(batches.store):
         yield unknown
     own = run.trained_with
@@ -68,3 +85,21 @@ def describe(run: "Trainer") -> Iterator[str]:
             yield f"with {ranks} processes instead of {len(resumed.random)}"
     elif options.resume:
         yield "nothing was saved in this run yet: beginning it anew"
+
+
+def conclude(result: TrainResult) -> Iterator[str]:
+    """What came of a run that has ended."""
+    best = result.run / "best"
+    figures = read_json(best / "metrics.json")
+    found = ""
+    if "nll" in figures:
+        found = f": nll {figures['nll']:.3f}, perplexity {figures['ppl']:,.2f}, hits@1 "
+        found += f"{figures['hits@1']:.1%}"
+    yield f"best checkpoint: {best}, of step {figures['step']:,}{found}"
+    time = f"{result.steps:,} steps in {tqdm.format_interval(result.seconds)}"
+    if result.is_resumed:
+        time += ", all sessions together"
+    if result.tokens_per_second:
+        time += f"; {result.tokens_per_second:,.0f} tokens/s, using {result.mfu:.0%} of what the "
+        time += "device can multiply"
+    yield time

@@ -30,7 +30,7 @@ def old(tmp_path):
 
 
 def convert(old, new):
-    return main(["convert", str(old), str(new)])
+    return main(["convert", "--model", str(old), "--output", str(new)])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from convai_fast.cli.evaluate import finite
 from convai_fast.cli.main import main
+from convai_fast.cli.outputs import finite
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.model.config import TransformerConfig
 from tests.helpers.random_models import model_that_ranks
@@ -59,6 +59,7 @@ def test_table_json_details_and_pictures_agree(files, tmp_path, capsys):
     assert f"hits@1 {metrics['hits@1']:.2%} the true" in " ".join(printed.split())
     assert f"word_ppl {metrics['word_ppl']:,.2f}" in " ".join(printed.split())
     assert "the true reply is the best of 20 candidates" in printed
+    assert "in lower case" not in printed  # as the texts are
     assert report["counts"]["examples"] == len(details)
     assert report["options"]["sampling"]["max_length"] == 8
     assert report["versions"]["torch"] == torch.__version__
@@ -119,7 +120,7 @@ def test_files_are_replaced_only_with_overwrite(files, tmp_path, capsys):
     ("arguments", "reason"),
     [
         (["--metrics", "rouge"], "there is no metric 'rouge'"),
-        (["--metrics"], "--metrics names none"),
+        (["--metrics"], "--metrics needs a value"),
         (["--metrics", "hits@21"], "hits@21 needs 21 candidates, and valid/0/0"),
         (["--batch_size", "0"], "--batch_size must be at least 1"),
         (["--max_length", "255"], "max_length is 255"),
@@ -181,3 +182,16 @@ def test_numbers_that_json_does_not_have_become_null():
         "a": [None, 1.5],
         "b": [None, "x", None, True],
     }
+
+
+def test_word_perplexity_of_texts_with_capitals_is_explained(files, tmp_path, capsys):
+    content = json.loads((files / "dialogues.json").read_text())
+    for dialogue in content["valid"]:
+        for utterance in dialogue["utterances"]:
+            utterance["candidates"] = [c.capitalize() for c in utterance["candidates"]]
+    (tmp_path / "cased.json").write_text(json.dumps(content))
+    arguments = ["--data", str(tmp_path / "cased.json"), "--metrics", "word_ppl"]
+    assert (
+        main(["evaluate", "--model", str(files / "model"), *arguments, "--max_examples", "1"]) == 0
+    )
+    assert "word_ppl is of texts in lower case, as ConvAI2 has it" in capsys.readouterr().out

@@ -37,7 +37,7 @@ def test_every_request_is_answered_in_the_order_of_the_file(generate, tmp_path, 
     assert printed.out.startswith(f"4 replies, {tokens} tokens in ")
     assert printed.out.endswith(f" tokens/s: {tmp_path / 'replies.jsonl'}\n")
     assert printed.out.count("\n") == 1
-    assert "4/4" in printed.err
+    assert printed.err == ""  # a bar is for terminals, and for what takes half a minute
     assert files(tmp_path) == ["replies.jsonl", "requests.jsonl"]
 
 
@@ -362,7 +362,7 @@ def test_a_mistake_in_the_options_is_one_sentence_and_code_2(model, tmp_path, ca
         return line
 
     given = ("--input", requests)
-    assert "neither --input nor --data given: give one" in error()
+    assert "--input is missing: give a file of requests (or with --data dialogues)" in error()
     assert "both --input and --data given: give one" in error(*given, "--data", requests)
     assert f"{tmp_path}/absent: No such file" in error("--input", tmp_path / "absent")
     assert f"{tmp_path} is not a regular file" in error("--input", tmp_path)

@@ -154,8 +154,8 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_written(
     )
     assert process.returncode == 2
     assert process.stderr.splitlines()[-1] == (
-        f"convai-fast generate: cannot write {output}.partial: File too large; the replies so far "
-        f"are kept in {output}.partial, and the same command continues from there"
+        f"convai-fast generate: cannot write {output}.partial: File too large; what is there so "
+        f"far is kept in {output}.partial, and the same command continues from there"
     )
     assert files(tmp_path) == ["replies.jsonl.partial", "requests.jsonl"]
     assert (tmp_path / "replies.jsonl.partial").stat().st_size == 3000

@@ -3,7 +3,7 @@
 import pytest
 
 from convai_fast import _native
-from convai_fast.cli import evaluate
+from convai_fast.cli import info
 from convai_fast.cli.info import package_version
 from convai_fast.cli.main import main
 from tests.helpers.command_line import run
@@ -14,7 +14,7 @@ def test_a_package_without_metadata_has_a_version_to_tell():
     assert all(isinstance(version, str) and version for version in told.values())
     assert told["torch"][0].isdecimal()
     assert not told["no-package-of-this-name"][0].isdecimal()
-    assert all(package_version(name) for name in evaluate._PACKAGES)
+    assert all(package_version(name) for name in info.PACKAGES)
 
 
 def test_info_prints_versions_and_what_is_compiled(capsys):

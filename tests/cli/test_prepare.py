@@ -9,6 +9,8 @@ from convai_fast.cli.main import main
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.store import DialogueStore
 
+PREVIEW = ["--data", "x", "--tokenizer", "x", "--preview", "1"]
+
 
 def prepare(files, *arguments):
     data, tokenizer = str(files / "dialogues.json"), str(files / "tokenizer")
@@ -16,7 +18,7 @@ def prepare(files, *arguments):
 
 
 def test_prepare_writes_a_store_and_says_what_it_holds(files, tmp_path, capsys):
-    assert prepare(files, "--out", str(tmp_path / "store")) == 0
+    assert prepare(files, "--output", str(tmp_path / "store")) == 0
     printed = capsys.readouterr().out
     store = DialogueStore(tmp_path / "store")
     tables = store.splits["train"]
@@ -28,7 +30,7 @@ def test_prepare_writes_a_store_and_says_what_it_holds(files, tmp_path, capsys):
 
 
 def test_prepare_counts_what_it_cuts(files, tmp_path, capsys):
-    assert prepare(files, "--out", str(tmp_path / "store"), "--max_length", "30") == 0
+    assert prepare(files, "--output", str(tmp_path / "store"), "--max_length", "30") == 0
     assert "cut to fit: history in " in capsys.readouterr().out
 
 
@@ -53,18 +55,21 @@ def test_a_preview_of_more_than_there_is_shows_each_example_once(files, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--data", "absent.json", "--tokenizer", "x", "--out", "y"], "absent.json"),
-        (["--tokenizer", "x", "--out", "y"], "no dialogues given"),
-        (["--data", "x.json", "--out", "y"], "no tokenizer given"),
-        (["--data", "x.json", "--tokenizer", "x"], "nowhere to put the store"),
-        (["--tokenizer", "x", "--preview", "1", "--max_history", "-2"], "--max_history must be"),
-        (["--tokenizer", "x", "--preview", "1", "--max_length", "2"], "--max_length must be"),
+        (["--data", "absent.json", "--tokenizer", "x", "--output", "y"], "absent.json"),
         (
-            ["--data", "x", "--tokenizer", "x", "--out", "y", "--fill_candidates", "0"],
+            ["--data", "x", "--tokenizer", "x", "--preview", "1", "--max_history", "-2"],
+            "--max_history must be",
+        ),
+        (
+            ["--data", "x", "--tokenizer", "x", "--preview", "1", "--max_length", "2"],
+            "--max_length must be",
+        ),
+        (
+            ["--data", "x", "--tokenizer", "x", "--output", "y", "--fill_candidates", "0"],
             "fill_candidates must",
         ),
         (
-            ["--data", f"{__file__}=3", "--tokenizer", "x", "--out", "y"],
+            ["--data", f"{__file__}=3", "--tokenizer", "x", "--output", "y"],
             "test_prepare.py would be lost, since weights count in training: prepare a store for",
         ),
     ],
@@ -77,7 +82,7 @@ def test_what_prepare_lacks_is_one_sentence_and_code_2(arguments, says, capsys):
 
 
 def test_a_store_is_tokenised_anew_for_another_tokenizer(files, tmp_path, capsys):
-    assert prepare(files, "--out", str(tmp_path / "store")) == 0
+    assert prepare(files, "--output", str(tmp_path / "store")) == 0
     model = tmp_path / "model"
     from convai_fast.data.builtin import train_builtin_tokenizer
 

@@ -112,7 +112,7 @@ def test_a_store_is_data_for_every_command(run, tmp_path, capsys):
     model, data = str(run), str(run.parent / "dialogues.json")
     store = str(tmp_path / "store")
     options = ["--data_seed", "7", "--valid_fraction", "0.2"]
-    prepare = ["prepare", "--data", data, "--tokenizer", model, "--out", store, *options]
+    prepare = ["prepare", "--data", data, "--tokenizer", model, "--output", store, *options]
     assert main(prepare) == 0
     for output, source in (("a.json", data), ("b.json", store)):
         assert evaluate(run, "--output", tmp_path / output, data=source) == 0
@@ -148,6 +148,6 @@ def test_things_are_named_for_what_they_are(run, tmp_path, capsys):
     assert evaluate(run, data=run / "best") == 2
     assert "holds a model, not dialogues" in capsys.readouterr().err
     store = str(tmp_path / "store")
-    assert main(["prepare", "--data", data, "--tokenizer", str(run), "--out", store]) == 0
+    assert main(["prepare", "--data", data, "--tokenizer", str(run), "--output", store]) == 0
     assert evaluate(store, data=data) == 2
     assert "store" in capsys.readouterr().err.splitlines()[-1]

@@ -12,7 +12,14 @@ import pytest
 from convai_fast.data import build_store, dataset
 from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
-from convai_fast.data.dataset import DataOptions, open_dataset, trained_with, unknown_share
+from convai_fast.data.dataset import (
+    checked_sources,
+    open_dataset,
+    sources_of,
+    trained_with,
+    unknown_share,
+)
+from convai_fast.data.options import DataOptions
 from convai_fast.data.readers import load_dialogues
 from convai_fast.errors import UserError
 
@@ -114,7 +121,8 @@ def test_processes_that_want_the_same_store_all_get_it(files, tokenizer, tmp_pat
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     code = (
         "import sys\n"
-        "from convai_fast.data.dataset import DataOptions, open_dataset\n"
+        "from convai_fast.data.dataset import open_dataset\n"
+        "from convai_fast.data.options import DataOptions\n"
         "from convai_fast.dialogue.tokenizer import load_tokenizer\n"
         f"t = load_tokenizer({str(tmp_path / 'tokenizer')!r})\n"
         "sys.stdin.readline()\n"
@@ -144,7 +152,7 @@ def test_data_sets_are_mixed_each_with_its_reader_and_weight(files, tokenizer, t
     store = open_dataset(options, tokenizer, tmp_path / "cache")
     assert store.meta["num_examples"] == {"train": [8, 6], "valid": [2, 2]}
     assert replies(store, "valid")[2:] == ["v 1", "v 2"]
-    weights = [source.weight for source in options.sources]
+    weights = [source.weight for source in sources_of(options)]
     batches = DialogueBatches(
         store,
         "train",
@@ -187,13 +195,13 @@ def test_the_weight_of_a_store_of_several_sources_holds_for_all_of_them(files, t
 )
 def test_what_cannot_be_mixed_is_one_sentence(path, readers, says):
     with pytest.raises(UserError, match=says):
-        DataOptions(path, readers).checked_sources()
+        checked_sources(DataOptions(path, readers))
 
 
 def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path / "b=2", ["x"])
-    (source,) = DataOptions("b=2").sources
+    (source,) = sources_of(DataOptions("b=2"))
     assert (source.path, source.weight) == ("b=2", 1)
 
 

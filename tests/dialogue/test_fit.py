@@ -10,7 +10,7 @@ from convai_fast.data.build_store import build_store
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.fit import Fit, fit
-from convai_fast.evaluation.ranking import rank_candidates
+from convai_fast.generation.ranking import rank_candidates
 from convai_fast.model.config import TransformerConfig
 from tests.helpers.decoder_steps import recorded_steps
 from tests.helpers.random_models import model_that_ranks
@@ -124,7 +124,8 @@ def prefix_in_ranking(dialogue, tokenizer, model):
     rank_candidates(model, special, *(encode(tokenizer, part) for part in parts))
     hook.remove()
     input_ids, token_type_ids, branch_ids = read
-    return [ids[branch_ids == 0].tolist() for ids in (input_ids, token_type_ids)]
+    # The candidates share their <speaker1>, too.
+    return [ids[branch_ids == 0][:-1].tolist() for ids in (input_ids, token_type_ids)]
 
 
 def prefix_in_generation(dialogue, tokenizer, model):

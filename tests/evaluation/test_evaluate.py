@@ -181,6 +181,7 @@ def test_max_examples_are_spread_over_the_split(models, dialogues):
 
 def test_every_metric_has_a_figure(models, dialogues):
     result = evaluate(models.ours, models.tokenizer, dialogues, max_examples=4, metrics=METRICS)
+    assert "ExampleResult" not in repr(result)
     assert list(result.metrics) == [
         "hits@1",
         "ppl",

@@ -68,7 +68,7 @@ COMMANDS = {
         ("run/last/model.safetensors", "run/best/model.safetensors"),
     ),
     "prepare": Command(
-        "prepare --data {inputs}/dialogues.json --tokenizer {inputs}/shape --out {work}/store",
+        "prepare --data {inputs}/dialogues.json --tokenizer {inputs}/shape --output {work}/store",
         ("store/tokens.bin", "store/train.candidate_ids.bin", "store/meta.json"),
     ),
     "generate": Command(
@@ -78,16 +78,16 @@ COMMANDS = {
         is_done="is already there",
     ),
     "prepare into a folder": Command(
-        "prepare --data {inputs}/dialogues.json --tokenizer {inputs}/shape --out {work}",
+        "prepare --data {inputs}/dialogues.json --tokenizer {inputs}/shape --output {work}",
         ("tokens.bin", "train.candidate_ids.bin", "meta.json"),
     ),
     "convert into a folder": Command(
-        "convert {inputs}/model {work}",
+        "convert --model {inputs}/model --output {work}",
         ("model.safetensors", "config.json", "tokenizer.json"),
         is_done="is there already",
     ),
     "convert": Command(
-        "convert {inputs}/model {work}/converted",
+        "convert --model {inputs}/model --output {work}/converted",
         ("converted/model.safetensors", "converted/config.json", "converted/tokenizer.json"),
         is_done="is there already",
     ),

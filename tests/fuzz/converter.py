@@ -41,7 +41,9 @@ def read_bases(folder):
                 write_old_checkpoint(path, layout, architecture, plain)
                 tensors = torch.load(path / "pytorch_model.bin")
                 today = path.with_suffix(".today")
-                assert run_command(["convert", str(path), str(today)]).code == 0
+                assert (
+                    run_command(["convert", "--model", str(path), "--output", str(today)]).code == 0
+                )
                 for written in (path, path, today):
                     files = {f.name: f.read_bytes() for f in written.iterdir()}
                     bases.append((files, tensors))
@@ -222,7 +224,7 @@ def try_one(number, bases, folder):
             name = rng.choice(list(files))
             (old / name).unlink()
             (old / name).mkdir()
-    outcome = run_command(["convert", str(old), str(new)])
+    outcome = run_command(["convert", "--model", str(old), "--output", str(new)])
     assert_one_sentence(outcome, "convert", allowed=NO_HEAD)
     written = sorted(path.name for path in folder.iterdir())
     assert written == sorted([old.name, *(["new"] if outcome.code == 0 else [])]), written

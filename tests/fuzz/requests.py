@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from convai_fast.bulk.request_line import read_id, read_object, to_request
+from convai_fast.bulk.request_line import read_id, read_object, to_ranking, to_request
 from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
 from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
@@ -31,6 +31,8 @@ LINES = [
     {"prompt": "hello !", "system": "i sing .", "max_tokens": 3, "stop": ["a", "\n"]},
     {"messages": MESSAGES, "do_sample": False, "stop": "x", "repetition_penalty": 1.2},
     {"conversation": [{"from": "human", "value": "hello !"}], "personality": ["i sing ."]},
+    {"id": "c", "history": ["hello !"], "candidates": ["hi .", "bye ."], "top_k": 3},
+    {"id": "d", "history": [[7, 8]], "candidates": [[5, 6], [7]]},
     {
         "custom_id": "b",
         "method": "POST",
@@ -59,8 +61,12 @@ def fuzzer(folder: Path) -> Callable[[int], str]:
         try:
             record = read_object(line)
             read_id(record)
-            request, _ = to_request(record, PARAMS, seed=number)
-            engine.check(request)
+            if b"candidates" in line:
+                request, candidates, _ = to_ranking(record)
+                engine.rank(request, candidates)
+            else:
+                request, _ = to_request(record, PARAMS, seed=number)
+                engine.check(request)
         except UserError as error:
             check_sentence(str(error))
             return "refused"

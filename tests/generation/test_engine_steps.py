@@ -8,10 +8,10 @@ import torch
 
 from convai_fast.dialogue.encoding import encode
 from convai_fast.errors import UserError
-from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.events import Done, Failed, Tokens
 from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.ranking import rank_candidates
 from convai_fast.generation.request import Request
 from convai_fast.model import DoubleHeadsModel
 

@@ -59,7 +59,7 @@ def test_a_request_may_be_empty(engine):
         ({"input_ids": [1], "history": [[2]]}, "both input_ids and persona or history"),
         ({"input_ids": []}, "0 input_ids and 0 token_type_ids"),
         ({"input_ids": [1, 2], "token_type_ids": [1]}, "2 input_ids and 1 token_type_ids"),
-        ({"input_ids": [1] * 89}, "89 input_ids, but beside max_length .* positions for 88"),
+        ({"input_ids": [1] * 89}, "89 input_ids, but beside the reply .* positions for 88"),
         ({"input_ids": [1, 400]}, "^input_ids of the request holds 400, .* below 400"),
         ({"input_ids": [1, -1]}, "^input_ids of the request holds -1"),
         ({"input_ids": ["a"]}, "^input_ids of the request holds 'a'"),

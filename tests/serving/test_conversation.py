@@ -7,9 +7,9 @@ import pytest
 
 from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.tokenizer import load_tokenizer
-from convai_fast.evaluation.ranking import rank_candidates
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.ranking import rank_candidates
 from convai_fast.generation.request import Request
 from convai_fast.model import DoubleHeadsModel
 from convai_fast.serving.conversation import Conversation

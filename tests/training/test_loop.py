@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+import yaml
 from transformers import AutoTokenizer, GPT2DoubleHeadsModel
 
 from benchmarks.plain_loop import train_plainly
@@ -151,7 +152,7 @@ def test_the_gradient_is_clipped_once_a_step(options, tokenizer, store):
 def test_a_run_leaves_options_metrics_events_and_two_checkpoints(options, tokenizer, store):
     result = make_trainer(options, tokenizer, store).run()
     run = result.run
-    assert json.loads((run / "options.json").read_text())["lr"] == options.lr
+    assert yaml.safe_load((run / "options.yaml").read_text())["lr"] == options.lr
     assert list(run.glob("events.out.tfevents*"))
     lines = metrics_of(options)
     assert {line["split"] for line in lines} == {"train", "valid"}
@@ -271,10 +272,10 @@ def test_nothing_is_written_to_somebodys_folder_that_has_options_of_its_own(
     options, tokenizer, store, tmp_path
 ):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "options.json").write_text("mine")
+    (tmp_path / "run" / "options.yaml").write_text("mine")
     with pytest.raises(UserError, match="is not empty: choose another run folder"):
         make_trainer(options, tokenizer, store).run()
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["options.json"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["options.yaml"]
 
 
 def test_training_in_a_thread_needs_no_signals(options, tokenizer, store):

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import GPT2DoubleHeadsModel, OpenAIGPTDoubleHeadsModel
 
@@ -249,7 +250,7 @@ def test_a_run_folder_as_base_is_named_by_its_checkpoint(run_over_a_run, tmp_pat
     run = train(dataclasses.replace(options, model=plain.output, max_steps=2))
     named = json.loads((run / "last" / "adapter_config.json").read_text())
     assert named["base_model_name_or_path"] == str(run / "base")
-    assert json.loads((run / "options.json").read_text())["model"] == plain.output
+    assert yaml.safe_load((run / "options.yaml").read_text())["model"] == plain.output
 
 
 @pytest.mark.parametrize("base", ["gpt2"], indirect=True)
@@ -278,15 +279,17 @@ def test_a_base_model_that_is_not_there_or_no_model_is_one_sentence(lora_options
 def test_lora_over_an_adapter_says_to_merge_it_first(lora_options, tmp_path, capsys):
     run = train(dataclasses.replace(lora_options, max_steps=2))
     again = dataclasses.replace(lora_options, model=str(run), output=f"{tmp_path}/again")
-    with pytest.raises(UserError, match=rf"merge it .* `convai-fast convert {run} NEW`"):
+    with pytest.raises(
+        UserError, match=rf"merge it .* `convai-fast convert --model {run} --output NEW`"
+    ):
         train(again)
-    assert main(["convert", str(run), f"{tmp_path}/merged"]) == 0
+    assert main(["convert", "--model", str(run), "--output", f"{tmp_path}/merged"]) == 0
     train(dataclasses.replace(again, model=f"{tmp_path}/merged", max_steps=1))
 
 
 def test_convert_merges_an_adapter(lora_options, base, tokenizer, tmp_path, capsys):
     run = train(lora_options)
-    assert main(["convert", str(run / "best"), f"{tmp_path}/new"]) == 0
+    assert main(["convert", "--model", str(run / "best"), "--output", f"{tmp_path}/new"]) == 0
     printed = capsys.readouterr().out
     assert f"merged          adapter of rank 4 into {base}\n" in printed
     assert "added           nothing\n" in printed
@@ -318,6 +321,6 @@ def test_an_adapter_merged_wrongly_fails_the_check(lora_options, tmp_path, capsy
         parameters["transformer.blocks.0.mlp.up.weight"].data.mul_(2)
 
     monkeypatch.setattr(double_heads.adapter, "merge_adapter", wrong)
-    assert main(["convert", str(run), f"{tmp_path}/new"]) == 2
+    assert main(["convert", "--model", str(run), "--output", f"{tmp_path}/new"]) == 2
     assert "so nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

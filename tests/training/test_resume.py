@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from convai_fast.archive import checkpoint_of
 from convai_fast.cli.main import main
 from convai_fast.errors import UserError
 from convai_fast.training import checkpoints, loop, run_folder, step
@@ -171,6 +173,14 @@ def test_a_checkpoint_whose_options_are_named_as_flags_can_be_continued(killed, 
     assert_equal_runs(killed, undisturbed)
 
 
+def test_the_time_of_earlier_sessions_counts(killed):
+    path = killed / "last" / checkpoints.STATE_FILE
+    torch.save({**torch.load(path), "seconds": 1000.0}, path)
+    result = loop.train(TrainOptions(resume=str(killed)), lambda _: None)
+    assert result.is_resumed
+    assert result.seconds > 1000
+
+
 def test_a_finished_run_says_so_and_changes_nothing(killed, undisturbed, capsys):
     assert main(["train", "--resume", str(killed)]) == 0
     printed = capsys.readouterr().out
@@ -179,7 +189,7 @@ def test_a_finished_run_says_so_and_changes_nothing(killed, undisturbed, capsys)
     assert_equal_runs(killed, undisturbed)
 
 
-def test_steps_of_earlier_processes_do_not_count_in_the_speed_of_the_bar(killed, monkeypatch):
+def test_a_bar_counts_the_steps_of_its_own_time(killed, monkeypatch):
     done = json.loads((killed / "last" / "metrics.json").read_text())["step"]
     bars, progress_bar = [], loop.progress_bar
 
@@ -190,13 +200,14 @@ def test_steps_of_earlier_processes_do_not_count_in_the_speed_of_the_bar(killed,
     monkeypatch.setattr(loop, "progress_bar", noted)
     options = TrainOptions(resume=str(killed), max_steps=0, n_epochs=4)
     loop.train(options, lambda _: None)
-    assert next(bar for bar in bars if bar["unit"] == "step")["initial"] == done
+    totals = [bar["total"] for bar in bars if bar["unit"] == "step"]
+    assert sum(totals) == 2 * STEPS - done
 
 
 def test_a_finished_run_can_be_made_longer(killed):
     result = loop.train(TrainOptions(resume=str(killed), max_steps=0, n_epochs=4), lambda _: None)
     assert result.steps == 2 * STEPS
-    assert json.loads((killed / "options.json").read_text())["n_epochs"] == 4
+    assert yaml.safe_load((killed / "options.yaml").read_text())["n_epochs"] == 4
     assert records(killed)[-1]["step"] == 2 * STEPS
 
 
@@ -211,7 +222,7 @@ def test_auto_takes_the_newest_unfinished_run_with_these_options(
         metrics = Path("runs", name, "last", "metrics.json")
         metrics.write_text(json.dumps({"finished": name == "finished"}))
     for age, name in enumerate(("finished", "other", "newer", "older")):
-        os.utime(f"runs/{name}/options.json", (1e9 - age, 1e9 - age))
+        os.utime(f"runs/{name}/options.yaml", (1e9 - age, 1e9 - age))
     auto = dataclasses.replace(run_options, resume="auto")
     assert chosen(auto) == "runs/newer"
     with open("runs/newer/metrics.jsonl") as file:
@@ -222,6 +233,24 @@ def test_auto_takes_the_newest_unfinished_run_with_these_options(
     assert chosen(dataclasses.replace(auto, seed=9)) == ""
     assert chosen(dataclasses.replace(auto, dataset_path=("b.json",))) == ""
     assert chosen(dataclasses.replace(auto, output="runs/new")) == ""
+
+
+def test_a_run_of_an_earlier_version_has_its_options_in_json(killed, undisturbed):
+    options = {**yaml.safe_load((killed / "options.yaml").read_text()), "output": str(killed)}
+    del options["eval_every"]
+    (killed / "options.json").write_text(json.dumps(options))
+    (killed / "options.yaml").unlink()
+    assert checkpoint_of(killed) == (killed / "best").resolve()
+    loop.train(TrainOptions(resume=str(killed)), lambda _: None)
+    assert_equal_runs(killed, undisturbed)
+    assert (killed / "options.yaml").is_file()
+    assert not (killed / "options.json").exists()
+
+
+def test_the_options_of_a_run_begin_another_like_it(killed, undisturbed, tmp_path):
+    config = str(killed / "options.yaml")
+    assert main(["train", "--config", config, "--output", str(tmp_path / "other")]) == 0
+    assert_equal_runs(tmp_path / "other", undisturbed)
 
 
 def test_a_run_without_a_checkpoint_says_that_it_begins_anew(run_options, tmp_path, capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from convai_fast.cli.main import main
 from convai_fast.errors import UserError
@@ -42,14 +43,19 @@ def test_records_stay_where_the_checkpoint_was_not_copied(killed):
 
 def test_options_given_anew_may_not_contradict_the_run(killed, capsys):
     assert main(["train", "--resume", str(killed), "--train-batch-size=2", "--lr", "0.01"]) == 0
-    before = (killed / "options.json").read_text()
+    before = (killed / "options.yaml").read_text()
     # 6.25e-05 is the default: what is named counts, were it as the default.
     assert main(["train", "--resume", str(killed), "--lr", "6.25e-05"]) == 2
     message = capsys.readouterr().err
     assert "--lr 6.25e-05 contradicts the run" in message
     assert "which has 0.01" in message
+    config = killed.parent / "config.yaml"
+    config.write_text("lr: 0.02")
+    assert main(["train", "--resume", str(killed), "--config", str(config)]) == 2
+    assert "--lr 0.02 contradicts the run" in capsys.readouterr().err
+    assert main(["train", "--resume", str(killed), "--config", f"{killed}/options.yaml"]) == 0
     assert main(["train", "--resume", str(killed), "--output", "elsewhere"]) == 2
-    assert (killed / "options.json").read_text() == before
+    assert (killed / "options.yaml").read_text() == before
 
 
 def cut_short(path):
@@ -63,7 +69,8 @@ def flip(path):
 
 
 def edit(path, **values):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    read = yaml.safe_load if path.suffix == ".yaml" else json.loads
+    path.write_text(json.dumps({**read(path.read_text()), **values}))  # JSON is YAML, too
 
 
 def foreign_format(path):
@@ -80,10 +87,10 @@ def foreign_format(path):
         (cut_short, "last/model.safetensors", "is not the file that was saved"),
         (flip, "last/model.safetensors", "is not the file that was saved"),
         (cut_short, "metrics.jsonl", "has lost records that were saved"),
-        (Path.unlink, "options.json", "is not a run folder"),
-        (cut_short, "options.json", "options.json is not JSON"),
-        (lambda p: edit(p, num_candidates=3), "options.json", "with another `num_candidates`"),
-        (lambda p: edit(p, lr="high"), "options.json", "lr cannot be 'high'"),
+        (Path.unlink, "options.yaml", "is not a run folder"),
+        (lambda p: p.write_text("lr: ["), "options.yaml", "options.yaml, line 1: this is not YAML"),
+        (lambda p: edit(p, num_candidates=3), "options.yaml", "with another `num_candidates`"),
+        (lambda p: edit(p, lr="high"), "options.yaml", "lr must be a number, not 'high'"),
         (lambda p: edit(p, n_head=4), "last/config.json", r"another model shape \(config.json\)"),
     ],
 )

@@ -34,7 +34,7 @@ def failing(name, number, when=lambda path: True):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-@pytest.mark.parametrize("file", ["metrics.jsonl", "options.json"])
+@pytest.mark.parametrize("file", ["metrics.jsonl", "options.yaml"])
 def test_a_run_that_cannot_be_written_is_one_sentence(killed, monkeypatch, file, number):
     before = tree(killed)
     stand_in = failing("open", number, lambda path: path.endswith(file) and "run" in path)
@@ -86,7 +86,7 @@ def test_two_runs_that_begin_in_one_second_have_two_folders(run_options, tmp_pat
     paths = [run_folder.RunFolder(run_options).path for _ in range(3)]
     first = paths[0].name
     assert [path.name for path in paths] == [first, f"{first}-2", f"{first}-3"]
-    assert all((path / "options.json").is_file() for path in paths)
+    assert all((path / "options.yaml").is_file() for path in paths)
     assert {path.name for path in Path("runs").iterdir()} == {path.name for path in paths}
 
 

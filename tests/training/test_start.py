@@ -44,7 +44,7 @@ def test_options_that_make_no_sense_are_one_sentence(
 
 def test_without_dialogues_nothing_is_loaded_or_downloaded(capsys):
     assert main(["train"]) == 2
-    assert "no dialogues given: name a file, folder or Hub dataset" in capsys.readouterr().err
+    assert "--data is missing: give dialogues (files, folders" in capsys.readouterr().err
 
 
 def test_a_model_that_has_no_room_for_a_reply_is_one_sentence(options, model_folder, data_file):

@@ -14,6 +14,7 @@ from convai_fast.data.readers.user_function import call_function, is_function, r
 from convai_fast.data.spool import VALID_NAMES
 from convai_fast.data.store import DialogueStore, is_store
 from convai_fast.errors import UserError
+from convai_fast.options import options_file
 
 _KNOWN = f"{', '.join(FILE_READERS)}, hub or your own package.module:function or file.py:function"
 _ARROW_SUFFIXES = (".parquet", ".arrow")
@@ -129,7 +130,7 @@ def _files_of_folder(folder: str, reader: str) -> dict[str, str] | None:
     names = {f.name for f in files}
     if {"config.json", "tokenizer.json", "model.safetensors"} & names:
         raise UserError(f"{folder} holds a model, not dialogues; give the dialogues as data")
-    if "options.json" in names and "metrics.jsonl" in names:
+    if options_file(Path(folder)) and "metrics.jsonl" in names:
         raise UserError(f"{folder} is a training run, not dialogues; give the dialogues as data")
     if reader == "auto" and {"dataset_dict.json", "state.json"} & names:
         return None

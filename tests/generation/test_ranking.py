@@ -1,10 +1,15 @@
+import math
+
 import pytest
 import torch
 import transformers
 
+from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.format import SpecialIds, build_sequence
 from convai_fast.errors import UserError
-from convai_fast.evaluation.ranking import rank_candidates
+from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.ranking import rank_candidates
+from convai_fast.generation.request import Request, build_prompt
 from convai_fast.model import DoubleHeadsModel
 
 SPECIAL = SpecialIds(bos=3, eos=7, speaker1=59, speaker2=11, pad=50)
@@ -112,3 +117,74 @@ def test_a_head_that_has_learnt_nothing_ranks_nothing(models):
     model = DoubleHeadsModel(models[1].config)
     with pytest.raises(UserError, match="multiple-choice head, which this model has not learnt"):
         rank_candidates(model, SPECIAL, PERSONA, HISTORY, CANDIDATES)
+
+
+# --- the engine's, of texts ---------------------------------------------------------------------
+
+TEXTS = ["yes , i do .", "no .", "i have a dog . do you ?"]
+
+
+@pytest.fixture
+def question(ask):
+    return ask(1, SamplingParams())
+
+
+def test_the_engine_ranks_texts_as_token_ids_are_ranked(engine, question):
+    parts = [encode(engine.tokenizer, each) for each in (question.persona, question.history, TEXTS)]
+    expected = rank_candidates(engine.model, engine.special_ids, *parts)
+    ranked = engine.rank(question, TEXTS)
+    assert [each.index for each in ranked] == expected.argsort(descending=True).tolist()
+    for each in ranked:
+        assert each.text == TEXTS[each.index]
+        assert each.probability == pytest.approx(expected[each.index].exp().item(), rel=1e-5)
+    [first, second, _] = ranked
+    difference = math.log(first.probability / second.probability)
+    assert first.score - second.score == pytest.approx(difference, abs=1e-4)
+    of_ids = engine.rank(Request(persona=parts[0], history=parts[1]), parts[2])
+    assert of_ids == ranked
+
+
+def test_a_prompt_of_token_ids_is_that_of_its_texts(engine, question):
+    special, size = engine.special_ids, engine.model.config.vocab_size
+    prompt = build_prompt(question, engine.tokenizer, special, size, 60)
+    request = Request(input_ids=prompt.input_ids, token_type_ids=prompt.token_type_ids)
+    assert engine.rank(request, TEXTS) == engine.rank(question, TEXTS)
+
+
+def test_a_score_is_that_by_which_the_best_of_several_replies_is_chosen(engine, ask):
+    request = ask(2, SamplingParams(max_length=12, n=4, best_of=4))
+    [replies] = engine.generate([request])
+    candidates = [reply.token_ids for reply in replies]
+    ranked = engine.rank(request, candidates)
+    assert [each.index for each in ranked] == [0, 1, 2, 3]
+    for each in ranked:
+        assert each.score == pytest.approx(replies[each.index].score, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "candidates", "says"),
+    [
+        ({}, [], "there are no candidates to rank"),
+        ({}, "yes .", "candidates of the request is one text"),
+        ({}, ["yes .", " "], r"candidates\[1\] of the request is blank"),
+        ({}, [[1, 10_000]], "candidates of the request holds 10000"),
+        ({"history": ["hi", ""]}, ["yes ."], r"history\[1\] of the request is blank"),
+        ({"input_ids": [1] * 95}, ["yes ."], "95 input_ids, but beside the reply .* positions for"),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused_in_a_sentence(engine, fields, candidates, says):
+    with pytest.raises(UserError, match=says):
+        engine.rank(Request(**fields), candidates)
+
+
+def test_the_engine_ranks_nothing_with_a_head_that_has_learnt_nothing(engine, monkeypatch):
+    monkeypatch.setattr(engine.model, "head_is_new", True)
+    with pytest.raises(UserError, match="multiple-choice head, which this model has not learnt"):
+        engine.rank(Request(), TEXTS)
+
+
+def test_damaged_weights_rank_nothing(engine, monkeypatch):
+    bias = engine.model.multiple_choice_head.bias
+    monkeypatch.setattr(bias, "data", torch.full((1,), float("nan")))
+    with pytest.raises(UserError, match="their scores are no numbers"):
+        engine.rank(Request(), TEXTS)

@@ -1,0 +1,90 @@
+"""What the engine does with the requests of a run: it writes replies, or ranks candidates."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+
+from convai_fast.bulk.jsonl import ranking_record, reply_record
+from convai_fast.errors import UserError
+from convai_fast.generation.engine import GenerationEngine
+from convai_fast.generation.identified import IdentifiedRequest
+from convai_fast.generation.request import Reply, Request
+
+Fail = Callable[[IdentifiedRequest, str], None]
+
+
+class Answers(ABC):
+    """Answers to requests, and what they add up to.
+
+    Attributes:
+        what, unit: what they are called, and what their speed is told in.
+        num_answers, num_units: how many there are so far.
+    """
+
+    what: ClassVar[str]
+    unit: ClassVar[str]
+
+    def __init__(self, engine: GenerationEngine) -> None:
+        self.engine = engine
+        self.num_answers = self.num_units = 0
+
+    @abstractmethod
+    def answer(
+        self, items: Iterable[IdentifiedRequest], fail: Fail
+    ) -> Iterator[tuple[IdentifiedRequest, dict[str, Any]]]:
+        """Yield each item, in any order, with the record to be written for it.
+
+        `fail` is told of each that cannot be answered, and why.
+        """
+
+
+class Replies(Answers):
+    """Replies that the engine writes; `record` makes of them what is written for their request."""
+
+    what, unit = "replies", "tokens"
+
+    def __init__(
+        self,
+        engine: GenerationEngine,
+        record: Callable[[IdentifiedRequest, Sequence[Reply]], dict[str, Any]] = reply_record,
+    ) -> None:
+        super().__init__(engine)
+        self.record = record
+
+    def answer(
+        self, items: Iterable[IdentifiedRequest], fail: Fail
+    ) -> Iterator[tuple[IdentifiedRequest, dict[str, Any]]]:
+        """See `Answers`."""
+        in_flight: dict[int, IdentifiedRequest] = {}
+
+        def requests() -> Iterator[Request]:
+            for position, item in enumerate(items):
+                in_flight[position] = item
+                yield item.request
+
+        served = self.engine.serve(requests(), lambda at, reason: fail(in_flight.pop(at), reason))
+        for position, replies in served:
+            item = in_flight.pop(position)
+            self.num_answers += len(replies)
+            self.num_units += sum(len(reply.token_ids) for reply in replies)
+            yield item, self.record(item, replies)
+
+
+class Rankings(Answers):
+    """Each item's candidates, ranked by the multiple-choice head."""
+
+    what, unit = "rankings", "candidates"
+
+    def answer(
+        self, items: Iterable[IdentifiedRequest], fail: Fail
+    ) -> Iterator[tuple[IdentifiedRequest, dict[str, Any]]]:
+        """See `Answers`."""
+        for item in items:
+            try:
+                ranking = self.engine.rank(item.request, item.candidates)
+            except UserError as error:
+                fail(item, str(error))
+                continue
+            self.num_answers += 1
+            self.num_units += len(ranking)
+            yield item, ranking_record(item, ranking)

@@ -1,0 +1,46 @@
+"""What a run says of itself."""
+
+import dataclasses
+import json
+
+from convai_fast.training import loop
+from convai_fast.training.summary import TrainResult, conclude
+
+
+def test_an_ended_run_names_its_best_checkpoint_its_figures_and_its_time(tmp_path):
+    (tmp_path / "best").mkdir()
+    figures = {"step": 1500, "nll": 2.5, "ppl": 12.18, "hits@1": 0.561}
+    (tmp_path / "best" / "metrics.json").write_text(json.dumps(figures))
+    result = TrainResult(
+        run=tmp_path,
+        before=None,
+        after=None,
+        stopped_by=None,
+        steps=2000,
+        seconds=3725,
+        is_resumed=True,
+        tokens_per_second=7908.0,
+        mfu=0.35,
+    )
+    assert list(conclude(result)) == [
+        f"best checkpoint: {tmp_path}/best, of step 1,500: nll 2.500, perplexity 12.18, "
+        "hits@1 56.1%",
+        "2,000 steps in 1:02:05, all sessions together; 7,908 tokens/s, using 35% of what the "
+        "device can multiply",
+    ]
+    (tmp_path / "best" / "metrics.json").write_text(json.dumps({"step": 2000}))  # no validation
+    rest = dataclasses.replace(result, is_resumed=False, tokens_per_second=0.0)
+    assert list(conclude(rest)) == [
+        f"best checkpoint: {tmp_path}/best, of step 2,000",
+        "2,000 steps in 1:02:05",
+    ]
+
+
+def test_a_run_tells_that_examples_have_too_few_candidates(run_options, tmp_path):
+    said = []
+    options = dataclasses.replace(
+        run_options, num_candidates=50, n_epochs=0, eval_before_start=False
+    )
+    loop.train(dataclasses.replace(options, output=str(tmp_path / "run")), said.append)
+    (line,) = (line for line in said if "fewer than 50 candidates" in line)
+    assert "(fewest 20, on average 20.0)" in line
