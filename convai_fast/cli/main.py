@@ -18,7 +18,7 @@ from convai_fast.cli.help import help_of
 from convai_fast.cli.options.common import ProcessOptions
 from convai_fast.cli.parse import ALIASES, parse
 from convai_fast.errors import UserError
-from convai_fast.options import check_at_least, options_of
+from convai_fast.options import options_of
 
 # Each command is a module of this package with `run(options)`, and one of `cli/options` with the
 # class of its options. They are imported when asked for, so that `--help` does not wait for torch.
@@ -66,16 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"convai-fast: no command {name!r}{advice}", file=sys.stderr)
         return 2
 
-    if "--help" in rest or "-h" in rest:
-        print(help_of(name, options_class(name)))
-        return 0
     # transformers' advice on stderr would stand between a user and the one sentence that matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
+        if "--help" in rest or "-h" in rest:
+            print(help_of(name, options_class(name)))
+            return 0
         options, process, given = parse(options_class(name), rest)
         _check_nothing_is_missing(options)
-        check_at_least(process, {"threads": 0})
+        process.check()
         module = _import(name, process.threads)
         if is_process:
             _tell_of(others)

@@ -65,7 +65,7 @@ def test_an_unknown_command_is_code_2():
         ("train", ["--lr", "--data", "x"], "--lr needs a value: a number"),
         ("train", ["dialogues.json"], "'dialogues.json' belongs to no option"),
         ("train", [], "--data is missing: give dialogues (files, folders"),
-        ("demo", ["--threads", "-1"], "--threads must be at least 0"),
+        ("demo", ["--threads", "-1"], "--threads must be between 0 and 1024, not -1"),
         ("generate", [], "--model, --input and --output are missing: give a fine-tuned model"),
         ("evaluate", ["--model", "m"], "--data is missing: give dialogues"),
         ("prepare", ["--data", "d", "--preview", "1"], "--tokenizer is missing: give the folder"),

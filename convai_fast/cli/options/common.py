@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from convai_fast.data.options import DataOptions
+from convai_fast.errors import UserError
 from convai_fast.generation.params import SamplingParams
+
+_MOST_THREADS = 1024
 
 DATA = "dialogues (files, folders, stores or Hub dataset ids)"
 
@@ -19,6 +22,11 @@ class ProcessOptions:
     threads: int = 0
     """Threads to compute with; 0: as torch chooses, one for each core of this machine. Fewer are
     faster where other processes take the cores."""
+
+    def check(self) -> None:
+        """Raise UserError at the first option that makes no sense."""
+        if not 0 <= self.threads <= _MOST_THREADS:
+            raise UserError(f"`threads` must be between 0 and {_MOST_THREADS}, not {self.threads}")
 
 
 @dataclass
