@@ -12,8 +12,7 @@ from convai_fast.comparison.measure import HEADER, describe_notes, draw, measure
 from convai_fast.comparison.workloads import Comparison
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.dataset import check_at_least
-from convai_fast.errors import UserError
-from convai_fast.hardware import Precision, resolve_device, resolve_precision
+from convai_fast.hardware import Precision, resolve_device
 from convai_fast.loading import load
 from convai_fast.terminal import say
 
@@ -38,8 +37,7 @@ class BenchmarkOptions(RememberedOptions):
     device: str = "auto"
     """cuda, cuda:1 or cpu; auto takes cuda where there is one."""
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
-    """Number format of the weights that replies are written with; transformers has float32 beside
-    int8."""
+    """Number format of the weights for replies; beside int8, transformers has float32."""
     precision: Precision = "auto"
     """Training steps under autocast to bf16 or fp16, or in fp32; auto takes bf16 where the hardware
     multiplies it. Ranking is in fp32."""
@@ -53,11 +51,8 @@ def run(options: BenchmarkOptions) -> None:
     outputs = {"output": options.output, "plots": options.plots}
     check_outputs(outputs, options.dataset_path, overwrite=options.overwrite)
     device = resolve_device(options.device)
-    dtype = resolve_precision(options.precision, device)
     splits = options.data.load() if options.dataset_path else builtin_dialogues(40, 0)
     dialogues = [dialogue for split in ("valid", "train") for dialogue in splits[split]]
-    if not dialogues:
-        raise UserError(f"there are no dialogues in {' and '.join(options.dataset_path)}")
     model, tokenizer = load(options.model)
     if device.type == "cpu":
         keep_freed_memory()  # for transformers, too
@@ -70,10 +65,9 @@ def run(options: BenchmarkOptions) -> None:
         precision=options.precision,
         seconds=options.seconds,
     )
-    machine = machine_of(device, dtype)
-    where = f"{machine['processor']}, {machine['threads']} threads"
-    if device.type == "cuda":
-        where = machine["device"]
+    machine = machine_of(device, comparison.compute.dtype)
+    cpu = f"{machine['processor']}, {machine['threads']} threads"
+    where = machine["device"] if device.type == "cuda" else cpu
     size = sum(parameter.numel() for parameter in model.parameters())
     data = " and ".join(options.dataset_path) or "built-in dialogues"
     say(f"{options.model} ({model.config.family}, {size:,} parameters), {data}\n{where}\n")
