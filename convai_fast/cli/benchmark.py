@@ -12,8 +12,7 @@ from convai_fast.comparison.measure import HEADER, describe_notes, draw, measure
 from convai_fast.comparison.workloads import Comparison
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.dataset import read_dialogues
-from convai_fast.errors import UserError
-from convai_fast.hardware import resolve_device, resolve_precision
+from convai_fast.hardware import resolve_device
 from convai_fast.loading import load
 from convai_fast.options import check_at_least
 from convai_fast.terminal import say
@@ -27,12 +26,9 @@ def run(options: BenchmarkOptions) -> None:
     outputs = {"output": options.output, "plots": options.plots}
     check_outputs(outputs, options.dataset_path, overwrite=options.overwrite)
     device = resolve_device(options.device)
-    dtype = resolve_precision(options.precision, device)
     given = bool(options.dataset_path)
     splits = read_dialogues(options.data).dialogues if given else builtin_dialogues(40, 0)
     dialogues = [dialogue for split in ("valid", "train") for dialogue in splits[split]]
-    if not dialogues:
-        raise UserError(f"there are no dialogues in {' and '.join(options.dataset_path)}")
     model, tokenizer = load(options.model)
     if device.type == "cpu":
         keep_freed_memory()  # for transformers, too
@@ -45,10 +41,9 @@ def run(options: BenchmarkOptions) -> None:
         precision=options.precision,
         seconds=options.seconds,
     )
-    machine = machine_of(device, dtype)
-    where = f"{machine['processor']}, {machine['threads']} threads"
-    if device.type == "cuda":
-        where = machine["device"]
+    machine = machine_of(device, comparison.compute.dtype)
+    cpu = f"{machine['processor']}, {machine['threads']} threads"
+    where = machine["device"] if device.type == "cuda" else cpu
     size = sum(parameter.numel() for parameter in model.parameters())
     data = " and ".join(options.dataset_path) or "built-in dialogues"
     say(f"{options.model} ({model.config.family}, {size:,} parameters), {data}\n{where}\n")

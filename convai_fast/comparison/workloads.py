@@ -49,6 +49,8 @@ class Comparison:
         weights: of replies, as `GenerationEngine` takes them; transformers has float32 for int8.
         precision: of training steps.
         seconds: for how long a workload will be measured, about.
+
+    Raises UserError where the device cannot compute so.
     """
 
     def __init__(
@@ -65,8 +67,11 @@ class Comparison:
         self.model, self.tokenizer, self.special_ids = model, tokenizer, special_ids(tokenizer)
         self.device = model.transformer.token_embedding.weight.device
         self.dialogues = dialogues[:_MAX_DIALOGUES]
-        self.max_history, self.weights, self.precision = max_history, weights, precision
-        self.seconds = seconds
+        self.max_history, self.weights, self.seconds = max_history, weights, seconds
+        self.options = TrainOptions(
+            gradient_accumulation_steps=1, precision=precision, lr=0.0, device=str(self.device)
+        )
+        self.compute = Compute(self.options, Ranks())
         new_tokens = min(NEW_TOKENS, model.config.n_positions // 4)
         self.params = SamplingParams(max_length=new_tokens, min_length=new_tokens)
         self.turns = list(DatasetRequests(self.dialogues, "valid", max_history, self.params))
@@ -194,11 +199,7 @@ class Comparison:
         return {k: torch.tensor(values, device=self.device) for k, values in batch.items()}
 
     def _training_step(self, store: DialogueStore, theirs: PreTrainedModel) -> Workload:
-        options = TrainOptions(
-            gradient_accumulation_steps=1, precision=self.precision, lr=0.0, device=str(self.device)
-        )
-        ranks = Ranks()
-        compute = Compute(options, ranks)
+        options, compute, ranks = self.options, self.compute, Ranks()
         step, stop = TrainStep(self.model, options, compute, ranks), Stop(ranks)
         optimizer = make_optimizer(theirs, 0.0, options.weight_decay, options.adam_beta2)
         self.model.train()

@@ -32,8 +32,10 @@ def test_a_table_a_file_and_a_picture_come_of_ones_own_dialogues(
     assert f"{report} is already there" in capsys.readouterr().err
 
 
-def test_mistakes_are_refused_before_the_model_is_loaded(model, tmp_path, capsys):
+def test_mistakes_are_refused_before_anything_is_measured(model, capsys):
     assert main(["benchmark", "--model", model, "--seconds", "-1"]) == 2
     assert "--seconds must be at least 0" in capsys.readouterr().err
+    assert main(["benchmark", "--model", model, "--precision", "fp16", "--device", "cpu"]) == 2
+    assert "--precision fp16 needs a CUDA device" in capsys.readouterr().err
     assert main(["benchmark", *LEAST]) == 2
     assert "--model is missing" in capsys.readouterr().err
