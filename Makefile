@@ -94,5 +94,5 @@ $(VENV)/packages: constraints.txt
 	touch $@
 
 $(VENV)/installed: $(VENV)/packages pyproject.toml setup.py $(shell find csrc -type f)
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev,hub]'
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@

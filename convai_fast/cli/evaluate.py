@@ -6,7 +6,6 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from operator import methodcaller
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +22,7 @@ from convai_fast.data.dataset import check_at_least
 from convai_fast.data.spool import fingerprint
 from convai_fast.errors import UserError
 from convai_fast.evaluation.evaluate import METRICS, Evaluation, check_metrics, evaluate
+from convai_fast.extras import require
 from convai_fast.files import scratch_folder, write_whole
 from convai_fast.hardware import Precision, resolve_device, resolve_precision
 from convai_fast.loading import load, model_fingerprint
@@ -81,10 +81,8 @@ class EvaluateOptions(RememberedOptions):
         """Raise UserError at the first option that makes no sense."""
         check_metrics(self.metrics)
         check_at_least(self, {"max_history": 0, "max_examples": 0, "batch_size": 1})
-        if self.plots and not find_spec("matplotlib"):
-            raise UserError(
-                "--plots needs matplotlib: install it with pip install 'convai-fast[plots]'"
-            )
+        if self.plots:
+            require("matplotlib", "`plots`")
         named = {"output": self.output, "details": self.details, "plots": self.plots}
         outputs = {name: path for name, path in named.items() if path}
         if len({path.resolve() for path in outputs.values()}) < len(outputs):

@@ -26,6 +26,7 @@ from convai_fast.evaluation.word_perplexity import (
     score_words,
     with_separate_words,
 )
+from convai_fast.extras import require
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.identified import request_of_turn, turn_id
 from convai_fast.generation.params import SamplingParams
@@ -94,7 +95,7 @@ class Evaluation:
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
-    """Raise UserError at the first name that is no metric."""
+    """Raise UserError at the first name that is no metric, or for which a package is missing."""
     if not metrics:
         raise UserError(f"`metrics` names none: choose from {', '.join(METRICS)}")
     for name in metrics:
@@ -102,6 +103,8 @@ def check_metrics(metrics: Sequence[str]) -> None:
             raise UserError(
                 f"there is no metric {name!r}: choose from {', '.join(METRICS)} (or hits@5 …)"
             )
+    if "bleu" in metrics:
+        require("sacrebleu", "bleu among `metrics`")
 
 
 def evaluate(

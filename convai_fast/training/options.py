@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from convai_fast.data.batches import Layout
 from convai_fast.data.dataset import DataOptions, check_at_least
 from convai_fast.errors import UserError
+from convai_fast.extras import require
 from convai_fast.hardware import Precision
 
 
@@ -106,7 +107,13 @@ class TrainOptions(DataOptions):
     """Optimizer steps between two records in metrics.jsonl and TensorBoard."""
 
     def check(self) -> None:
-        """Raise UserError at the first option whose value makes no sense."""
+        """Raise UserError at the first option whose value makes no sense, or that needs a package.
+
+        TensorBoard's is needed by every run.
+        """
+        require("tensorboard", "training")
+        if self.lora_r:
+            require("peft", "`lora_r`")
         at_least = {
             "num_candidates": 1,
             "max_history": 0,
