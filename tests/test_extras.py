@@ -1,4 +1,4 @@
-"""What only a part of the library needs is installed with an extra, and asked for by one sentence."""
+"""What only a part of the library needs comes with an extra, which one sentence asks for."""
 
 import ast
 import re
