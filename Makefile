@@ -114,7 +114,7 @@ wheel-check: wheel
 	$(BIN)/python -m venv $$folder/venv; \
 	$$folder/venv/bin/pip install -q -c constraints.txt "$$(echo dist/*.whl)[train]"; \
 	$$folder/venv/bin/pip check; \
-	cp -r Makefile pyproject.toml tests $$folder; cd $$folder; \
+	cp -r Makefile pyproject.toml csrc tests $$folder; cd $$folder; \
 	venv/bin/convai-fast info; \
 	venv/bin/convai-fast demo; \
 	venv/bin/pip install -q -c $(CURDIR)/constraints.txt $(TEST_PACKAGES); \
@@ -154,7 +154,7 @@ $(VENV)/packages: constraints.txt
 	touch $@
 
 build-packages:
-	$(PYTHON) -m pip install -q -c constraints.txt setuptools wheel pybind11 ninja numpy torch
+	$(PYTHON) -m pip install -q -c constraints.txt 'setuptools>=77' pybind11 ninja numpy torch
 
 $(VENV)/installed: $(VENV)/packages pyproject.toml setup.py $(shell find csrc -type f)
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'

@@ -118,9 +118,9 @@ def decide() -> tuple[str, str]:
         import torch
     except ImportError:
         sys.exit(
-            "convai_fast builds its operators against your torch, which is not installed: run "
-            "`pip install -c constraints.txt setuptools wheel pybind11 ninja numpy torch`, then "
-            "`pip install --no-build-isolation .`"
+            "convai_fast builds its operators against your torch, which this build does not see: "
+            "run `pip install -c constraints.txt 'setuptools>=77' pybind11 ninja numpy torch`, "
+            "then `pip install --no-build-isolation .`"
         )
 
     if shutil.which(cxx()[0]) is None:
@@ -251,6 +251,8 @@ def main() -> None:
         ext_modules=modules,
         cmdclass=commands(build_modules, {"build": kind, "reason": reason, **versions}),
         install_requires=[*DEPENDENCIES, torch_requirement(versions["torch"])],
+        # Through the hook that setuptools would install, type checkers and editors see nothing.
+        options={"editable_wheel": {"mode": "compat"}},
     )
 
 
