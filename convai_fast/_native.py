@@ -48,8 +48,8 @@ def _mismatch(built_against: str, built_for_cuda: str | None) -> str | None:
     here = torch.version.cuda
     if built_for_cuda and (not here or here.split(".")[0] != built_for_cuda.split(".")[0]):
         return (
-            f"the operators were built for CUDA {built_for_cuda} and this torch for "
-            f"{here or 'a CPU'}"
+            f"the operators were built against a torch for CUDA {built_for_cuda} and this is one "
+            f"for {f'CUDA {here}' if here else 'a CPU'}"
         )
     return None
 
@@ -76,7 +76,7 @@ def _load() -> str | None:
     if info["build"] == "none":
         return info["reason"]
     if mismatch := _mismatch(info["torch"], info["cuda"]):
-        return f"{mismatch} ({_REBUILD})"
+        return f"{mismatch}: install that one, or build again ({_REBUILD})"
     try:
         importlib.import_module("convai_fast._C")
         host = importlib.import_module("convai_fast._host")

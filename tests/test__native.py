@@ -29,8 +29,8 @@ def test_operators_load_beside_their_minor_version(
         ("2.14.0", None, "2.13.0", None, "against torch 2.13.0 and this is torch 2.14.0"),
         ("2.1.0", None, "2.13.0", None, "against torch 2.13.0 and this is torch 2.1.0"),
         ("2.13.0a0+git2", None, "2.13.0a0+git1", None, "this is torch 2.13.0a0+git2"),
-        ("2.13.0+cpu", None, "2.13.0", "13.0", "for CUDA 13.0 and this torch for a CPU"),
-        ("2.13.0", "12.8", "2.13.0", "13.0", "for CUDA 13.0 and this torch for 12.8"),
+        ("2.13.0+cpu", None, "2.13.0", "13.0", "for CUDA 13.0 and this is one for a CPU"),
+        ("2.13.0", "12.8", "2.13.0", "13.0", "for CUDA 13.0 and this is one for CUDA 12.8"),
     ],
 )
 def test_other_operators_are_left_out_with_the_reason(
