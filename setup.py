@@ -8,6 +8,9 @@
 
 Which of them rests on torch and the toolkit, never on a GPU being present. CUDA operators are
 compiled for TORCH_CUDA_ARCH_LIST; where it is not set, for the visible GPUs, and else for ARCHS.
+
+Compiled operators load beside the minor version of torch that they were built against, and so what
+is installed asks for that one.
 """
 
 import json
@@ -23,10 +26,22 @@ from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 # Named like the modules, so that several Pythons can build in one clone.
-BUILD_INFO = ROOT / "convai_fast" / f"_build_info.{sysconfig.get_config_var('SOABI')}.json"
+BUILD_INFO = f"_build_info.{sysconfig.get_config_var('SOABI')}.json"
+DEPENDENCIES = [
+    "numpy>=2.0",
+    "pyyaml>=6.0",
+    "safetensors>=0.5",
+    "tokenizers>=0.22",
+    "tqdm>=4.66",
+    "transformers>=5.0",
+    "zstandard>=0.23",
+]
+TORCH = "torch>=2.11"
 CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 ARCHS = ["7.5", "8.0", "9.0+PTX"]  # newer GPUs compile the PTX themselves
 USUAL_TOOLKIT = "/usr/local/cuda"
@@ -103,9 +118,9 @@ def decide() -> tuple[str, str]:
         import torch
     except ImportError:
         sys.exit(
-            "convai_fast builds its operators against your torch, which is not installed: run "
-            "`pip install -c constraints.txt setuptools wheel pybind11 ninja numpy torch`, then "
-            "`pip install --no-build-isolation .`"
+            "convai_fast builds its operators against your torch, which this build does not see: "
+            "run `pip install -c constraints.txt 'setuptools>=77' pybind11 ninja numpy torch`, "
+            "then `pip install --no-build-isolation .`"
         )
 
     if shutil.which(cxx()[0]) is None:
@@ -141,10 +156,10 @@ def openmp(kind: str, reason: str) -> tuple[list[str], str]:
     return [], f"{reason}; on one thread, as {cxx()[0]} does not build with -fopenmp"
 
 
-def extensions(kind: str, openmp_flags: list[str]) -> tuple[list[Extension], dict]:
-    """The extension modules for this kind of build, and the commands that build them."""
+def extensions(kind: str, openmp_flags: list[str]) -> tuple[list[Extension], type]:
+    """The extension modules for this kind of build, and the command that builds them."""
     if kind == "none":
-        return [], {}
+        return [], build_ext
     try:
         import pybind11
     except ImportError:
@@ -184,32 +199,60 @@ def extensions(kind: str, openmp_flags: list[str]) -> tuple[list[Extension], dic
         },
         extra_link_args=openmp_flags,
     )
-    return [native, host], {"build_ext": BuildExtension}
+    return [native, host], BuildExtension
 
 
-def write_build_info(kind: str, reason: str) -> None:
-    """Leave beside the package what was built and why, for `convai-fast info`."""
-    info = {"build": kind, "reason": reason, "torch": None, "cuda": None}
-    if kind != "none":
-        import torch
+def built_against(kind: str) -> dict[str, str | None]:
+    """The versions of torch and of its CUDA that compiled operators need."""
+    if kind == "none":
+        return {"torch": None, "cuda": None}
+    import torch
 
-        info["torch"] = torch.__version__
-        info["cuda"] = torch.version.cuda if kind == "cuda" else None
-    BUILD_INFO.write_text(json.dumps(info) + "\n")
+    return {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if kind == "cuda" else None,
+    }
+
+
+def torch_requirement(version: str | None) -> str:
+    """What an installation asks pip for, with operators built against this version of torch."""
+    return f"torch=={'.'.join(version.split('.')[:2])}.*" if version else TORCH
+
+
+def commands(build_modules: type, info: dict[str, str | None]) -> dict[str, type]:
+    """Commands that leave what was built, and why, beside what they build: `convai-fast info`."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / BUILD_INFO).write_text(json.dumps(info) + "\n")
+
+    class BuildModules(build_modules):
+        def run(self) -> None:
+            super().run()
+            write(Path(self.get_ext_fullpath("convai_fast._C")).parent)
+
+    class BuildPython(build_py):
+        def run(self) -> None:
+            super().run()
+            write((ROOT if self.editable_mode else Path(self.build_lib)) / "convai_fast")
+
+    return {"build_ext": BuildModules, "build_py": BuildPython}
 
 
 def main() -> None:
     """Decide, say so, and build."""
     kind, reason = decide()
     openmp_flags, reason = openmp(kind, reason)
-    modules, commands = extensions(kind, openmp_flags)
+    modules, build_modules = extensions(kind, openmp_flags)
+    versions = built_against(kind)
     if {"build_ext", "build_py", "bdist_wheel", "editable_wheel", "develop"} & set(sys.argv[1:]):
-        write_build_info(kind, reason)
         print(f"convai_fast: building {kind} operators: {reason}")
     setup(
         ext_modules=modules,
-        cmdclass=commands,
-        package_data={"convai_fast": [BUILD_INFO.name]},
+        cmdclass=commands(build_modules, {"build": kind, "reason": reason, **versions}),
+        install_requires=[*DEPENDENCIES, torch_requirement(versions["torch"])],
+        # Through the hook that setuptools would install, type checkers and editors see nothing.
+        options={"editable_wheel": {"mode": "compat"}},
     )
 
 

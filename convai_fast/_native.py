@@ -7,6 +7,7 @@
 import importlib
 import json
 import os
+import re
 import sysconfig
 import warnings
 from collections.abc import Callable
@@ -33,6 +34,32 @@ def _build_info() -> dict[str, Any]:
     return json.loads(_BUILD_INFO.read_text())
 
 
+def _mismatch(built_against: str, built_for_cuda: str | None) -> str | None:
+    """Why operators cannot be loaded beside this torch; None if they can.
+
+    The binary interface of torch changes from one minor version to the next. It is the same in its
+    builds for a CPU and for CUDA, so that operators for a CPU load beside both.
+    """
+    if _minor(built_against) != _minor(torch.__version__):
+        return (
+            f"the operators were built against torch {built_against} and this is torch "
+            f"{torch.__version__}"
+        )
+    here = torch.version.cuda
+    if built_for_cuda and (not here or here.split(".")[0] != built_for_cuda.split(".")[0]):
+        return (
+            f"the operators were built against a torch for CUDA {built_for_cuda} and this is one "
+            f"for {f'CUDA {here}' if here else 'a CPU'}"
+        )
+    return None
+
+
+def _minor(version: str) -> str:
+    """2.13 of a release such as 2.13.0+cpu; a torch from between releases is like no other."""
+    release = re.fullmatch(r"(\d+\.\d+)\.\d+(\+.*)?", version)
+    return release[1] if release else version
+
+
 def _load() -> str | None:
     """Load the compiled modules; the reason why not, if not."""
     global host
@@ -48,11 +75,8 @@ def _load() -> str | None:
     info = _build_info()
     if info["build"] == "none":
         return info["reason"]
-    if info["torch"] != torch.__version__:
-        return (
-            f"the operators were built against torch {info['torch']} and this is torch "
-            f"{torch.__version__} ({_REBUILD})"
-        )
+    if mismatch := _mismatch(info["torch"], info["cuda"]):
+        return f"{mismatch}: install that one, or build again ({_REBUILD})"
     try:
         importlib.import_module("convai_fast._C")
         host = importlib.import_module("convai_fast._host")

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import zstandard
 
 from convai_fast.errors import UserError, reason_of
+from convai_fast.extras import require
 
 fcntl: ModuleType | None
 try:
@@ -145,13 +146,8 @@ def parquet_rows(path: Path | str) -> tuple[list[str], Iterator[dict[str, Any]]]
 
     Raises UserError without pyarrow, and, also while it is read, for a damaged file.
     """
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise UserError(
-            f"{path} is Parquet: reading it needs pyarrow; install it with "
-            "pip install 'convai-fast[hub]'"
-        ) from None
+    require("pyarrow", f"{path} is Parquet, which")
+    from pyarrow import ArrowException, parquet
 
     @contextmanager
     def reading() -> Iterator[None]:

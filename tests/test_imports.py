@@ -16,7 +16,7 @@ PACKAGE = Path(convai_fast.__file__).parent
 # From the bottom up; parts of one layer do not import each other.
 LAYERS = [
     ["errors"],
-    ["options"],
+    ["options", "extras"],
     ["files", "hardware", "terminal"],
     ["archive"],
     ["dialogue"],

@@ -1,15 +1,21 @@
-"""What setup.py decides: which toolkit and architectures, and whether there is OpenMP."""
+"""What setup.py decides: which toolkit, architectures and torch, and whether there is OpenMP."""
 
 import importlib.util
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from setuptools import Distribution
+from setuptools.command.build_ext import build_ext
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 
+ROOT = Path(__file__).parents[1]
 NVCC = """case $1 in
 --version) echo "Cuda compilation tools, release 13.0, V13.0.88" ;;
 --dryrun) echo "#$ TOP={home}/bin/.." >&2 ;;
@@ -33,8 +39,7 @@ def setup_py(monkeypatch):
     monkeypatch.setenv("CXX", "c++")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    path = Path(__file__).parents[1] / "setup.py"
-    spec = importlib.util.spec_from_file_location("convai_fast_setup", path)
+    spec = importlib.util.spec_from_file_location("convai_fast_setup", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -100,3 +105,36 @@ def test_without_openmp_the_build_goes_on_and_says_so(setup_py, tmp_path, monkey
         [],
         f"why; on one thread, as {without} does not build with -fopenmp",
     )
+
+
+@pytest.mark.parametrize("version", ["2.13.0", "2.13.1+cpu", "2.13.0a0+gitcf30153"])
+def test_operators_ask_for_the_torch_they_were_built_against(setup_py, version):
+    assert setup_py.torch_requirement(version) == "torch==2.13.*"
+    assert setup_py.torch_requirement(None) == "torch>=2.11"
+
+
+def test_a_wheel_leaves_what_the_clone_says_of_its_own_build(setup_py, tmp_path):
+    distribution = Distribution()
+    command = setup_py.commands(build_ext, {"build": "cpu"})["build_py"](distribution)
+    command.ensure_finalized()
+    command.build_lib = str(tmp_path)
+    command.run()
+    (written,) = tmp_path.rglob("*.json")
+    assert written == tmp_path / "convai_fast" / setup_py.BUILD_INFO
+    assert json.loads(written.read_text()) == {"build": "cpu"}
+
+
+def test_a_source_distribution_holds_every_source(tmp_path):
+    environment = {**os.environ, "CONVAI_FAST_BUILD": "none"}
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    listed = next(tmp_path.rglob("SOURCES.txt")).read_text().splitlines()
+    kinds = {".py", ".typed", ".cpp", ".h", ".cu", ".cuh"}
+    sources = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("convai_fast", "csrc")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in kinds
+    }
+    assert sources <= set(listed) and len(sources) > 200
+    assert {"setup.py", "pyproject.toml", "constraints.txt", "LICENSE"} <= set(listed)

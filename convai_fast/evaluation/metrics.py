@@ -4,12 +4,13 @@ import re
 from collections.abc import Sequence
 
 from convai_fast.errors import UserError
+from convai_fast.extras import require
 
 METRICS = ("hits@1", "ppl", "word_ppl", "f1", "bleu", "distinct")
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
-    """Raise UserError at the first name that is no metric."""
+    """Raise UserError at the first name that is no metric, or for which a package is missing."""
     if not metrics:
         raise UserError(f"`metrics` names none: choose from {', '.join(METRICS)}")
     for name in metrics:
@@ -17,3 +18,5 @@ def check_metrics(metrics: Sequence[str]) -> None:
             raise UserError(
                 f"there is no metric {name!r}: choose from {', '.join(METRICS)} (or hits@5 …)"
             )
+    if "bleu" in metrics:
+        require("sacrebleu", "bleu among `metrics`")

@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain, pairwise
 
-import sacrebleu.metrics
-
 _PUNCTUATION = re.compile(r"""[!"#$%&()*+,\-./:;<=>?@\[\]\\^`{|}~_']""")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -60,8 +58,10 @@ def bleu(replies: Sequence[str], references: Sequence[str]) -> tuple[float, str]
     Sources: Papineni et al. 2002; sacrebleu, Post 2018 (arXiv 1804.08771), with its defaults: up
     to 4-grams, the tokenizer 13a, exponential smoothing.
     """
+    from sacrebleu.metrics import BLEU
+
     # Without `force` it warns of spaces before the last mark, which these texts do have.
-    metric = sacrebleu.metrics.BLEU(force=True)
+    metric = BLEU(force=True)
     score = metric.corpus_score(list(replies), [list(references)]).score
     return score, metric.get_signature().format()
 

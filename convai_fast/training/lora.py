@@ -21,7 +21,6 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.archive import is_checkpoint_file
-from convai_fast.errors import UserError
 from convai_fast.files import flush, scratch_folder
 from convai_fast.model import adapter, checkpoint, families
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -61,13 +60,9 @@ class Lora:
         Args:
             token_ids: whose rows of the embedding are trained.
             base: folder or Hub id of the model's weights; by default `options.model`.
-
-        Raises UserError without peft.
         """
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError as error:
-            raise UserError("`lora_r` needs peft: pip install 'convai-fast[lora]'") from error
+        from peft import LoraConfig, inject_adapter_in_model
+
         self.model, self.options, self.token_ids = model, options, list(token_ids)
         settings: dict[str, Any] = {
             "r": options.lora_r,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from convai_fast.data.options import DataOptions, Layout
 from convai_fast.errors import UserError
+from convai_fast.extras import require
 from convai_fast.options import Precision, check_at_least
 
 
@@ -158,7 +159,13 @@ class TrainOptions(  # the fields of the last come first
     """
 
     def check(self) -> None:
-        """Raise UserError at the first option whose value makes no sense."""
+        """Raise UserError at the first option whose value makes no sense, or that needs a package.
+
+        TensorBoard's is needed by every run.
+        """
+        require("tensorboard", "training")
+        if self.lora_r:
+            require("peft", "`lora_r`")
         at_least = {
             "num_candidates": 1,
             "max_history": 0,

@@ -26,8 +26,6 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from torch.utils.tensorboard import SummaryWriter
-
 from convai_fast.errors import UserError
 from convai_fast.files import flush, is_free, move_whole, scratch_folder, try_lock
 from convai_fast.options import as_yaml, options_file
@@ -150,6 +148,8 @@ class RunFolder:
                     (self.path / link).unlink(missing_ok=True)
             self._remove_unused()
         (self.path / "checkpoints").mkdir(exist_ok=True)
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(self.path), purge_step=step + 1)
 
     def _check_links(self) -> None:

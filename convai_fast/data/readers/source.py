@@ -14,6 +14,7 @@ from convai_fast.data.readers.user_function import call_function, is_function, r
 from convai_fast.data.spool import VALID_NAMES
 from convai_fast.data.store import DialogueStore, is_store
 from convai_fast.errors import UserError
+from convai_fast.extras import require
 from convai_fast.options import options_file
 
 _KNOWN = f"{', '.join(FILE_READERS)}, hub or your own package.module:function or file.py:function"
@@ -177,13 +178,9 @@ def _file_of_split(files: list[Path], split: str, suffix: str | None = None) -> 
 
 
 def _read_hub(path: str, log: ReadingLog) -> Splits:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            f"{path}: reading it needs the datasets library; install it with "
-            "pip install 'convai-fast[hub]'"
-        ) from None
+    require("datasets", f"reading {path}")
+    import datasets
+
     saved = any(os.path.isfile(f"{path}/{n}") for n in ("dataset_dict.json", "state.json"))
     try:
         loaded = datasets.load_from_disk(path) if saved else datasets.load_dataset(path)

@@ -1,0 +1,41 @@
+"""Which operators load beside which torch."""
+
+import pytest
+import torch
+
+from convai_fast import _native
+
+
+@pytest.mark.parametrize(
+    ("here", "cuda", "built_against", "built_for_cuda"),
+    [
+        ("2.13.0", None, "2.13.0", None),
+        ("2.13.1+cu130", "13.0", "2.13.0+cpu", None),
+        ("2.13.0", "13.2", "2.13.0+cu130", "13.0"),
+        ("2.13.0a0+git1", None, "2.13.0a0+git1", None),
+    ],
+)
+def test_operators_load_beside_their_minor_version(
+    here, cuda, built_against, built_for_cuda, monkeypatch
+):
+    monkeypatch.setattr(torch, "__version__", here)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert _native._mismatch(built_against, built_for_cuda) is None
+
+
+@pytest.mark.parametrize(
+    ("here", "cuda", "built_against", "built_for_cuda", "says"),
+    [
+        ("2.14.0", None, "2.13.0", None, "against torch 2.13.0 and this is torch 2.14.0"),
+        ("2.1.0", None, "2.13.0", None, "against torch 2.13.0 and this is torch 2.1.0"),
+        ("2.13.0a0+git2", None, "2.13.0a0+git1", None, "this is torch 2.13.0a0+git2"),
+        ("2.13.0+cpu", None, "2.13.0", "13.0", "for CUDA 13.0 and this is one for a CPU"),
+        ("2.13.0", "12.8", "2.13.0", "13.0", "for CUDA 13.0 and this is one for CUDA 12.8"),
+    ],
+)
+def test_other_operators_are_left_out_with_the_reason(
+    here, cuda, built_against, built_for_cuda, says, monkeypatch
+):
+    monkeypatch.setattr(torch, "__version__", here)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert says in _native._mismatch(built_against, built_for_cuda)
