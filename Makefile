@@ -6,12 +6,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CUDA_ARCH ?= sm_90
 
-.PHONY: demo test lint bench faults sanitize build cuda-check gpu-check clean help
+.PHONY: demo test lint docs bench faults sanitize build cuda-check gpu-check clean help
 
 help:
 	@echo "make demo        train the small built-in model and see what it learnt (about a minute)"
 	@echo "make test        run the tests"
 	@echo "make lint        ruff, mypy and clang-format, as CI runs them"
+	@echo "make docs        the documentation as a site, in build/site"
 	@echo "make bench       run the benchmarks (half an hour; those of generation are the longest)"
 	@echo "make faults      let every call that touches a file fail once (an hour; Linux)"
 	@echo "make sanitize    the operators' tests under AddressSanitizer and UBSan (gcc), and so many"
@@ -32,6 +33,9 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	git ls-files csrc | grep -E '\.(h|cuh|cpp|cu)$$' | xargs $(BIN)/clang-format --dry-run -Werror
+
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only
