@@ -20,6 +20,11 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     return re.sub(r"^```(sh|python) (?:network|gpu|long|install)$", r"```\1", markdown, flags=re.M)
 
 
+def on_page_content(html: str, **_: object) -> str:
+    """Keep the name of an option on one line."""
+    return re.sub(r"<code>(--\w+)</code>", r'<code style="white-space: nowrap">\1</code>', html)
+
+
 class AsMarkdown(griffe.Extension):
     """Docstrings as the site's parser reads them."""
 
