@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CUDA_ARCH ?= sm_90
 
-.PHONY: demo test lint docs bench faults sanitize build cuda-check gpu-check clean help
+.PHONY: demo test lint bench faults sanitize build cuda-check gpu-check clean help
 
 help:
 	@echo "make demo        train the small built-in model and see what it learnt (about a minute)"
@@ -34,6 +34,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	git ls-files csrc | grep -E '\.(h|cuh|cpp|cu)$$' | xargs $(BIN)/clang-format --dry-run -Werror
 
+.PHONY: docs
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
