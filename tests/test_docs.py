@@ -89,6 +89,19 @@ def test_tables_and_pictures_of_figures_are_those_of_the_file():
         assert path.read_text(encoding="utf-8") == figures.picture(name, found)
 
 
+def test_the_sentences_of_troubleshooting_are_those_of_the_library():
+    files = [*(ROOT / "convai_fast").rglob("*.py"), ROOT / "setup.py"]
+    source = "".join(path.read_text(encoding="utf-8") for path in files)
+    source = re.sub(r'"\s*f?"', "", source)  # texts that go on in the next line
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    sentences = re.findall(r"\*\*`(.*?)`", page, re.DOTALL)
+    assert len(sentences) > 15
+    for sentence in sentences:
+        parts = re.split(r"…|<\w+>|[\d,]+|\b(?:nan|inf)\b", " ".join(sentence.split()))
+        for part in (part.strip(" ,:.") for part in parts):
+            assert part in source, sentence
+
+
 def test_every_public_name_is_in_the_reference_and_in_the_readme():
     named = re.findall(r"^::: convai_fast\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M)
     assert sorted(named) == convai_fast.__all__
