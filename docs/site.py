@@ -21,8 +21,10 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def on_page_content(html: str, **_: object) -> str:
-    """Keep the name of an option on one line."""
-    return re.sub(r"<code>(--\w+)</code>", r'<code style="white-space: nowrap">\1</code>', html)
+    """Keep an option on one line."""
+    return re.sub(
+        r"<code>(--[^<]{1,30})</code>", r'<code style="white-space: nowrap">\1</code>', html
+    )
 
 
 class AsMarkdown(griffe.Extension):

@@ -89,6 +89,14 @@ def test_tables_and_pictures_of_figures_are_those_of_the_file():
         assert path.read_text(encoding="utf-8") == figures.picture(name, found)
 
 
+def test_the_figures_of_the_readme_are_those_of_the_page_of_figures():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.split("## Why")[1].split("\n## ")[0]
+    cells = re.findall(r"\| ([\d.]+) (?:x|s|us|tokens/s)\b", table)
+    assert len(cells) > 15
+    assert set(cells) <= set(re.findall(r"[\d.]+", figures.PAGE.read_text(encoding="utf-8")))
+
+
 def test_the_sentences_of_troubleshooting_are_those_of_the_library():
     files = [*(ROOT / "convai_fast").rglob("*.py"), ROOT / "setup.py"]
     source = "".join(path.read_text(encoding="utf-8") for path in files)
