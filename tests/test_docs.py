@@ -25,11 +25,19 @@ RUN = [page for page in PAGES if any(f.language in ("sh", "python") for f in fen
 RUN = [page for page in RUN if page.name != "custom-dataset.md"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_measured_speed():
+    """Training's share of the device's speed takes half a second to measure."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("convai_fast.training.step.matrix_rate", lambda *_: 1.0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def stand_ins(tokenizer, tmp_path_factory):
     """What the commands of the pages name: dialogues, a tiny model, and runs of it."""
     folder = tmp_path_factory.mktemp("stand-ins")
-    dialogues = builtin_dialogues(num_train=8, num_valid=2)
+    dialogues = builtin_dialogues(num_train=6, num_valid=1)
     text = json.dumps({s: [dataclasses.asdict(d) for d in ds] for s, ds in dialogues.items()})
     config = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 256}
     shape = TransformerConfig.from_transformers({**config, "vocab_size": len(tokenizer)})
