@@ -21,8 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKS = ("network", "gpu", "long", "install")
 SHOWN = ("text", "json", "yaml")
-# Added to the options that a page gives a command.
-SHORTER = {"train": ("--max_steps", "2"), "benchmark": ("--seconds", "0")}
+MOST_STEPS = "2"
 
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 _INFO = re.compile(r'(\w+)(?: (\w+))?(?: title="([^"]+)")?')
@@ -61,7 +60,7 @@ def commands(body: str) -> Iterator[list[str]]:
 def run_page(page: Path) -> None:
     """Run the fences of a page in the working directory, which holds what its commands name.
 
-    What takes long is cut short; in `interact` is typed what the output below the command shows.
+    Training takes few steps; in `interact` is typed what the output below the command shows.
     """
     names = {"__name__": "page"}
     found = fences(page)
@@ -81,10 +80,12 @@ def run_page(page: Path) -> None:
 def _run(words: list[str], typed: list[str]) -> None:
     program, command, *options = words
     assert program == "convai-fast", f"{shlex.join(words)} has no mark: {', '.join(MARKS)}"
-    if command == "train" and "--output" in options:  # in place of what other pages begin with
-        shutil.rmtree(options[options.index("--output") + 1], ignore_errors=True)
+    if command == "train":
+        if "--output" in options:  # in place of the run that other pages begin with
+            shutil.rmtree(options[options.index("--output") + 1], ignore_errors=True)
+        options += ["--max_steps", MOST_STEPS]
     with _input(typed), contextlib.redirect_stderr(io.StringIO()) as errors:
-        code = main([command, *options, *SHORTER.get(command, ())])
+        code = main([command, *options])
     assert code == 0, f"{shlex.join(words)}\n{errors.getvalue()}"
 
 
