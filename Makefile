@@ -13,6 +13,7 @@ help:
 	@echo "make demo        train the small built-in model and see what it learnt (about a minute)"
 	@echo "make test        run the tests"
 	@echo "make lint        ruff, mypy and clang-format, as CI runs them"
+	@echo "make docs        the documentation as a site, in build/site"
 	@echo "make bench       run the benchmarks (half an hour; those of generation are the longest)"
 	@echo "make faults      let every call that touches a file fail once (an hour; Linux)"
 	@echo "make sanitize    the operators' tests under AddressSanitizer and UBSan (gcc), and so many"
@@ -37,6 +38,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	git ls-files csrc | grep -E '\.(h|cuh|cpp|cu)$$' | xargs $(BIN)/clang-format --dry-run -Werror
+
+.PHONY: docs
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 import convai_fast
-from convai_fast.model.config import TransformerConfig
-from convai_fast.model.double_heads import DoubleHeadsModel
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,16 +26,6 @@ def test_public_names_are_not_hidden_by_modules_of_the_same_name():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "[]\n", result.stderr
-
-
-def test_the_example_of_the_readme_writes_replies(tokenizer, tmp_path, capsys):
-    config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 64}
-    shape = TransformerConfig.from_transformers({**config, "vocab_size": len(tokenizer)})
-    DoubleHeadsModel(shape).save_pretrained(tmp_path, tokenizer)
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## From Python")[1]
-    example = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
-    exec(example.replace("runs/mine/best", str(tmp_path)), {})
-    assert len(capsys.readouterr().out.splitlines()) >= 2
 
 
 def test_an_unknown_name_is_an_attribute_error():
@@ -66,8 +54,8 @@ PACKAGE_FOLDERS = ["dialogue", "data", "model", "training", "generation", "bulk"
 PACKAGE_FOLDERS += ["comparison", "serving", "ops"]
 
 
-def test_the_tree_in_the_readme_is_the_tree():
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1]
+def test_the_tree_in_the_documentation_is_the_tree():
+    tree = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## The tree")[1]
     named = set(re.findall(r"^    (\w+\.py)", tree, re.MULTILINE))
     modules = {
         path.name

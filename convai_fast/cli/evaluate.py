@@ -15,7 +15,6 @@ from convai_fast.data.spool import fingerprint
 from convai_fast.dialogue.encoding import encode
 from convai_fast.evaluation.evaluate import Evaluation, evaluate
 from convai_fast.evaluation.metrics import check_metrics
-from convai_fast.extras import require
 from convai_fast.hardware import resolve_device, resolve_precision
 from convai_fast.loading import load, model_fingerprint
 from convai_fast.options import check_at_least
@@ -36,8 +35,6 @@ def check(options: EvaluateOptions) -> None:
     """Raise UserError at the first option that makes no sense."""
     check_metrics(options.metrics)
     check_at_least(options, {"max_history": 0, "max_examples": 0, "batch_size": 1})
-    if options.plots:
-        require("matplotlib", "`plots`")
     named = {"output": options.output, "details": options.details, "plots": options.plots}
     check_outputs(named, options.dataset_path, overwrite=options.overwrite)
 

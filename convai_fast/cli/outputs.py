@@ -4,13 +4,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from importlib.util import find_spec
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 from convai_fast.bulk.reply_file import check_absent
 from convai_fast.errors import UserError
+from convai_fast.extras import require
 from convai_fast.files import scratch_folder, write_whole
 
 
@@ -19,10 +19,8 @@ def check_outputs(
 ) -> None:
     """Raise UserError at the first path that cannot be written; of `named`, plots is a folder."""
     outputs = {name: path for name, path in named.items() if path}
-    if "plots" in outputs and not find_spec("matplotlib"):
-        raise UserError(
-            "--plots needs matplotlib: install it with pip install 'convai-fast[plots]'"
-        )
+    if "plots" in outputs:
+        require("matplotlib", "`plots`")
     if len({path.resolve() for path in outputs.values()}) < len(outputs):
         *flags, last = (f"--{name}" for name in named)
         raise UserError(f"{', '.join(flags)} and {last} must differ: name one file for each")

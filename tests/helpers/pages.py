@@ -1,0 +1,99 @@
+"""The pages of the documentation: their fences, and how those are run.
+
+The info string of a fence says what becomes of it. `sh` and `python` run, `sh network`, `sh gpu`,
+`sh long` and `sh install` do not; with a title, any other language is a file, which is written, and
+without one it is output that is only shown.
+"""
+
+import contextlib
+import io
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from convai_fast.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MARKS = ("network", "gpu", "long", "install")
+SHOWN = ("text", "json", "yaml")
+MOST_STEPS = "2"
+
+_FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
+_INFO = re.compile(r'(\w+)(?: (\w+))?(?: title="([^"]+)")?')
+
+
+class Fence(NamedTuple):
+    language: str
+    mark: str
+    title: str  # of the file that it shows
+    body: str
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its info string follows the convention."""
+        if self.language in ("sh", "python"):
+            return self.mark in ("", *MARKS)
+        return self.language in SHOWN and not self.mark
+
+
+def fences(page: Path) -> list[Fence]:
+    """The fences of a page, in order; one whose info string is none has no language."""
+    found = []
+    for info, body in _FENCE.findall(page.read_text(encoding="utf-8")):
+        match = _INFO.fullmatch(info)
+        found.append(Fence(*(match.groups("") if match else ("", "", "")), body))
+    return found
+
+
+def commands(body: str) -> Iterator[list[str]]:
+    """The command lines of a `sh` fence."""
+    for line in body.replace("\\\n", " ").splitlines():
+        if words := shlex.split(line, comments=True):
+            yield words
+
+
+def run_page(page: Path) -> None:
+    """Run the fences of a page in the working directory, which holds what its commands name.
+
+    Training takes few steps; in `interact` is typed what the output below the command shows.
+    """
+    names = {"__name__": "page"}
+    found = fences(page)
+    for fence, after in zip(found, [*found[1:], Fence("", "", "", "")], strict=True):
+        if fence.title:
+            path = Path(fence.title)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(fence.body, encoding="utf-8")
+        elif fence.language == "python" and not fence.mark:
+            exec(compile(fence.body, str(page), "exec"), names)
+        elif fence.language == "sh" and not fence.mark:
+            typed = re.findall(r"^>>> (.*)$", after.body, re.M) if after.language == "text" else []
+            for words in commands(fence.body):
+                _run(words, typed or ["hello !", "/quit"])
+
+
+def _run(words: list[str], typed: list[str]) -> None:
+    program, command, *options = words
+    assert program == "convai-fast", f"{shlex.join(words)} has no mark: {', '.join(MARKS)}"
+    if command == "train":
+        if "--output" in options:  # in place of the run that other pages begin with
+            shutil.rmtree(options[options.index("--output") + 1], ignore_errors=True)
+        options += ["--max_steps", MOST_STEPS]
+    with _input(typed), contextlib.redirect_stderr(io.StringIO()) as errors:
+        code = main([command, *options])
+    assert code == 0, f"{shlex.join(words)}\n{errors.getvalue()}"
+
+
+@contextlib.contextmanager
+def _input(lines: list[str]) -> Iterator[None]:
+    before = sys.stdin
+    sys.stdin = io.TextIOWrapper(io.BytesIO("\n".join(lines).encode()), encoding="utf-8")
+    try:
+        yield
+    finally:
+        sys.stdin = before
