@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from convai_fast.options import Option, options_of
 
 _MOST_COLUMNS = 100
 _TEXT_BEGINS = 26
+_ATTRIBUTE = re.compile(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", re.MULTILINE)
 _KINDS = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
 
 
@@ -78,8 +80,10 @@ def _value(option: Option) -> str:
 
 
 def _texts(options_class: Any) -> Iterator[tuple[str, str]]:
-    """The docstring of each field, on one line."""
+    """What is said of each field, by its docstring or by its class's, on one line."""
     for base in reversed(options_class.__mro__[:-1]):
+        for name, text in _ATTRIBUTE.findall((base.__doc__ or "").partition("Attributes:\n")[2]):
+            yield name, " ".join(text.split())
         source = textwrap.dedent(inspect.getsource(base))
         (definition,) = ast.parse(source).body
         assert isinstance(definition, ast.ClassDef)

@@ -11,6 +11,28 @@ _LARGEST_SEED = 2**63 - 1  # seeds travel in int64 tensors
 class SamplingParams:
     """How the replies to one request are drawn; the filters are those of `convai_fast.ops.sample`.
 
+    Attributes:
+        max_length: Most tokens in a reply.
+        min_length: Fewest tokens in a reply: before that, no special token and no stop text can
+            end it.
+        temperature: Divides the logits: below 1 safer, above 1 livelier, 0 always the likeliest
+            token.
+        top_k: Draw from this many likeliest tokens (0 or less: from all).
+        top_p: Draw from the likeliest tokens that together have this probability (0 or 1:
+            from all).
+        min_p: Draw from tokens at least this share as probable as the likeliest (0: from all).
+        no_sample: Always take the likeliest token (greedy decoding).
+        seed: The same seed, prompt and options give the same reply.
+        repetition_penalty: Above 1, tokens of the prompt and of the reply so far become less
+            likely (1: off).
+        no_repeat_ngram_size: So many tokens in a row never occur twice in prompt and reply
+            together (0: off).
+        stop: A reply ends before the first of these texts.
+        n: Replies to each request.
+        best_of: Draw so many replies and return the n that the multiple-choice head ranks best, the
+            best first (1: do not rank).
+        logprobs: Whether to return the log-probability of each token.
+
     Raises UserError naming the first field whose value is out of range.
 
     Sources: `repetition_penalty`, Keskar et al. 2019 (arXiv 1909.05858);
@@ -18,34 +40,19 @@ class SamplingParams:
     """
 
     max_length: int = 20
-    """Most tokens in a reply."""
     min_length: int = 1
-    """Fewest tokens in a reply: before that, no special token and no stop text can end it."""
     temperature: float = 0.7
-    """Divides the logits: below 1 safer, above 1 livelier, 0 always the likeliest token."""
     top_k: int = 0
-    """Draw from this many likeliest tokens (0 or less: from all)."""
     top_p: float = 0.9
-    """Draw from the likeliest tokens that together have this probability (0 or 1: from all)."""
     min_p: float = 0.0
-    """Draw from tokens at least this share as probable as the likeliest (0: from all)."""
     no_sample: bool = False
-    """Always take the likeliest token (greedy decoding)."""
     seed: int = 42
-    """The same seed, prompt and options give the same reply."""
     repetition_penalty: float = 1.0
-    """Above 1, tokens of the prompt and of the reply so far become less likely (1: off)."""
     no_repeat_ngram_size: int = 0
-    """So many tokens in a row never occur twice in prompt and reply together (0: off)."""
     stop: tuple[str, ...] = ()
-    """A reply ends before the first of these texts."""
     n: int = 1
-    """Replies to each request."""
     best_of: int = 1
-    """Draw so many replies and return the n that the multiple-choice head ranks best, the best
-    first (1: do not rank)."""
     logprobs: bool = False
-    """Whether to return the log-probability of each token."""
 
     def __post_init__(self) -> None:
         self._require("max_length", self.max_length >= 1, "at least 1")
