@@ -171,7 +171,8 @@ def _entries(path: Path, missing: str) -> Iterator[tuple[int, Any, Any]]:
         if missing and isinstance(error, FileNotFoundError | NotADirectoryError):
             raise UserError(missing) from error
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # or a date that there is not
+    # A tag such as !!float, and a date that there is not, may raise anything of a value.
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else f"{path}"
         reason = getattr(error, "problem", None) or reason_of(error)

@@ -61,6 +61,8 @@ def test_values_have_the_types_of_their_options(config):
         ("3: 4", "there is no option 3"),
         ("lr: 1\n  x: [", "mine.yaml, line 2: this is not YAML"),
         ("x: 2026-99-99", "mine.yaml: this is not YAML"),
+        ("x: !!timestamp y", "mine.yaml: this is not YAML"),
+        ("lr: !!float ''", "mine.yaml: this is not YAML"),
         ("- lr", "mine.yaml must hold options, one a line"),
         (b"lr: \xff", "mine.yaml: this is not YAML"),
         ("a: " + "[" * 5000, "mine.yaml.*: this is not YAML"),
