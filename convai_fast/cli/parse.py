@@ -40,7 +40,7 @@ def _given(options: Mapping[str, Option], words: Sequence[str]) -> dict[str, Any
     while left:
         option, flag, attached = _option(options, left.pop(0))
         if option.is_list:
-            texts = _values_of_list(options, left) if attached is None else [attached]
+            texts = _values_of_list(left) if attached is None else [attached]
             if not texts:
                 raise UserError(f"{flag} needs a value: {option.what_it_is}, or several")
             found = tuple(_value(option, flag, text) for text in texts)
@@ -55,7 +55,7 @@ def _given(options: Mapping[str, Option], words: Sequence[str]) -> dict[str, Any
         if attached is None and option.kind is bool:
             attached = "true"
         elif attached is None:
-            if not left or _is_option(options, left[0]):
+            if not left or _FLAG.fullmatch(left[0]):
                 raise UserError(f"{flag} needs a value: {option.what_it_is}")
             attached = left.pop(0)
         given[option.name] = _value(option, flag, attached)
@@ -75,13 +75,7 @@ def _option(options: Mapping[str, Option], word: str) -> tuple[Option, str, str 
     return option, f"--{match[1]}", match[2]
 
 
-def _is_option(options: Mapping[str, Option], word: str) -> bool:
-    match = _FLAG.fullmatch(word)
-    name = match[1].replace("-", "_") if match else ""
-    return ALIASES.get(name, name) in options
-
-
-def _values_of_list(options: Mapping[str, Option], left: list[str]) -> list[str]:
+def _values_of_list(left: list[str]) -> list[str]:
     """Takes the words before the next option off the front."""
     texts = []
     while left and not _FLAG.fullmatch(left[0]):
