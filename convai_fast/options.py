@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import types
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -181,9 +182,7 @@ def _entries(path: Path, missing: str) -> Iterator[tuple[int, Any, Any]]:
 
 def as_yaml(values: Mapping[str, Any]) -> str:
     """The text of a YAML file that `read_options` reads as these values."""
-    plain = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
-    }
+    plain = json.loads(json.dumps(values))  # a list for a tuple, a float for numpy's
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=float("inf"))
 
 

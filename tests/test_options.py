@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from convai_fast.cli.options.generate import GenerateOptions
@@ -87,4 +88,5 @@ def test_an_empty_file_gives_nothing(config):
 def test_what_is_written_is_read_again(config):
     values = {"dataset_path": ("ä.json", "no"), "lr": 1e-05, "model": "1e-3", "compile": True}
     values |= {"reader": (), "output": "", "seed": 2**63 - 1, "tokenizer": "x" * 300 + " y"}
+    values |= {"max_norm": np.float64(0.1), "dataset_cache": "\U0001f600 \udcff"}
     assert read_options(Path(config(as_yaml(values))), options_of(TrainOptions)) == values
