@@ -76,6 +76,13 @@ def test_a_mistake_is_one_sentence_with_its_line(config, text, says):
     assert "\n" not in str(raised.value)
 
 
+def test_a_reader_that_is_code_has_to_be_named_on_the_command_line(config):
+    words = ["--config", config("data: a\nreader: [json, mine.py:load]")]
+    with pytest.raises(UserError, match=r"reader json mine\.py:load, which is code: give `reader`"):
+        parse(TrainOptions, words)
+    assert parse(TrainOptions, [*words, "--reader", "a:b"])[0].reader == ("a:b",)
+
+
 def test_a_file_that_is_not_there_is_one_sentence():
     with pytest.raises(UserError, match=r"absent\.yaml cannot be read: No such file"):
         parse(TrainOptions, ["--config", "absent.yaml"])

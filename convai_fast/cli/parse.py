@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from convai_fast.cli.options.common import ProcessOptions
@@ -19,7 +20,8 @@ def parse(options_class: Any, words: Sequence[str]) -> tuple[Any, ProcessOptions
 
     What the words give counts over what the file of --config gives.
 
-    Raises UserError at the first word, or line of the file, that cannot be understood.
+    Raises UserError at the first word, or line of the file, that cannot be understood, and for code
+    that the file alone names.
     """
     options = options_of(options_class) | options_of(ProcessOptions)
     given = _given(options, words)
@@ -28,8 +30,22 @@ def parse(options_class: Any, words: Sequence[str]) -> tuple[Any, ProcessOptions
         values = read_options(file, options, ALIASES)
         if "config" in values:
             raise UserError(f"{file}: config can only be given on the command line: leave it out")
+        if "reader" not in given:
+            _check_no_code(file, values.get("reader", ()))
         given = values | given
     return build(options_class, given), build(ProcessOptions, given), frozenset(given)
+
+
+def _check_no_code(file: Path, readers: Sequence[str]) -> None:
+    """Raise UserError where the file, which may come from anybody, names a function as a reader."""
+    from convai_fast.data.readers.user_function import is_function  # --help does not wait for it
+
+    if any(map(is_function, readers)):
+        reader = " ".join(readers)
+        raise UserError(
+            f"{file} names the reader {reader}, which is code: give `reader` {reader} on the "
+            "command line, too, to allow it"
+        )
 
 
 def _given(options: Mapping[str, Option], words: Sequence[str]) -> dict[str, Any]:
