@@ -60,7 +60,7 @@ def unpacked(path: str | Path) -> Iterator[Unpacked]:
                 "a model"
             )
         if _is_run(source):
-            path = source = _best_checkpoint(source)
+            path = source = best_checkpoint(source)
         names = (file.name for file in source.iterdir()) if source.is_dir() else ()
         yield Unpacked(path, sorted(name for name in names if not is_checkpoint_file(name)))
         return
@@ -79,7 +79,7 @@ def checkpoint_of(path: str | Path) -> Path:
     """
     folder = Path(path).expanduser()
     if _is_run(folder):
-        folder = _best_checkpoint(folder)
+        folder = best_checkpoint(folder)
     return folder.resolve() if folder.is_dir() else Path(path)
 
 
@@ -94,7 +94,11 @@ def _is_store(folder: Path) -> bool:
         return False
 
 
-def _best_checkpoint(run: Path) -> Path:
+def best_checkpoint(run: Path) -> Path:
+    """The link to the best checkpoint of a run; to the last where a copy has lost the best.
+
+    Raises UserError where there is none yet.
+    """
     found = next((run / name for name in ("best", "last") if (run / name).is_dir()), None)
     if found is None:
         raise UserError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import types
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -171,7 +172,8 @@ def _entries(path: Path, missing: str) -> Iterator[tuple[int, Any, Any]]:
         if missing and isinstance(error, FileNotFoundError | NotADirectoryError):
             raise UserError(missing) from error
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # or a date that there is not
+    # A tag such as !!float, and a date that there is not, may raise anything of a value.
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else f"{path}"
         reason = getattr(error, "problem", None) or reason_of(error)
@@ -180,9 +182,7 @@ def _entries(path: Path, missing: str) -> Iterator[tuple[int, Any, Any]]:
 
 def as_yaml(values: Mapping[str, Any]) -> str:
     """The text of a YAML file that `read_options` reads as these values."""
-    plain = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
-    }
+    plain = json.loads(json.dumps(values))  # a list for a tuple, a float for numpy's
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=float("inf"))
 
 

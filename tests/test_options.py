@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from convai_fast.cli.options.generate import GenerateOptions
@@ -61,6 +62,8 @@ def test_values_have_the_types_of_their_options(config):
         ("3: 4", "there is no option 3"),
         ("lr: 1\n  x: [", "mine.yaml, line 2: this is not YAML"),
         ("x: 2026-99-99", "mine.yaml: this is not YAML"),
+        ("x: !!timestamp y", "mine.yaml: this is not YAML"),
+        ("lr: !!float ''", "mine.yaml: this is not YAML"),
         ("- lr", "mine.yaml must hold options, one a line"),
         (b"lr: \xff", "mine.yaml: this is not YAML"),
         ("a: " + "[" * 5000, "mine.yaml.*: this is not YAML"),
@@ -71,6 +74,13 @@ def test_a_mistake_is_one_sentence_with_its_line(config, text, says):
     with pytest.raises(UserError, match=says) as raised:
         parse(TrainOptions, ["--config", config(text)])
     assert "\n" not in str(raised.value)
+
+
+def test_a_reader_that_is_code_has_to_be_named_on_the_command_line(config):
+    words = ["--config", config("data: a\nreader: [json, mine.py:load]")]
+    with pytest.raises(UserError, match=r"reader json mine\.py:load, which is code: give `reader`"):
+        parse(TrainOptions, words)
+    assert parse(TrainOptions, [*words, "--reader", "a:b"])[0].reader == ("a:b",)
 
 
 def test_a_file_that_is_not_there_is_one_sentence():
@@ -85,4 +95,5 @@ def test_an_empty_file_gives_nothing(config):
 def test_what_is_written_is_read_again(config):
     values = {"dataset_path": ("ä.json", "no"), "lr": 1e-05, "model": "1e-3", "compile": True}
     values |= {"reader": (), "output": "", "seed": 2**63 - 1, "tokenizer": "x" * 300 + " y"}
+    values |= {"max_norm": np.float64(0.1), "dataset_cache": "\U0001f600 \udcff"}
     assert read_options(Path(config(as_yaml(values))), options_of(TrainOptions)) == values

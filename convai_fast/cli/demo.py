@@ -51,7 +51,7 @@ def run(options: DemoOptions) -> None:
         f"\nperplexity of the true reply:     {result.before.ppl:.1f} before, "
         f"{result.after.ppl:.2f} after"
         f"\n\ntalk to it:         convai-fast interact --model {result.run / 'best'} "
-        f"--dataset_path {file}"
+        f"--data {file}"
         f"\nthe dialogues:      {file}"
     )
 

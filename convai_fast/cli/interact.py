@@ -16,6 +16,7 @@ from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.messages import sentences
 from convai_fast.hardware import resolve_device
 from convai_fast.loading import load
+from convai_fast.options import check_at_least
 from convai_fast.serving.conversation import Conversation
 
 _PROMPT = ">>> "
@@ -25,8 +26,7 @@ def run(options: InteractOptions) -> None:
     """Load the model and talk until the user ends it."""
     recall(options)
     assert options.max_history is not None  # recalled
-    if options.max_history < 0:
-        raise UserError(f"max_history is {options.max_history}, but must be at least 0")
+    check_at_least(options, {"max_history": 0})
     personas = _read_personas(options)
     persona = _first_persona(options, personas)
 
@@ -46,7 +46,7 @@ def run(options: InteractOptions) -> None:
 
     print(conversation.describe_persona(), end="")
     if not persona and not options.no_personality:
-        print("Give one with --persona, --persona_file or --dataset_path, or /persona a | b | c.")
+        print("Give one with --persona, --persona_file or --data, or /persona a | b | c.")
     print("Write a line to talk; /help lists the commands, Ctrl-D ends.")
     chat(conversation)
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from convai_fast.cli.options.common import ProcessOptions
@@ -19,7 +20,8 @@ def parse(options_class: Any, words: Sequence[str]) -> tuple[Any, ProcessOptions
 
     What the words give counts over what the file of --config gives.
 
-    Raises UserError at the first word, or line of the file, that cannot be understood.
+    Raises UserError at the first word, or line of the file, that cannot be understood, and for code
+    that the file alone names.
     """
     options = options_of(options_class) | options_of(ProcessOptions)
     given = _given(options, words)
@@ -28,8 +30,22 @@ def parse(options_class: Any, words: Sequence[str]) -> tuple[Any, ProcessOptions
         values = read_options(file, options, ALIASES)
         if "config" in values:
             raise UserError(f"{file}: config can only be given on the command line: leave it out")
+        if "reader" not in given:
+            _check_no_code(file, values.get("reader", ()))
         given = values | given
     return build(options_class, given), build(ProcessOptions, given), frozenset(given)
+
+
+def _check_no_code(file: Path, readers: Sequence[str]) -> None:
+    """Raise UserError where the file, which may come from anybody, names a function as a reader."""
+    from convai_fast.data.readers.user_function import is_function  # --help does not wait for it
+
+    if any(map(is_function, readers)):
+        reader = " ".join(readers)
+        raise UserError(
+            f"{file} names the reader {reader}, which is code: give `reader` {reader} on the "
+            "command line, too, to allow it"
+        )
 
 
 def _given(options: Mapping[str, Option], words: Sequence[str]) -> dict[str, Any]:
@@ -40,7 +56,7 @@ def _given(options: Mapping[str, Option], words: Sequence[str]) -> dict[str, Any
     while left:
         option, flag, attached = _option(options, left.pop(0))
         if option.is_list:
-            texts = _values_of_list(options, left) if attached is None else [attached]
+            texts = _values_of_list(left) if attached is None else [attached]
             if not texts:
                 raise UserError(f"{flag} needs a value: {option.what_it_is}, or several")
             found = tuple(_value(option, flag, text) for text in texts)
@@ -55,7 +71,7 @@ def _given(options: Mapping[str, Option], words: Sequence[str]) -> dict[str, Any
         if attached is None and option.kind is bool:
             attached = "true"
         elif attached is None:
-            if not left or _is_option(options, left[0]):
+            if not left or _FLAG.fullmatch(left[0]):
                 raise UserError(f"{flag} needs a value: {option.what_it_is}")
             attached = left.pop(0)
         given[option.name] = _value(option, flag, attached)
@@ -75,13 +91,7 @@ def _option(options: Mapping[str, Option], word: str) -> tuple[Option, str, str 
     return option, f"--{match[1]}", match[2]
 
 
-def _is_option(options: Mapping[str, Option], word: str) -> bool:
-    match = _FLAG.fullmatch(word)
-    name = match[1].replace("-", "_") if match else ""
-    return ALIASES.get(name, name) in options
-
-
-def _values_of_list(options: Mapping[str, Option], left: list[str]) -> list[str]:
+def _values_of_list(left: list[str]) -> list[str]:
     """Takes the words before the next option off the front."""
     texts = []
     while left and not _FLAG.fullmatch(left[0]):

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Collection
 
+from convai_fast.archive import best_checkpoint
 from convai_fast.cli.options.train import TrainCommand
 from convai_fast.options import options_of
 from convai_fast.terminal import say
@@ -19,4 +20,4 @@ def run(options: TrainCommand, given: Collection[str]) -> None:
     if result.stopped_by is None and Ranks.from_environment().is_main:
         for line in conclude(result):
             say(line)
-        say(f"talk to it: convai-fast interact --model {result.run / 'best'}")
+        say(f"talk to it: convai-fast interact --model {best_checkpoint(result.run)}")

@@ -12,8 +12,8 @@ class DataOptions:
     """Dialogues: which ones, and how they are completed."""
 
     dataset_path: tuple[str, ...] = ()
-    """Files, folders, Hub dataset ids, or stores made by `prepare`; several are mixed, and a=2 has
-    training see the examples of a twice."""
+    """Files, folders, Hub dataset ids, or stores made by `prepare`; several are mixed, and
+    `train` sees the examples of a=2 twice."""
     reader: tuple[str, ...] = ("auto",)
     """auto, json, parlai, csv, messages, sharegpt, pairs, hub, or your own package.module:function
     or file.py:function; one for all data, or one for each."""

@@ -21,14 +21,14 @@ def deferred_signals() -> Iterator[None]:
         yield
         return
     previous = {each: old for each in _RAISING if callable(old := signal.getsignal(each))}
-    received: list[int] = []
+    received: list[tuple[int, FrameType | None]] = []
     is_done = False
 
     def receive(number: int, frame: FrameType | None) -> None:
         if is_done:  # and the handler before is just being put back
             previous[number](number, frame)
         else:
-            received.append(number)
+            received.append((number, frame))
 
     try:
         for each in previous:
@@ -38,5 +38,5 @@ def deferred_signals() -> Iterator[None]:
         is_done = True
         for each, handler in previous.items():
             signal.signal(each, handler)
-        for number in received:
-            signal.raise_signal(number)
+        for number, frame in received:  # not raised anew, which would wake an event loop twice
+            previous[number](number, frame)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from convai_fast.archive import best_checkpoint
 from convai_fast.data.dataset import unknown_share
 from convai_fast.files import read_json
 from convai_fast.training.evaluation import Metrics
@@ -89,13 +90,13 @@ def describe(run: "Trainer") -> Iterator[str]:
 
 def conclude(result: TrainResult) -> Iterator[str]:
     """What came of a run that has ended."""
-    best = result.run / "best"
+    best = best_checkpoint(result.run)
     figures = read_json(best / "metrics.json")
     found = ""
     if "nll" in figures:
         found = f": nll {figures['nll']:.3f}, perplexity {figures['ppl']:,.2f}, hits@1 "
         found += f"{figures['hits@1']:.1%}"
-    yield f"best checkpoint: {best}, of step {figures['step']:,}{found}"
+    yield f"{best.name} checkpoint: {best}, of step {figures['step']:,}{found}"
     time = f"{result.steps:,} steps in {tqdm.format_interval(result.seconds)}"
     if result.is_resumed:
         time += ", all sessions together"

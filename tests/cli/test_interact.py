@@ -160,7 +160,7 @@ def test_a_mistake_in_the_options_is_one_sentence(model_folder, capsys, write):
         return error_of(capsys, "--model", model_folder, *options)
 
     assert "top_p is 1.5" in error("--top_p", 1.5)
-    assert "max_history is -1" in error("--max_history", -1)
+    assert "--max_history must be at least 0, not -1" in error("--max_history", -1)
     assert "leaves no room for a prompt" in error("--max_length", 510)
     assert "--persona and --no_personality exclude" in error("--persona", "a", "--no_personality")
     assert "device nowhere" in error("--device", "nowhere")

@@ -63,6 +63,7 @@ def test_an_unknown_command_is_code_2():
         ("train", ["--compile=1"], "--compile must be true or false, not '1'"),
         ("train", ["--data"], "--data needs a value"),
         ("train", ["--lr", "--data", "x"], "--lr needs a value: a number"),
+        ("train", ["--output", "--form_scratch"], "--output needs a value: a text"),
         ("train", ["dialogues.json"], "'dialogues.json' belongs to no option"),
         ("train", [], "--data is missing: give dialogues (files, folders"),
         ("demo", ["--threads", "-1"], "--threads must be between 0 and 1024, not -1"),

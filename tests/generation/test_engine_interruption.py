@@ -1,6 +1,7 @@
 """Whatever breaks into a step, each request is answered once, as if nothing had happened."""
 
 import signal
+import socket
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -11,6 +12,7 @@ from convai_fast.generation import engine as engine_module
 from convai_fast.generation.detokenizer import Detokenizer
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.events import Done, Tokens
+from convai_fast.generation.interruption import deferred_signals
 from convai_fast.generation.params import SamplingParams
 
 PARAMS = SamplingParams(max_length=6, min_length=2, seed=1, temperature=2.0)
@@ -121,3 +123,23 @@ def test_texts_that_fail_once_are_written_all_the_same(small, requests, monkeypa
             events += small.step()
     assert len(failed) > 10
     check(small, events, expected)
+
+
+def test_an_event_loop_hears_of_a_deferred_signal_once():
+    handled = []
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    handler = signal.signal(signal.SIGTERM, lambda *_: handled.append(is_whole))
+    wakeup = signal.set_wakeup_fd(writer.fileno())
+    try:
+        is_whole = False
+        with deferred_signals(), deferred_signals():
+            signal.raise_signal(signal.SIGTERM)
+            is_whole = True
+        assert handled == [True]
+        assert reader.recv(8) == bytes([signal.SIGTERM])
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, handler)
+        reader.close()
+        writer.close()

@@ -34,6 +34,8 @@ def test_an_ended_run_names_its_best_checkpoint_its_figures_and_its_time(tmp_pat
         f"best checkpoint: {tmp_path}/best, of step 2,000",
         "2,000 steps in 1:02:05",
     ]
+    (tmp_path / "best").rename(tmp_path / "last")  # as in a run of which only that was copied
+    assert next(conclude(rest)) == f"last checkpoint: {tmp_path}/last, of step 2,000"
 
 
 def test_a_run_tells_that_examples_have_too_few_candidates(run_options, tmp_path):

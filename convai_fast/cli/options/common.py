@@ -17,8 +17,8 @@ class ProcessOptions:
     """All commands: how they are started."""
 
     config: Path | None = None
-    """YAML file with options by name, such as the options.yaml of a run, lists as lists; what the
-    command line gives counts over it."""
+    """YAML file with options of this command by name, lists as lists, as `train` takes the
+    options.yaml of a run; what the command line gives counts over it."""
     threads: int = 0
     """Threads to compute with; 0: as torch chooses, one for each core of this machine. Fewer are
     faster where other processes take the cores."""
