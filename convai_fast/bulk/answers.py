@@ -1,14 +1,19 @@
-"""What the engine does with the requests of a run: it writes replies, or ranks candidates."""
+"""What is done with the requests of a run: replies are written, or candidates ranked."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
+from transformers import PreTrainedTokenizerFast
+
 from convai_fast.bulk.jsonl import ranking_record, reply_record
+from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.identified import IdentifiedRequest
+from convai_fast.generation.ranking import rank
 from convai_fast.generation.request import Reply, Request
+from convai_fast.model.double_heads import DoubleHeadsModel
 
 Fail = Callable[[IdentifiedRequest, str], None]
 
@@ -24,8 +29,8 @@ class Answers(ABC):
     what: ClassVar[str]
     unit: ClassVar[str]
 
-    def __init__(self, engine: GenerationEngine) -> None:
-        self.engine = engine
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
         self.num_answers = self.num_units = 0
 
     @abstractmethod
@@ -48,7 +53,8 @@ class Replies(Answers):
         engine: GenerationEngine,
         record: Callable[[IdentifiedRequest, Sequence[Reply]], dict[str, Any]] = reply_record,
     ) -> None:
-        super().__init__(engine)
+        super().__init__(engine.tokenizer)
+        self.engine = engine
         self.record = record
 
     def answer(
@@ -71,9 +77,14 @@ class Replies(Answers):
 
 
 class Rankings(Answers):
-    """Each item's candidates, ranked by the multiple-choice head."""
+    """Each item's candidates, ranked by the model's multiple-choice head."""
 
     what, unit = "rankings", "candidates"
+
+    def __init__(self, model: DoubleHeadsModel, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__(tokenizer)
+        self.model = model.eval()
+        self.special_ids = special_ids(tokenizer)
 
     def answer(
         self, items: Iterable[IdentifiedRequest], fail: Fail
@@ -81,7 +92,9 @@ class Rankings(Answers):
         """See `Answers`."""
         for item in items:
             try:
-                ranking = self.engine.rank(item.request, item.candidates)
+                ranking = rank(
+                    self.model, self.tokenizer, self.special_ids, item.request, item.candidates
+                )
             except UserError as error:
                 fail(item, str(error))
                 continue

@@ -89,7 +89,7 @@ class BulkRun:
         if item.line is None:  # what the turns of a dataset hold is its reader's business
             return None
         try:
-            blank = find_blank_turn(item.request.history, self.answers.engine.tokenizer)
+            blank = find_blank_turn(item.request.history, self.answers.tokenizer)
         except UserError as error:
             return str(error)
         return None if blank is None else f"history[{blank}] is blank: leave it out"

@@ -10,7 +10,6 @@ from convai_fast.cli.bulk import check_given, checked_output, exit_on_sigterm, r
 from convai_fast.cli.options.rank import RankOptions
 from convai_fast.cli.remembered import recall
 from convai_fast.dialogue.encoding import tokenizer_fingerprint
-from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.ranking import NEEDS_HEAD
 from convai_fast.hardware import resolve_device
@@ -38,6 +37,6 @@ def run(options: RankOptions) -> None:
     }
     if device.type == "cpu":
         keep_freed_memory()
-    rankings = Rankings(GenerationEngine(model.to(device), tokenizer, max_batch_size=1))
+    rankings = Rankings(model.to(device), tokenizer)
     with exit_on_sigterm(), ReplyFile(output, settings, overwrite=options.overwrite) as file:
         BulkRun(rankings, source, file).run()

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from convai_fast import GenerationEngine, Request, load
+from convai_fast.bulk import answers
 from convai_fast.cli.main import main
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.model import DoubleHeadsModel
@@ -73,15 +74,15 @@ def test_a_run_that_is_stopped_continues_to_the_same_file(rank, tmp_path, monkey
     undisturbed = (tmp_path / "ranked.jsonl").read_bytes()
     (tmp_path / "ranked.jsonl").unlink()
     asked = []
-    own = GenerationEngine.rank
+    own = answers.rank
 
-    def stopping(self, request, candidates):
+    def stopping(model, tokenizer, ids, request, candidates):
         asked.append(request.history)
         if asked.count(["c"]) == 1 and request.history == ["c"]:
             raise KeyboardInterrupt
-        return own(self, request, candidates)
+        return own(model, tokenizer, ids, request, candidates)
 
-    monkeypatch.setattr(GenerationEngine, "rank", stopping)
+    monkeypatch.setattr(answers, "rank", stopping)
     assert rank(requests=requests) == 130
     assert files(tmp_path) == ["ranked.jsonl.partial", "requests.jsonl"]
     assert rank(requests=requests) == 0
