@@ -4,10 +4,11 @@ import io
 import random
 import sys
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from convai_fast.cli.line_editing import line_editing, unechoed
 from convai_fast.cli.options.interact import InteractOptions
 from convai_fast.cli.remembered import recall
 from convai_fast.data.dataset import read_dialogues
@@ -17,7 +18,7 @@ from convai_fast.generation.messages import sentences
 from convai_fast.hardware import resolve_device
 from convai_fast.loading import load
 from convai_fast.options import check_at_least
-from convai_fast.serving.conversation import Conversation
+from convai_fast.serving.conversation import COMMANDS, Conversation
 
 _PROMPT = ">>> "
 
@@ -53,12 +54,15 @@ def run(options: InteractOptions) -> None:
 
 def chat(conversation: Conversation) -> None:
     """Feed the lines of standard input to `conversation` until it, or the input, ends."""
-    if sys.stdin.isatty():
-        with suppress(ImportError):
-            import readline  # noqa: F401  (gives input() line editing and history)
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    with line_editing(COMMANDS) if is_terminal else nullcontext():
+        _talk(conversation)
+
+
+def _talk(conversation: Conversation) -> None:
     while not conversation.ended:
         try:
             line = input(_PROMPT)
@@ -69,8 +73,9 @@ def chat(conversation: Conversation) -> None:
             print("\n(Ctrl-D or /quit ends)")
             continue
         try:
-            for piece in conversation.handle(line):
-                print(piece, end="", flush=True)
+            with unechoed():
+                for piece in conversation.handle(line):
+                    print(piece, end="", flush=True)
         except KeyboardInterrupt:
             print("\n(stopped; the model forgets this turn)")
         except UserError as error:

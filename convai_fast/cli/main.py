@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, process, given = parse(options_class(name), rest)
         _check_nothing_is_missing(options)
         process.check()
+        if name == "interact" and sys.stdout.isatty():
+            print(f"loading {options.model} …", flush=True)  # before the seconds of importing torch
         module = _import(name, process.threads)
         if is_process:
             _tell_of(others)

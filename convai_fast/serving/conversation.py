@@ -1,18 +1,23 @@
 """A conversation with one model: what it remembers, and what each line of the user does."""
 
+import os
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.fit import fit
 from convai_fast.errors import UserError
 from convai_fast.generation.detokenizer import Detokenizer
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request, check_ranking, prompt_room
 from convai_fast.serving.shown_text import stream_text
+from convai_fast.serving.transcript import Transcript
 
 _HELP = """\
 Write a line to talk, or a command:
@@ -20,12 +25,17 @@ Write a line to talk, or a command:
   /persona a | b | c  give it these sentences and start a new conversation
   /persona random     the same, with a random persona of the dialogues
   /rank a | b | c     rank these as replies to your last line (or as openings), best first
-  /reset              forget the conversation
+  /reset              start a new conversation with the same persona
+  /save FILE          write every conversation so far, also those before /reset and /persona, into
+                      a new file, a JSON line of messages each, as `convai-fast train` reads them
   /seed N             draw as from the start with seed N: the same lines get the same replies
   /help               show this
   /quit               end (as do /exit and Ctrl-D)
-Ctrl-C clears the line, or stops a reply, and the model forgets that turn.
+Ctrl-C clears the line, or stops a reply, and the model forgets that turn. In a terminal, Tab
+completes a command, and the arrow keys bring back earlier lines, also those of earlier sessions.
 """
+
+COMMANDS = tuple(sorted({*re.findall(r"(?<!\S)/[a-z]+", _HELP)}))
 
 
 class Conversation:
@@ -57,6 +67,7 @@ class Conversation:
         self.window = 2 * max_history + 1
         self.ended = False
         self.history: list[list[int]] = []
+        self.transcript = Transcript()
         self._reseed(params.seed)
         self._set_persona(persona)
 
@@ -85,21 +96,34 @@ class Conversation:
         history = [*self.history, user_turn]
         turn_seed = random.Random(f"{self.params.seed} {self.turn}").getrandbits(63)
         reply: list[int] = []
-        # Beside <bos>, <speaker2> and the reply's <speaker1>.
-        room = prompt_room(self.engine.model.config.n_positions, self.params) - 3
-        if len(user_turn) > room:
-            yield "(the beginning of your line was left out to fit)\n"
-        elif len(user_turn) + sum(map(len, self.persona_ids)) > room:
-            yield "(some of the persona was left out to fit)\n"
         request = Request(
             persona=self.persona_ids,
             history=history[-self.window :],
             params=replace(self.params, seed=turn_seed),
         )
-        yield from stream_text(self.tokenizer, self._tokens(request), reply)
+        if cut := self._describe_cut(history[-self.window :]):
+            yield cut
+        text = ""
+        for piece in stream_text(self.tokenizer, self._tokens(request), reply):
+            text += piece
+            yield piece
         yield "\n"
         self.history = [*history, reply]
+        self.transcript.add(line, text.strip())
         self.turn += 1
+
+    def _describe_cut(self, history: list[list[int]]) -> str:
+        """The line that tells what of the persona and `history` does not fit; empty if all does."""
+        sentences, turns = [*map(len, self.persona_ids)], [*map(len, history)]
+        room = prompt_room(self.engine.model.config.n_positions, self.params)
+        kept = fit(sentences, turns, room - 1)  # beside the reply's <speaker1>
+        numbers = {
+            "the oldest turns": sum(turns[: len(turns) - kept.num_turns]),
+            "the persona": sum(sentences[kept.num_sentences :]),
+            "the beginning of your line": kept.num_skipped_tokens,
+        }
+        cut = [f"{_count(n, 'token')} of {what}" for what, n in numbers.items() if n]
+        return f"(left out to fit the model: {', '.join(cut)})\n" if cut else ""
 
     def _tokens(self, request: Request) -> Iterable[int]:
         """The tokens of the reply as they come, or all at once where the best of several is."""
@@ -118,8 +142,10 @@ class Conversation:
             case "/quit" | "/exit":
                 self.ended = True
             case "/reset":
-                self.history = []
+                self._begin()
                 yield "The conversation is forgotten.\n"
+            case "/save":
+                yield self._save(argument)
             case "/seed":
                 yield self._seed_command(argument)
             case "/persona":
@@ -147,6 +173,16 @@ class Conversation:
             self._set_persona(_split(argument))
         return self.describe_persona()
 
+    def _save(self, argument: str) -> str:
+        if not argument:
+            return "/save takes the name of a file, as in /save chat.jsonl.\n"
+        path = Path(os.path.expanduser(argument))  # which leaves ~nobody as it is
+        try:
+            count = self.transcript.save(path)
+        except UserError as error:
+            return f"{error}.\n"
+        return f"Saved {_count(count, 'conversation')} in {path}.\n"
+
     def _rank(self, candidates: list[str]) -> Iterator[str]:
         if not candidates:
             yield "/rank takes candidates, as in /rank i like tea . | i like coffee .\n"
@@ -163,12 +199,20 @@ class Conversation:
     def _set_persona(self, sentences: Sequence[str]) -> None:
         self.persona = list(sentences)
         self.persona_ids = encode(self.tokenizer, self.persona)
+        self._begin()
+
+    def _begin(self) -> None:
         self.history = []
+        self.transcript.begin(self.persona)
 
     def _reseed(self, seed: int) -> None:
         self.params = replace(self.params, seed=seed)
         self.turn = 0
         self._random = random.Random(f"{seed} personas")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _split(argument: str) -> list[str]:

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from convai_fast.cli.line_editing import line_editing
 from convai_fast.cli.main import main
 from convai_fast.model import DoubleHeadsModel, TransformerConfig
 from tests.helpers.small_tokenizers import byte_tokenizer
@@ -25,21 +26,22 @@ ENVIRONMENT = {
 UTTERANCE = {"history": ["hi"], "candidates": ["hello"]}
 
 
-def interact(model_folder, *options, lines):
+def interact(model_folder, *options, lines, **environment):
     return subprocess.run(
         [*COMMAND, "--model", str(model_folder), *options],
         input=lines.encode(),
         capture_output=True,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **environment},
         timeout=120,
     )
 
 
-def test_lines_from_a_pipe_are_answered_until_quit(model_folder):
+def test_lines_from_a_pipe_are_answered_until_quit_and_not_kept(model_folder, tmp_path):
     options = ["--persona", "i like tea .", "--persona", "i have a cat .", "--min_length", "2"]
     lines = "hi , tea ?\n\n/persona\n/rank yes . | no .\n/foo\n/quit\nnot read\n"
-    process = interact(model_folder, *options, lines=lines)
+    process = interact(model_folder, *options, lines=lines, XDG_STATE_HOME=str(tmp_path))
     assert (process.returncode, process.stderr) == (0, b"")
+    assert not [*tmp_path.iterdir()]
     greeting, reply, empty, persona, rank, unknown, end = process.stdout.decode().split(">>> ")
     shown = "The model's persona:\n  i like tea .\n  i have a cat .\n"
     assert greeting == shown + "Write a line to talk; /help lists the commands, Ctrl-D ends.\n"
@@ -73,8 +75,8 @@ def test_a_line_too_long_and_a_reply_that_cannot_be_drawn_are_told(model_folder)
     process = interact(model_folder, *options, lines=lines)
     assert (process.returncode, process.stderr) == (0, b"")
     _, too_long, short, almost, _ = process.stdout.decode().split(">>> ")
-    assert too_long.startswith("(the beginning of your line was left out to fit)\n")
-    assert almost.startswith("(some of the persona was left out to fit)\n")
+    assert "of the beginning of your line)\n" in too_long
+    assert "of the persona)\n" in almost
     assert "left out" not in short
     for answer in (too_long, short, almost):
         assert "\n(no token can be drawn, since no_repeat_ngram_size bans them all: " in answer
@@ -84,10 +86,12 @@ def test_a_line_too_long_and_a_reply_that_cannot_be_drawn_are_told(model_folder)
 class Terminal:
     """The command in a terminal of its own."""
 
-    def __init__(self, *options):
+    def __init__(self, *options, state):
         self.master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            [*COMMAND, *options], env=ENVIRONMENT, preexec_fn=lambda: os.login_tty(slave)
+            [*COMMAND, *options],
+            env={**ENVIRONMENT, "XDG_STATE_HOME": str(state)},
+            preexec_fn=lambda: os.login_tty(slave),
         )
         os.close(slave)
         self.output = b""
@@ -106,18 +110,28 @@ class Terminal:
         os.write(self.master, text)
 
 
-def test_ctrl_c_stops_a_reply_or_clears_a_line_and_ctrl_d_ends(model_folder):
+def test_in_a_terminal_keys_do_what_they_do_in_a_shell(model_folder, tmp_path):
+    history = tmp_path / "convai_fast" / "history"
+    history.parent.mkdir()
+    history.write_text("/nothing\n")
     options = ["--max_length", "480", "--min_length", "480", "--no_personality"]
-    terminal = Terminal("--model", str(model_folder), *options)
+    terminal = Terminal("--model", str(model_folder), *options, state=tmp_path)
     try:
+        terminal.wait_for(f"loading {model_folder} …\r\n".encode())
         assert b"The model has no persona." in terminal.wait_for(b">>> ")
+        terminal.type(b"\x10\n")  # Ctrl-P: the line before, of an earlier session
+        terminal.wait_for(b"/nothing is not a command")
+        terminal.wait_for(b">>> ")
         terminal.type(b"tea ?\n")
         terminal.wait_for(b"tea ?\r\n")
         terminal.wait_for(b" ")  # between two words of the reply
+        terminal.type(b"/pers")  # not echoed into the reply
+        time.sleep(0.1)
         terminal.type(b"\x03")
-        terminal.wait_for(b"(stopped; the model forgets this turn)\r\n")
+        assert b"/pers" not in terminal.wait_for(b"(stopped; the model forgets this turn)\r\n")
         terminal.wait_for(b">>> ")
-        terminal.type(b"/persona\n")
+        terminal.type(b"/pers\t\n")
+        terminal.wait_for(b"/persona\r\n")
         terminal.wait_for(b"The model has no persona.\r\n")
         terminal.wait_for(b">>> ")
         terminal.type(b"half a li")
@@ -131,10 +145,24 @@ def test_ctrl_c_stops_a_reply_or_clears_a_line_and_ctrl_d_ends(model_folder):
         terminal.type(b"\x04")
         assert terminal.process.wait(timeout=60) == 0
         assert b"Traceback" not in terminal.output
+        assert history.read_text().splitlines() == ["/nothing", "tea ?", "/persona"]
     finally:
         terminal.process.kill()
         terminal.process.wait()
         os.close(terminal.master)
+
+
+def test_a_history_that_cannot_be_read_or_written_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for state in ("file", "folder"):
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / state))
+        (tmp_path / "folder" / "convai_fast" / "history").mkdir(parents=True, exist_ok=True)
+        with line_editing([]):
+            pass
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "new"))
+    with line_editing([]):
+        pass
+    assert (tmp_path / "new" / "convai_fast" / "history").is_file()
 
 
 @pytest.fixture

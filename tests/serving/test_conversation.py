@@ -1,10 +1,13 @@
 """A conversation: what the model sees of it, and what its commands do."""
 
+import errno
 import random
 from dataclasses import replace
 
 import pytest
 
+from convai_fast.data.dataset import read_dialogues
+from convai_fast.data.options import DataOptions
 from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.generation.engine import GenerationEngine
@@ -12,7 +15,7 @@ from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.ranking import rank_candidates
 from convai_fast.generation.request import Request
 from convai_fast.model import DoubleHeadsModel
-from convai_fast.serving.conversation import Conversation
+from convai_fast.serving.conversation import COMMANDS, Conversation
 from tests.helpers.decoder_steps import recorded_steps
 
 PERSONA = ["i like tea .", "i have a cat ."]
@@ -88,6 +91,80 @@ def test_the_model_sees_the_last_turns_within_max_history(conversation, monkeypa
         say(conversation, line)
     assert [len(history) for _, history in seen] == [1, 3, 3]
     assert seen[2][1][:2] == conversation.history[2:4]
+
+
+def test_what_does_not_fit_the_model_is_told_with_the_oldest_turns_first(conversation):
+    def told(line):
+        said, _, reply = say(conversation, line).partition("\n")
+        return said if reply else ""
+
+    assert told("hi") == ""
+    oldest = sum(map(len, conversation.history))
+    persona = sum(map(len, conversation.persona_ids))
+    room = 512 - 8 - 3  # beside the reply, <bos> and the two speakers
+    assert (
+        told("tea " * (room - persona))
+        == f"(left out to fit the model: {oldest} tokens of the oldest turns)"
+    )
+    say(conversation, "/reset")
+    assert told("tea " * (room + 1)) == (
+        f"(left out to fit the model: {persona} tokens of the persona, "
+        "1 token of the beginning of your line)"
+    )
+
+
+def test_what_is_saved_is_every_conversation_with_its_persona_as_data_to_train_on(
+    conversation, tmp_path
+):
+    path = tmp_path / "chat.jsonl"
+    assert say(conversation, f"/save {path}") == "there is no conversation to save yet.\n"
+    first = [text for line in ("hi", "tea ?") for text in (line, say(conversation, line).strip())]
+    conversation.handle("forgotten").close()
+    say(conversation, "/reset")
+    say(conversation, "/persona i am old . | i am a cook .")
+    second = ["naïve ?", say(conversation, "naïve ?").strip()]
+    assert say(conversation, f"/save {path}") == f"Saved 2 conversations in {path}.\n"
+
+    options = DataOptions(dataset_path=(str(path),), valid_fraction=0, fill_candidates=1)
+    dialogues = read_dialogues(options).dialogues["train"]
+    assert [dialogue.personality for dialogue in dialogues] == [
+        PERSONA,
+        ["i am old .", "i am a cook ."],
+    ]
+    said = [
+        [*dialogue.utterances[-1].history, dialogue.utterances[-1].candidates[-1]]
+        for dialogue in dialogues
+    ]
+    assert said == [first, second]
+
+
+def test_a_save_replaces_no_file_and_leaves_nothing_where_it_cannot_write(
+    conversation, tmp_path, monkeypatch
+):
+    say(conversation, "hi")
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    assert (
+        say(conversation, f"/save {taken}") == f"{taken} is already there: choose another name.\n"
+    )
+    assert taken.read_text() == "mine"
+    assert say(conversation, f"/save {taken}/chat.jsonl").endswith(": Not a directory.\n")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("convai_fast.files.os.replace", full)
+    new = tmp_path / "new"
+    assert (
+        say(conversation, f"/save {new}") == f"{new} cannot be written: No space left on device.\n"
+    )
+    assert list(tmp_path.iterdir()) == [taken]
+    assert "takes the name of a file" in say(conversation, "/save")
+
+
+def test_every_command_that_is_completed_is_one(conversation):
+    assert {"/help", "/exit", "/persona", "/save"} <= {*COMMANDS}
+    assert not any("is not a command" in say(conversation, name) for name in COMMANDS)
 
 
 def test_an_abandoned_reply_is_forgotten_with_its_question(conversation):
