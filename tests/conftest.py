@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -14,7 +15,9 @@ SHARED = Path(__file__).parents[1].parent / "shared"
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Tensors are small here: a second thread costs more than it saves, much more on a busy machine.
+# Tensors are small here: a second thread costs more than it saves, much more on a busy machine. And
+# commands that tests start would tell that others take the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
