@@ -24,7 +24,8 @@ from benchmarks import shapes
 from benchmarks.peers import Drawing
 from benchmarks.timing import memory_bandwidth, record
 from benchmarks.workers import PeerProcess, pairwise, take_turns
-from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
+from convai_fast.data.builtin import builtin_dialogues
+from convai_fast.dialogue.new_tokenizer import train_tokenizer
 from convai_fast.dialogue.tokenizer import special_ids
 
 NO_SEGMENTS = "has no input for segments"
@@ -136,7 +137,7 @@ def random_model(request):
 def builtin_world() -> tuple[PreTrainedTokenizerFast, dict[str, torch.Tensor]]:
     """A small tokenizer, and what is said in each split of the built-in dialogues."""
     dialogues = builtin_dialogues()
-    tokenizer = train_builtin_tokenizer(dialogues["train"])
+    tokenizer = train_tokenizer(dialogues["train"])
     tokens = {}
     for split, said in dialogues.items():
         texts = (" ".join([*d.utterances[-1].history, "\n"]) for d in said)

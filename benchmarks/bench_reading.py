@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.timing import record
-from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
+from convai_fast.data.builtin import builtin_dialogues
+from convai_fast.dialogue.new_tokenizer import train_tokenizer
 
 GIGABYTES = float(os.environ.get("CONVAI_FAST_BENCH_GB", "1"))
 
@@ -40,7 +41,7 @@ def folder(tmp_path_factory):
     """A tokenizer, and two files of chat data: a large one, and one long conversation."""
     folder = tmp_path_factory.mktemp("reading")
     dialogues = builtin_dialogues(num_train=200, num_valid=1)["train"]
-    train_builtin_tokenizer(dialogues, vocab_size=1000).save_pretrained(folder / "tokenizer")
+    train_tokenizer(dialogues, vocab_size=1000).save_pretrained(folder / "tokenizer")
     words = sorted({w for d in dialogues for u in d.utterances for w in u.candidates[-1].split()})
     rng = random.Random(0)
 

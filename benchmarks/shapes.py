@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.batches import Batch, DialogueBatches, Layout
-from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
+from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.readers import load_dialogues
 from convai_fast.data.store import DialogueStore
 from convai_fast.dialogue.dialogue import Dialogue
+from convai_fast.dialogue.new_tokenizer import train_tokenizer
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
@@ -138,7 +139,7 @@ def dialogues_and_tokenizer() -> tuple[str, dict[str, list[Dialogue]], PreTraine
         tokenizer = load_tokenizer(SHARED / "tokenizers" / "openai-gpt")
         return "Synthetic-Persona-Chat, 1,000 conversations", dialogues, tokenizer
     dialogues = builtin_dialogues()
-    return "built-in dialogues", dialogues, train_builtin_tokenizer(dialogues["train"])
+    return "built-in dialogues", dialogues, train_tokenizer(dialogues["train"])
 
 
 @cache

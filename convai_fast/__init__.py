@@ -32,6 +32,7 @@ _HOME = {
     "rank_candidates": "generation.ranking",
     "special_ids": "dialogue.tokenizer",
     "train": "training.loop",
+    "train_tokenizer": "dialogue.new_tokenizer",
 }
 
 if TYPE_CHECKING:  # what editors and type checkers read
@@ -43,6 +44,7 @@ if TYPE_CHECKING:  # what editors and type checkers read
     from convai_fast.dialogue.dialogue import Dialogue as Dialogue
     from convai_fast.dialogue.dialogue import Utterance as Utterance
     from convai_fast.dialogue.encoding import encode as encode
+    from convai_fast.dialogue.new_tokenizer import train_tokenizer as train_tokenizer
     from convai_fast.dialogue.sequence import build_input_from_segments as build_input_from_segments
     from convai_fast.dialogue.tokenizer import load_tokenizer as load_tokenizer
     from convai_fast.dialogue.tokenizer import special_ids as special_ids

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
+from convai_fast.data.builtin import builtin_dialogues
+from convai_fast.dialogue.new_tokenizer import train_tokenizer
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
@@ -40,4 +41,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of a few hundred tokens, trained on the built-in dialogues."""
     dialogues = builtin_dialogues(num_train=40, num_valid=4)["train"]
-    return train_builtin_tokenizer(dialogues, vocab_size=400)
+    return train_tokenizer(dialogues, vocab_size=400)

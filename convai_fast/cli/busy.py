@@ -37,5 +37,5 @@ class OtherProcesses:
             return ""
         return (
             f"other processes take {taken:.1f} of {num_cores} cores, and {num_threads} threads wait"
-            f" for one another: --threads {max(1, round(left))} may be faster"
+            f" for one another: --threads {max(1, round(left))} is often several times faster"
         )

@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from convai_fast.cli.options.demo import DemoOptions
 from convai_fast.data.build_store import build_store
-from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
+from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.dialogue.dialogue import Dialogue
+from convai_fast.dialogue.new_tokenizer import train_tokenizer
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
@@ -29,7 +30,7 @@ def run(options: DemoOptions) -> None:
     """Make the dialogues, train, evaluate, and show replies."""
     _train_options(options).check()
     dialogues = builtin_dialogues(num_train=6500, num_valid=60, seed=options.seed)
-    tokenizer = train_builtin_tokenizer(dialogues["train"])
+    tokenizer = train_tokenizer(dialogues["train"])
     torch.manual_seed(options.seed)
     model = DoubleHeadsModel(_model_config(tokenizer))
     prime_attention(model)

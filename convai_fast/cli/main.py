@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name == "interact" and sys.stdout.isatty():
             print(f"loading {options.model} …", flush=True)  # before the seconds of importing torch
         module = _import(name, process.threads)
-        if is_process:
+        if is_process and name not in ("prepare", "convert", "info"):
             _tell_of(others)
         if name == "train":
             # A run that is continued has to know which options were given.

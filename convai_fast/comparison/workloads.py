@@ -135,12 +135,15 @@ class Comparison:
         their_tokens = params.max_length
         note = (
             f"{params.max_length} tokens each, drawn with temperature {params.temperature} and "
-            f"top-p {params.top_p}, from token ids; transformers' generate with its cache of keys "
-            "and values, in one batch padded on the left"
+            f"top-p {params.top_p}, from token ids; transformers' generate in one batch padded on "
+            "the left, "
         )
-        if "past_key_values" not in inspect.signature(writer.forward).parameters:
+        # Its name in transformers before 5.24, and since.
+        if {"past_key_values", "cache"} & inspect.signature(writer.forward).parameters.keys():
+            note += "with its cache of keys and values"
+        else:
             their_tokens = max(1, min(params.max_length, int(self.seconds / 4 / per_token)))
-            note += ", which its class for this model lacks: it computes all anew for every token"
+            note += "whose class for this model has no cache: it computes all anew for every token"
             if their_tokens < params.max_length:
                 note += f", and writes only {their_tokens} of them here, which flatters it"
         if self.weights == "int8":

@@ -37,7 +37,7 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
                 return _read_folder(folder)
             if folder.is_absolute() or str(path).startswith((".", "~")):
                 raise UserError(f"there is no folder {path} to load a tokenizer from")
-            return _from_transformers(str(path))
+            return _read_folder(_download(str(path)))
         except UserError:
             raise
         except BaseException as error:
@@ -48,6 +48,20 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
                 f"cannot load a tokenizer from {source.path}: {reason_of(error)} (give a folder "
                 "with tokenizer.json or vocab.json and merges.txt, or the id of a model on the Hub)"
             ) from error
+
+
+def _download(repo_id: str) -> Path:
+    """The tokenizer's files of a repository of the Hub, in its cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=["*.json", "merges.txt"]))
+    # The client's errors, its HTTP library's and the operating system's have no common base.
+    except Exception as error:
+        raise UserError(
+            f"there is no folder {repo_id}, and the Hugging Face hub gave no tokenizer of that "
+            f"name ({reason_of(error)}); check the name or the network, or give a folder"
+        ) from error
 
 
 def _read_folder(folder: Path) -> PreTrainedTokenizerFast:
@@ -80,7 +94,7 @@ def _from_transformers(path: str) -> PreTrainedTokenizerFast:
     if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):
         raise UserError(
             f"{path} says which tokenizer the model has, but lacks its vocabulary: restore "
-            "tokenizer.json, or vocab.json and merges.txt"
+            "tokenizer.json, or vocab.json and merges.txt, or name another with `tokenizer`"
         )
     # Kept in the file by whoever encoded a padded batch before saving it.
     tokenizer.backend_tokenizer.no_truncation()

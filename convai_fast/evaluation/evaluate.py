@@ -226,7 +226,7 @@ class _Run:
             for turn in range(len(dialogue.utterances))
         ]
         if not self.turns:
-            raise UserError(f"the {split} split has no turn to answer: choose another `split`")
+            raise UserError(f"the {split} split has no turn to answer: choose the other `split`")
         self.rows = spread(len(self.turns), max_examples).tolist()
         self.examples = [
             ExampleResult(
@@ -251,7 +251,8 @@ class _Run:
                 raise UserError(
                     f"hits@{needed} needs {needed} candidates, and {example.id} (split, dialogue "
                     f"and turn, from 0) has {count}: ask for hits@{count} at most, or raise "
-                    "`fill_candidates` where distractors are drawn"
+                    "`fill_candidates` where distractors are drawn, or `valid_fraction`, since "
+                    "they are drawn from this split alone"
                 )
 
     def score(self, ranks: bool, tokens: bool, batch_size: int, dtype: torch.dtype) -> None:

@@ -17,6 +17,8 @@ from convai_fast.training.evaluation import Metrics
 if TYPE_CHECKING:
     from convai_fast.training.loop import Trainer
 
+_FEW_STEPS = 30
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -59,6 +61,11 @@ def describe(run: "Trainer") -> Iterator[str]:
         yield (
             f"cut to {run.model.config.n_positions} positions: history in {cuts.history:,}, "
             f"persona in {cuts.persona:,}, reply in {cuts.reply:,} examples"
+        )
+    if run.total_steps < _FEW_STEPS and not run.is_finished:
+        yield (
+            f"{run.total_steps} steps are few to learn from: lower gradient_accumulation_steps, or "
+            "raise n_epochs"
         )
     offsets = batches.store.splits["train"].candidate_offsets
     counts = offsets[1:] - offsets[:-1]

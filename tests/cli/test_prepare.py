@@ -84,9 +84,9 @@ def test_what_prepare_lacks_is_one_sentence_and_code_2(arguments, says, capsys):
 def test_a_store_is_tokenised_anew_for_another_tokenizer(files, tmp_path, capsys):
     assert prepare(files, "--output", str(tmp_path / "store")) == 0
     model = tmp_path / "model"
-    from convai_fast.data.builtin import train_builtin_tokenizer
+    from convai_fast.dialogue.new_tokenizer import train_tokenizer
 
-    other = train_builtin_tokenizer(builtin_dialogues(num_train=5, num_valid=1)["train"], 300)
+    other = train_tokenizer(builtin_dialogues(num_train=5, num_valid=1)["train"], 300)
     other.save_pretrained(model)
     config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 256}
     (model / "config.json").write_text(json.dumps(config))

@@ -7,9 +7,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from convai_fast.data import builtin_world as world
-from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
+from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.format import SPECIAL_TOKENS
+from convai_fast.dialogue.new_tokenizer import train_tokenizer
 from convai_fast.dialogue.tokenizer import add_special_tokens, special_ids
 
 TOPICS = {topic.name: topic for topic in world.TOPICS}
@@ -28,7 +29,7 @@ def turns(splits):
 
 @pytest.fixture(scope="module")
 def tokenizer(splits):
-    return train_builtin_tokenizer(splits["train"])
+    return train_tokenizer(splits["train"])
 
 
 def match(form, text, **values):
@@ -236,7 +237,7 @@ def test_how_topics_are_told_is_also_how_they_are_answered():
 
 
 def test_the_tokenizer_is_the_same_for_the_same_dialogues(splits, tokenizer):
-    again = train_builtin_tokenizer(splits["train"])
+    again = train_tokenizer(splits["train"])
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
 
 
@@ -255,13 +256,13 @@ def test_the_tokenizer_has_the_special_tokens_and_nothing_beyond_its_size(splits
     named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
     assert named == ("<bos>", "<eos>", "<pad>")
     assert len(tokenizer) <= 1000
-    small = train_builtin_tokenizer(splits["valid"], vocab_size=300)
+    small = train_tokenizer(splits["valid"], vocab_size=300)
     assert len(small) == 300 == max(small.get_vocab().values()) + 1
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused(splits):
     with pytest.raises(ValueError, match="at least 261"):
-        train_builtin_tokenizer(splits["valid"], vocab_size=100)
+        train_tokenizer(splits["valid"], vocab_size=100)
 
 
 def test_autotokenizer_loads_what_was_saved(tokenizer, tmp_path, splits):

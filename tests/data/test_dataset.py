@@ -11,7 +11,7 @@ import pytest
 
 from convai_fast.data import build_store, dataset
 from convai_fast.data.batches import DialogueBatches
-from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
+from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.dataset import (
     checked_sources,
     open_dataset,
@@ -21,6 +21,7 @@ from convai_fast.data.dataset import (
 )
 from convai_fast.data.options import DataOptions
 from convai_fast.data.readers import load_dialogues
+from convai_fast.dialogue.new_tokenizer import train_tokenizer
 from convai_fast.errors import UserError
 
 
@@ -235,7 +236,7 @@ def test_the_splits_of_a_store_stay_with_another_tokenizer_and_in_a_mixture(
     a, b = files
     how = {"valid_fraction": valid_fraction, "data_seed": 5}
     first = open_dataset(DataOptions(a, **how), tokenizer, tmp_path / "cache")
-    other = train_builtin_tokenizer(builtin_dialogues(num_train=5, num_valid=1)["train"], 300)
+    other = train_tokenizer(builtin_dialogues(num_train=5, num_valid=1)["train"], 300)
     again = open_dataset(DataOptions(str(first.folder)), other, tmp_path / "cache")
     mixed = open_dataset(DataOptions((str(first.folder), b)), tokenizer, tmp_path / "cache")
     for split in ("train", "valid"):

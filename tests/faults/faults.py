@@ -104,13 +104,14 @@ def make_inputs(folder: Path) -> None:
     """Dialogues, a tokenizer, the shape of a model, a model, and requests."""
     import torch
 
-    from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
+    from convai_fast.data.builtin import builtin_dialogues
+    from convai_fast.dialogue.new_tokenizer import train_tokenizer
     from convai_fast.model import DoubleHeadsModel, TransformerConfig
 
     dialogues = builtin_dialogues(num_train=4, num_valid=2)
     text = json.dumps({split: [asdict(d) for d in own] for split, own in dialogues.items()})
     (folder / "dialogues.json").write_text(text)
-    tokenizer = train_builtin_tokenizer(dialogues["train"], vocab_size=300)
+    tokenizer = train_tokenizer(dialogues["train"], vocab_size=300)
     shape = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 256}
     tokenizer.save_pretrained(folder / "shape")
     (folder / "shape" / "config.json").write_text(json.dumps(shape))

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from convai_fast.bulk.request_line import read_id, read_object, to_ranking, to_request
-from convai_fast.data.builtin import builtin_dialogues, train_builtin_tokenizer
+from convai_fast.data.builtin import builtin_dialogues
+from convai_fast.dialogue.new_tokenizer import train_tokenizer
 from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
@@ -45,7 +46,7 @@ ENCODED = [json.dumps(line).encode() for line in LINES]
 
 def fuzzer(folder: Path) -> Callable[[int], str]:
     """What reads the line of a number and builds its prompt, and tells how that ended."""
-    tokenizer = train_builtin_tokenizer(builtin_dialogues(num_train=8, num_valid=1)["train"], 300)
+    tokenizer = train_tokenizer(builtin_dialogues(num_train=8, num_valid=1)["train"], 300)
     shape = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 64}
     config = TransformerConfig.from_transformers({**shape, "vocab_size": len(tokenizer)})
     torch.manual_seed(0)

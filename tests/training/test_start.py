@@ -70,9 +70,9 @@ def test_a_tokenizer_of_another_model_is_refused(options, model_folder, data_fil
     options.from_scratch, options.model = True, str(model_folder)
     options.dataset_path, options.max_steps = str(data_file), 1
     run = train(options, report=lambda _: None).run
-    from convai_fast.data.builtin import train_builtin_tokenizer
+    from convai_fast.dialogue.new_tokenizer import train_tokenizer
 
-    other = train_builtin_tokenizer(builtin_dialogues(num_train=9, num_valid=1)["train"], 300)
+    other = train_tokenizer(builtin_dialogues(num_train=9, num_valid=1)["train"], 300)
     other.save_pretrained(tmp_path / "other")
     second = dataclasses.replace(
         options,
@@ -107,7 +107,8 @@ def test_the_command_line_trains_and_says_how_to_go_on(options, model_folder, da
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "random weights" in output
-    assert f"convai-fast interact --model {options.output}/best" in output
+    assert "2 steps are few to learn from" in output
+    assert f"convai-fast interact --model {options.output}/best --data {data_file}\n" in output
 
 
 def test_a_mistake_on_the_command_line_is_one_sentence_and_code_2(options, data_file):

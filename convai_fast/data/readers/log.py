@@ -60,10 +60,10 @@ class ReadingLog:
             if skip_bad_records and self.num_bad < self.num_records:
                 report(f"{path}: {summary} and are skipped: {named}")
             elif self.num_bad == 1:
-                raise UserError(f"{named} (or leave the record out with skip_bad_records)")
+                raise UserError(f"{named} (or leave the record out with `skip_bad_records`)")
             else:
                 raise UserError(
-                    f"{path}: {summary} (leave them out with skip_bad_records): {named}"
+                    f"{path}: {summary} (leave them out with `skip_bad_records`): {named}"
                 )
         for what, count in self.notes.items():
             report(f"{path}: {what} ({count:,})")
