@@ -43,7 +43,7 @@ def test_every_workload_runs_both_ways_and_leaves_the_weights_as_they_are(compar
         if workload.name.startswith("repl"):
             has_cache = comparison.model.config.family == "gpt2"
             assert (workload.ours.amount == workload.theirs.amount) == has_cache
-            assert ("lacks" in workload.note) == (not has_cache)
+            assert ("has no cache" in workload.note) == (not has_cache)
     count = min(32, len(comparison.turns))
     assert names[:2] == [f"replies to {count} prompts", "reply to one prompt"]
     assert names[2:] == ["ranking 20 candidates", "training step"]
