@@ -17,7 +17,7 @@ PACKAGE = Path(convai_fast.__file__).parent
 LAYERS = [
     ["errors"],
     ["options", "extras"],
-    ["files", "hardware", "terminal"],
+    ["files", "hardware", "hub", "terminal"],
     ["archive"],
     ["dialogue"],
     ["ops"],

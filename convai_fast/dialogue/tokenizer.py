@@ -8,9 +8,11 @@ from convai_fast.archive import unpacked
 from convai_fast.dialogue import old_tokenizer
 from convai_fast.dialogue.format import SPECIAL_TOKENS, SpecialIds
 from convai_fast.errors import UserError, reason_of
+from convai_fast.hub import download
 
 # Any of these lets AutoTokenizer find out by itself which class to use.
 _SELF_DESCRIBING_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
+_HUB_FILES = ("*.json", "merges.txt")
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
@@ -37,7 +39,7 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
                 return _read_folder(folder)
             if folder.is_absolute() or str(path).startswith((".", "~")):
                 raise UserError(f"there is no folder {path} to load a tokenizer from")
-            return _read_folder(_download(str(path)))
+            return _read_folder(download(str(path), _HUB_FILES, "tokenizer"))
         except UserError:
             raise
         except BaseException as error:
@@ -48,20 +50,6 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
                 f"cannot load a tokenizer from {source.path}: {reason_of(error)} (give a folder "
                 "with tokenizer.json or vocab.json and merges.txt, or the id of a model on the Hub)"
             ) from error
-
-
-def _download(repo_id: str) -> Path:
-    """The tokenizer's files of a repository of the Hub, in its cache."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=["*.json", "merges.txt"]))
-    # The client's errors, its HTTP library's and the operating system's have no common base.
-    except Exception as error:
-        raise UserError(
-            f"there is no folder {repo_id}, and the Hugging Face hub gave no tokenizer of that "
-            f"name ({reason_of(error)}); check the name or the network, or give a folder"
-        ) from error
 
 
 def _read_folder(folder: Path) -> PreTrainedTokenizerFast:

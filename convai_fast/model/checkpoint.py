@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from convai_fast.errors import UserError, reason_of, shown
+from convai_fast.errors import UserError, shown
 from convai_fast.files import read_json, scratch_folder
+from convai_fast.hub import download
 from convai_fast.model import legacy
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.tensors import EMBEDDING, listing, to_transformers
@@ -82,22 +83,13 @@ def find_folder(path: str | Path) -> Path:
 
 
 def _download(repo_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
     wanted = (
         [*_TEXT_FILES, "model.safetensors", "model-*-of-*.safetensors", WEIGHT_FILES[1]],
         ["pytorch_model.bin", "pytorch_model-*-of-*.bin", WEIGHT_FILES[3]],
     )
-    try:
-        folder = Path(snapshot_download(repo_id, allow_patterns=wanted[0]))
-        if not any((folder / name).exists() for name in WEIGHT_FILES):
-            folder = Path(snapshot_download(repo_id, allow_patterns=wanted[1]))
-    # The client's errors, its HTTP library's and the operating system's have no common base.
-    except Exception as error:
-        raise UserError(
-            f"there is no folder {repo_id}, and the Hugging Face hub gave no model of that name "
-            f"({reason_of(error)}); check the name or the network, or give a folder."
-        ) from error
+    folder = download(repo_id, wanted[0], "model")
+    if not any((folder / name).exists() for name in WEIGHT_FILES):
+        folder = download(repo_id, wanted[1], "model")
     return folder
 
 
