@@ -5,6 +5,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerFast
+
 from convai_fast._native import keep_freed_memory
 from convai_fast.cli.info import PACKAGES, machine_of, package_version
 from convai_fast.cli.options.evaluate import EvaluateOptions
@@ -84,28 +86,30 @@ def run(options: EvaluateOptions) -> None:
         "versions": {name: package_version(name) for name in (*PACKAGES, "sacrebleu")},
         "seconds": seconds,
     }
-    true = [example.expected for example in evaluation.examples]
-    is_cased = encode(tokenizer, true) != encode(tokenizer, [text.lower() for text in true])
-    print(_table(evaluation, options, seconds, is_cased))
-    details = "".join(
-        json.dumps(finite(asdict(example)), ensure_ascii=False) + "\n"
-        for example in evaluation.examples
-    )
-    texts = {options.output: to_json(report), options.details: details}
+    print(_table(evaluation, options, seconds, tokenizer))
+    texts = {options.output: to_json(report)} if options.output else {}
+    if options.details:
+        texts[options.details] = "".join(
+            json.dumps(finite(asdict(example)), ensure_ascii=False) + "\n"
+            for example in evaluation.examples
+        )
 
     def draw_into(folder: Path) -> list[Path]:
         from convai_fast.evaluation.plots import draw
 
         return draw(evaluation.examples, folder)
 
-    written = write_outputs(
-        {path: text for path, text in texts.items() if path}, options.plots, draw_into
-    )
+    written = write_outputs(texts, options.plots, draw_into)
     if written:
         print("\nwritten: " + ", ".join(map(str, written)))
 
 
-def _table(evaluation: Evaluation, options: EvaluateOptions, seconds: float, is_cased: bool) -> str:
+def _table(
+    evaluation: Evaluation,
+    options: EvaluateOptions,
+    seconds: float,
+    tokenizer: PreTrainedTokenizerFast,
+) -> str:
     counts = evaluation.counts
     lines = [
         f"{options.model} on {' and '.join(options.dataset_path)}, {options.split} split, "
@@ -121,7 +125,8 @@ def _table(evaluation: Evaluation, options: EvaluateOptions, seconds: float, is_
     if "words" in counts:
         unknown, words = counts["unknown_words"], counts["words"]
         lines += ["", f"words: {words:,} scored, {unknown:,} are not in the vocabulary"]
-        if is_cased:
+        true = [example.expected for example in evaluation.examples]
+        if encode(tokenizer, true) != encode(tokenizer, [text.lower() for text in true]):
             lines += [
                 "word_ppl is of texts in lower case, as ConvAI2 has it: of a model that has learnt "
                 "capitals it is",
