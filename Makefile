@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CUDA_ARCH ?= sm_90
 
-.PHONY: demo test lint bench faults sanitize build build-packages cuda-check gpu-check clean help
+.PHONY: demo test lint docs bench faults sanitize build build-packages cuda-check gpu-check clean help
 .PHONY: sdist wheel repair wheel-check test-installed wheels release-check
 
 help:
@@ -39,7 +39,6 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	git ls-files csrc | grep -E '\.(h|cuh|cpp|cu)$$' | xargs $(BIN)/clang-format --dry-run -Werror
 
-.PHONY: docs
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 

@@ -14,6 +14,7 @@ import yaml
 from convai_fast.errors import UserError, reason_of, shown
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Weights = Literal["float32", "bfloat16", "int8"]
 
 _WHAT_IT_IS = {
     int: "a whole number",

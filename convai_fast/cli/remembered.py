@@ -9,9 +9,11 @@ from convai_fast.data.readers.user_function import is_function
 from convai_fast.data.store import Origin
 from convai_fast.data.trained_with import TrainedWith
 from convai_fast.errors import UserError
+from convai_fast.training.options import TrainOptions
 
 # Where neither the command line nor the model says.
-_DEFAULTS = {"max_history": 2, "fill_candidates": 20, "valid_fraction": 0.1, "data_seed": 42}
+_REMEMBERED = ("max_history", "fill_candidates", "valid_fraction", "data_seed")
+_DEFAULTS = {name: getattr(TrainOptions, name) for name in _REMEMBERED}
 
 
 def recall(options: RememberedOptions) -> TrainedWith | None:

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from convai_fast.cli.options.common import DeviceOption, RememberedOptions
-from convai_fast.options import Precision
+from convai_fast.options import Precision, Weights
 
 
 @dataclass
@@ -14,7 +13,7 @@ class MeasuringOptions(DeviceOption):
 
     seconds: float = 25.0
     """How long each of the workloads is measured, about; two pairs of turns are the least."""
-    weights: Literal["float32", "bfloat16", "int8"] = "float32"
+    weights: Weights = "float32"
     """Number format of the weights that replies are written with; transformers has float32 beside
     int8."""
     precision: Precision = "auto"

@@ -1,10 +1,10 @@
 """The options of `convai-fast generate`."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from convai_fast.cli.options.bulk import BulkOptions
 from convai_fast.cli.options.common import ReplyOptions
+from convai_fast.options import Weights
 
 
 @dataclass
@@ -26,7 +26,7 @@ class WrittenOptions:
 class WritingOptions:
     """Writing: how replies are computed."""
 
-    weights: Literal["float32", "bfloat16", "int8"] = "float32"
+    weights: Weights = "float32"
     """Number format of the weights; int8 is an approximation."""
     batch_size: int = 64
     """Replies that are written at a time, at most; on a CPU they do not depend on it."""
