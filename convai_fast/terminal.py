@@ -21,6 +21,13 @@ def say(line: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """1 reply, 2 replies."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun[:-1]}ies" if noun.endswith("y") else f"{number:,} {noun}s"
+
+
 def progress_bar(items: Iterable[Any] | None = None, **settings: Any) -> tqdm:
     """A bar on the standard error, in a log a line each half minute; `settings` as in tqdm."""
     stream: Any

@@ -3,7 +3,7 @@
 import io
 import sys
 
-from convai_fast.terminal import progress_bar
+from convai_fast.terminal import counted, progress_bar
 
 
 def test_in_a_log_file_a_bar_is_a_line_each_half_minute(monkeypatch):
@@ -20,3 +20,8 @@ def test_in_a_log_file_a_bar_is_a_line_each_half_minute(monkeypatch):
     assert first.startswith("a:  51%")
     assert last.startswith("a:  52%")
     assert "\r" not in log.getvalue()
+
+
+def test_one_of_a_thing_is_no_plural():
+    assert [counted(1, "reply"), counted(2, "reply")] == ["1 reply", "2 replies"]
+    assert counted(1234, "bad line") == "1,234 bad lines"

@@ -22,11 +22,11 @@ class Answers(ABC):
     """Answers to requests, and what they add up to.
 
     Attributes:
-        what, unit: what they are called, and what their speed is told in.
+        noun, unit: what one is called, and what their speed is told in.
         num_answers, num_units: how many there are so far.
     """
 
-    what: ClassVar[str]
+    noun: ClassVar[str]
     unit: ClassVar[str]
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -46,7 +46,7 @@ class Answers(ABC):
 class Replies(Answers):
     """Replies that the engine writes; `record` makes of them what is written for their request."""
 
-    what, unit = "replies", "tokens"
+    noun, unit = "reply", "token"
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Replies(Answers):
 class Rankings(Answers):
     """Each item's candidates, ranked by the model's multiple-choice head."""
 
-    what, unit = "rankings", "candidates"
+    noun, unit = "ranking", "candidate"
 
     def __init__(self, model: DoubleHeadsModel, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__(tokenizer)

@@ -12,7 +12,7 @@ from convai_fast.bulk.reply_file import ReplyFile
 from convai_fast.errors import UserError
 from convai_fast.generation.identified import IdentifiedRequest, id_key
 from convai_fast.generation.request import find_blank_turn
-from convai_fast.terminal import progress_bar, say
+from convai_fast.terminal import counted, progress_bar, say
 
 
 class BulkRun:
@@ -105,7 +105,7 @@ class BulkRun:
 
     def _speed(self) -> str:
         per_second = self.answers.num_units / (time.perf_counter() - self.started)
-        return f"{per_second:,.0f} {self.answers.unit}/s"
+        return f"{per_second:,.0f} {self.answers.unit}s/s"
 
     def _report(self) -> None:
         answers = self.answers
@@ -119,9 +119,7 @@ class BulkRun:
                 "lists them all; dialogues are answered with `dataset_path`"
             )
         if bad:
-            self.report(
-                f"{bad:,} bad {'line' if bad == 1 else 'lines'}: {self.replies.errors} says why"
-            )
+            self.report(f"{counted(bad, 'bad line')}: {self.replies.errors} says why")
         if self.unused:
             fields = ", ".join(f"{name} ({count:,})" for name, count in self.unused.items())
             self.report(f"fields that change nothing, and in how many lines: {fields}")
@@ -129,7 +127,7 @@ class BulkRun:
             f" (and those to {self.num_earlier:,} requests before)" if self.num_earlier else ""
         )
         self.report(
-            f"{answers.num_answers:,} {answers.what}{earlier}, {answers.num_units:,} "
-            f"{answers.unit} in {time.perf_counter() - self.started:.1f} s, {self._speed()}: "
-            f"{self.replies.output}"
+            f"{counted(answers.num_answers, answers.noun)}{earlier}, "
+            f"{counted(answers.num_units, answers.unit)} in "
+            f"{time.perf_counter() - self.started:.1f} s, {self._speed()}: {self.replies.output}"
         )

@@ -15,7 +15,7 @@ from convai_fast.data.dataset import read_dialogues
 from convai_fast.hardware import resolve_device
 from convai_fast.loading import load
 from convai_fast.options import check_at_least
-from convai_fast.terminal import say
+from convai_fast.terminal import counted, say
 
 
 def run(options: BenchmarkOptions) -> None:
@@ -42,7 +42,7 @@ def run(options: BenchmarkOptions) -> None:
         seconds=options.seconds,
     )
     machine = machine_of(device, comparison.compute.dtype)
-    cpu = f"{machine['processor']}, {machine['threads']} threads"
+    cpu = f"{machine['processor']}, {counted(machine['threads'], 'thread')}"
     where = machine["device"] if device.type == "cuda" else cpu
     size = sum(parameter.numel() for parameter in model.parameters())
     data = " and ".join(options.dataset_path) or "built-in dialogues"

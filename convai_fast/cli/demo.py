@@ -38,6 +38,7 @@ def run(options: DemoOptions) -> None:
         store = build_store(dialogues, tokenizer, Path(scratch) / "store")
         result = Trainer(_train_options(options), model, tokenizer, store).run()
     if result.stopped_by is not None:
+        print("a demo does not go on from there: begin it anew with convai-fast demo")
         raise KeyboardInterrupt
     # Both were measured: --eval_before_start, and nothing has stopped it.
     assert result.before is not None and result.after is not None

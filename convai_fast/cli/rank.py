@@ -33,7 +33,7 @@ def run(options: RankOptions) -> None:
         **source.settings,
         "model": model_fingerprint(model),
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "answers": Rankings.what,
+        "answers": "rankings",
     }
     if device.type == "cpu":
         keep_freed_memory()

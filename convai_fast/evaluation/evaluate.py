@@ -244,7 +244,14 @@ class _Run:
         return self.dialogues[number].utterances[turn].candidates
 
     def check_candidates(self, needed: int) -> None:
-        """Raise UserError at the first example that has fewer candidates than `needed`."""
+        """Raise UserError at the first example that has fewer candidates than `needed`, or if there
+        is nothing but the true reply to choose from."""
+        if all(len(self._candidates(row)) == 1 for row in self.rows):
+            raise UserError(
+                f"hits@{needed} needs distractors, and the examples have their true reply alone: "
+                "raise `fill_candidates` to draw them from the split, or leave hits@K out of "
+                "`metrics`"
+            )
         for row, example in zip(self.rows, self.examples, strict=True):
             count = len(self._candidates(row))
             if count < needed:

@@ -18,6 +18,7 @@ from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request, check_ranking, prompt_room
 from convai_fast.serving.shown_text import stream_text
 from convai_fast.serving.transcript import Transcript
+from convai_fast.terminal import counted
 
 _HELP = """\
 Write a line to talk, or a command:
@@ -122,7 +123,7 @@ class Conversation:
             "the persona": sum(sentences[kept.num_sentences :]),
             "the beginning of your line": kept.num_skipped_tokens,
         }
-        cut = [f"{_count(n, 'token')} of {what}" for what, n in numbers.items() if n]
+        cut = [f"{counted(n, 'token')} of {what}" for what, n in numbers.items() if n]
         return f"(left out to fit the model: {', '.join(cut)})\n" if cut else ""
 
     def _tokens(self, request: Request) -> Iterable[int]:
@@ -181,7 +182,7 @@ class Conversation:
             count = self.transcript.save(path)
         except UserError as error:
             return f"{error}.\n"
-        return f"Saved {_count(count, 'conversation')} in {path}.\n"
+        return f"Saved {counted(count, 'conversation')} in {path}.\n"
 
     def _rank(self, candidates: list[str]) -> Iterator[str]:
         if not candidates:
@@ -209,10 +210,6 @@ class Conversation:
         self.params = replace(self.params, seed=seed)
         self.turn = 0
         self._random = random.Random(f"{seed} personas")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _split(argument: str) -> list[str]:

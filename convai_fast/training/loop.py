@@ -211,8 +211,13 @@ class Trainer:
                 self.progress.evaluated_before = True
             while not self.is_finished:
                 self._train_stretch(stop)
-                after = self.evaluate(stop)
-                self._end_stretch(after)
+                is_evaluated = self._evaluation_is_due
+                if is_evaluated:
+                    after = self.evaluate(stop)
+                if self.progress.examples == self.batches.num_examples:
+                    self.progress.end_epoch()
+                if is_evaluated:
+                    self._end_evaluation(after)
         except StoppedError:
             self._save()
             self.report(f"stopped at step {self.progress.step:,}; saved as {self.path / 'last'}")
@@ -249,7 +254,7 @@ class Trainer:
     # ---- training ---------------------------------------------------------------------------
 
     def _train_stretch(self, stop: Stop) -> None:
-        """The steps until the next evaluation, which ends an epoch or not; none if it is due."""
+        """The steps until the epoch ends or an evaluation is due; none if one is due now."""
         options, progress, batches = self.options, self.progress, self.batches
         self.model.train()
         batches.set_epoch(progress.epoch, start=progress.examples)
@@ -325,10 +330,13 @@ class Trainer:
         self.report(f"step {self.progress.step:,}: {metrics}")
         return metrics
 
-    def _end_stretch(self, metrics: Metrics | None) -> None:
+    @property
+    def _evaluation_is_due(self) -> bool:
+        every, step = self.options.eval_every, self.progress.step
+        return not every or step % every == 0 or step == self.total_steps
+
+    def _end_evaluation(self, metrics: Metrics | None) -> None:
         """Note and save what an evaluation has shown."""
-        if self.progress.examples == self.batches.num_examples:
-            self.progress.end_epoch()
         self.progress.end_evaluation(metrics)
         self._save(metrics)
         if self._is_out_of_patience:

@@ -91,14 +91,14 @@ class ValidationOptions:
     eval_before_start: bool = False
     """Evaluate once before training."""
     eval_every: int = 0
-    """Evaluate every so many optimizer steps, too; 0: only after each epoch."""
+    """Evaluate every so many optimizer steps and at the end, whatever the epochs; 0: after each
+    epoch."""
     valid_batch_size: int = 4
     """Examples a batch in validation."""
     valid_examples: int = 0
     """Evaluate on so many examples, spread evenly over the validation split; 0: on all."""
     patience: int = 0
-    """Stop when so many evaluations in a row have not found a lower nll, be they of whole epochs or
-    of --eval_every; 0: never."""
+    """Stop when so many evaluations in a row have not found a lower nll; 0: never."""
 
 
 @dataclass

@@ -75,6 +75,12 @@ def describe(run: "Trainer") -> Iterator[str]:
             f"candidates (fewest {counts.min()}, on average {counts.double().mean():.1f}): where "
             "they are drawn, fill_candidates is their bound, and equal replies are drawn once"
         )
+    valid = run.valid_batches.store.splits["valid"].candidate_offsets
+    if len(valid) > 1 and int((valid[1:] - valid[:-1]).max()) == 1:
+        yield (
+            "the examples of the validation split have one candidate: hits@1 says nothing there; "
+            "fill_candidates draws distractors from that split, which valid_fraction makes larger"
+        )
     if unknown := unknown_share(batches.store):
         yield unknown
     own = run.trained_with

@@ -155,7 +155,7 @@ def test_bad_lines_are_listed_and_the_others_answered(generate, replies, tmp_pat
     reasons = [bad["reason"] for bad in listed]
     says = ["not JSON", "line 2 has", "60 input_ids", "100000", "do you mean max_length?"]
     assert all(part in reason for part, reason in zip(says, reasons, strict=True))
-    assert capsys.readouterr().out.startswith(f"5 bad lines: {errors} says why\n1 replies, ")
+    assert capsys.readouterr().out.startswith(f"5 bad lines: {errors} says why\n1 reply, ")
     assert generate("--overwrite", requests=[{"id": "a"}]) == 0
     assert not errors.exists()
 

@@ -71,6 +71,7 @@ BAD_DATA = [
     ("a.json", utterance_with(history=["a\0b"]), ["history[0] holds a NUL character"]),
     ("a.json", utterance_with(history=["\ud83d"]), ["history[0] holds half of a surrogate pair"]),
     ("a.jsonl", f"{json.dumps(DOG_DIALOGUE)}\n\n{{'a': 1}}\n", ["line 3", "not valid JSON"]),
+    ("a.jsonl", f"{json.dumps(DOG_DIALOGUE)}\n  {{'a': 1}}\n", ["line 2", "column 4"]),
     ("a.jsonl", f"{json.dumps(DOG_DIALOGUE)}\n[1]\n", ["line 2 must be an object, not a list"]),
     # messages and sharegpt
     ("a.jsonl", messages_with("b"), ["line 2: messages[1] must be an object, not text"]),

@@ -102,6 +102,10 @@ def test_fewer_candidates_than_k_are_an_error_that_names_the_example(models, dia
     dialogues["valid"][1].utterances[2].candidates[:16] = []
     with pytest.raises(UserError, match=r"hits@5 needs 5 candidates, and valid/1/2 .* has 4"):
         evaluate(models.ours, models.tokenizer, dialogues, metrics=["hits@1", "hits@5"])
+    for utterance in (u for dialogue in dialogues["valid"] for u in dialogue.utterances):
+        utterance.candidates[:-1] = []
+    with pytest.raises(UserError, match="hits@1 needs distractors"):
+        evaluate(models.ours, models.tokenizer, dialogues, metrics=["hits@1"])
 
 
 def test_what_a_true_reply_costs_does_not_depend_on_its_distractors(models):

@@ -90,6 +90,16 @@ def test_two_runs_that_begin_in_one_second_have_two_folders(run_options, tmp_pat
     assert {path.name for path in Path("runs").iterdir()} == {path.name for path in paths}
 
 
+def test_a_run_that_starts_from_a_run_is_named_after_that(
+    run_options, killed, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    Path("best").mkdir()
+    for model, name in ((killed / "best", killed.name), (killed, killed.name), ("best", "best")):
+        path = run_folder.RunFolder(dataclasses.replace(run_options, model=str(model))).path
+        assert path.name.split("_")[-1].startswith(name)
+
+
 def test_only_checkpoints_of_its_own_are_removed(killed, capsys, monkeypatch):
     folder = killed / "checkpoints"
     shutil.copytree(folder / "step-000014", folder / "my-backup")

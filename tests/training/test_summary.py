@@ -46,3 +46,14 @@ def test_a_run_tells_that_examples_have_too_few_candidates(run_options, tmp_path
     loop.train(dataclasses.replace(options, output=str(tmp_path / "run")), said.append)
     (line,) = (line for line in said if "fewer than 50 candidates" in line)
     assert "(fewest 20, on average 20.0)" in line
+
+
+def test_a_run_tells_that_there_is_nothing_to_choose_from_in_validation(run_options, tmp_path):
+    options = dataclasses.replace(run_options, n_epochs=0, eval_before_start=False)
+    alone = dataclasses.replace(options, fill_candidates=1, dataset_path=(str(tmp_path / "a.csv"),))
+    (tmp_path / "a.csv").write_text("prompt,response\n" + "hi,hello\nhow,so\n" * 10)
+    for number, (given, is_told) in enumerate([(options, False), (alone, True)]):
+        said = []
+        run = dataclasses.replace(given, output=str(tmp_path / f"run{number}"))
+        loop.train(run, said.append)
+        assert any("hits@1 says nothing there" in line for line in said) == is_told

@@ -19,7 +19,8 @@ def parse_line(text: str, name: str, line: int) -> Any:
     try:
         return _DECODER.decode(text.strip("\ufeff \t\r\n"))
     except json.JSONDecodeError as error:
-        raise _invalid(name, line + error.lineno - 1, error.colno, error.msg) from None
+        left = len(text) - len(text.lstrip("\ufeff \t\r\n")) if error.lineno == 1 else 0
+        raise _invalid(name, line + error.lineno - 1, left + error.colno, error.msg) from None
     except RecursionError:
         raise _too_deep(name, line) from None
 
