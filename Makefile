@@ -37,7 +37,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	git ls-files csrc | grep -E '\.(h|cuh|cpp|cu)$$' | xargs $(BIN)/clang-format --dry-run -Werror
+	git ls-files csrc tests/emulator | grep -E '\.(h|cuh|cpp|cu)$$' | xargs $(BIN)/clang-format --dry-run -Werror
 
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from convai_fast import _native, ops
 from convai_fast.ops import reference
+from tests.helpers.emulator import on_gpus
 
 SPECIAL = (1, 2, 3, 4, 0)  # bos eos speaker1 speaker2 pad
 NAMES = ("input_ids", "token_type_ids", "labels", "mc_token_ids")
@@ -98,6 +99,12 @@ def in_shared_layout(arguments, max_length):
         "num_tokens": int(offsets[-1]),
         "max_length": max_length,
     }
+
+
+def on(gpu, arguments):
+    """The store's arrays are on a GPU; all else stays with the host."""
+    names = ("tokens", "utterance_offsets", "persona_ids", "history_ids", "candidate_ids")
+    return arguments | {name: arguments[name].to(gpu) for name in names}
 
 
 def assert_equal(actual, expected):
@@ -328,27 +335,23 @@ def test_it_compiles_into_a_graph():
     assert_equal(compiled(**arguments), ops.collate(**arguments))
 
 
-@pytest.mark.cuda
-def test_on_cuda_a_row_without_candidates_may_leave_them_no_room():
+@on_gpus()
+def test_on_cuda_a_row_without_candidates_may_leave_them_no_room(gpu):
     arguments = in_shared_layout(make_arguments([[5, 6]], [([0], 0, 1, [], [])], 0), 3)
-    for name in ("tokens", "utterance_offsets", "persona_ids", "history_ids", "candidate_ids"):
-        arguments[name] = arguments[name].cuda()
-    assert ops.collate_shared(**arguments)[0].tolist() == [1, 5, 6]
+    assert ops.collate_shared(**on(gpu, arguments))[0].tolist() == [1, 5, 6]
 
 
-@pytest.mark.cuda
-@settings(max_examples=300, deadline=None)
-@given(stores(), st.sampled_from([torch.uint16, torch.int32]), st.integers(0, 3))
-def test_cuda_equals_the_reference(store, dtype, slack):
-    utterances, rows = store
-    arguments = make_arguments(utterances, rows, needed_length(utterances, rows) + slack, dtype)
-    expected = reference.collate(**arguments)
-    on_host = ("plan", "special_ids", "num_candidates", "seq_len")
-    for name in arguments.keys() - set(on_host):
-        arguments[name] = arguments[name].cuda()
-    assert_equal([output.cpu() for output in ops.collate(**arguments)], expected)
-    shared = in_shared_layout(make_arguments(utterances, rows, 0, dtype), arguments["seq_len"])
-    expected = reference.collate_shared(**shared)
-    for name in arguments.keys() - set(on_host):
-        shared[name] = shared[name].cuda()
-    assert_equal([output.cpu() for output in ops.collate_shared(**shared)], expected)
+@on_gpus("max_examples", cuda=[(300,)], emulator=[(60,)])
+def test_cuda_equals_the_reference(gpu, max_examples):
+    @settings(max_examples=max_examples, deadline=None)
+    @given(stores(), st.sampled_from([torch.uint16, torch.int32]), st.integers(0, 3))
+    def check(store, dtype, slack):
+        utterances, rows = store
+        arguments = make_arguments(utterances, rows, needed_length(utterances, rows) + slack, dtype)
+        expected = reference.collate(**arguments)
+        assert_equal([x.cpu() for x in ops.collate(**on(gpu, arguments))], expected)
+        shared = in_shared_layout(make_arguments(utterances, rows, 0, dtype), arguments["seq_len"])
+        expected = reference.collate_shared(**shared)
+        assert_equal([x.cpu() for x in ops.collate_shared(**on(gpu, shared))], expected)
+
+    check()

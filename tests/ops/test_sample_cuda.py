@@ -1,17 +1,21 @@
-"""`sample` on a GPU against its reference on the CPU, to within the rounding of a float32 `exp`."""
+"""`sample` on a GPU against its reference on the CPU, to within the rounding of a float32 `exp`.
 
-from itertools import cycle, islice
+Its kernel runs in an emulator, too, with fewer and shorter rows.
+"""
+
+from itertools import cycle, islice, product
 
 import pytest
 import torch
 
 from convai_fast import ops
 from convai_fast.ops import reference
-
-pytestmark = pytest.mark.cuda
+from tests.helpers.emulator import EmulatedGpu, is_needed, kernels, on_gpus
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-VOCAB_SIZES = [1, 17, 1019, 40_483, 50_262, 131_072]  # the last is too long for one block's memory
+# The last is too long for one block's memory.
+VOCAB_SIZES = [1, 17, 1019, 40_483, 50_262, 131_072]
+SMALL_VOCAB_SIZES = [1, 17, 1019, 5003]
 ROUNDING = 2e-6  # of a row's mass: what sums of float32 `exp`s may differ by, several times over
 
 # temperature, top_k, top_p, min_p
@@ -58,8 +62,8 @@ def make_logits(rows, vocab_size, dtype, first=0):
     return logits.to(dtype)
 
 
-def on_gpu(given):
-    return {name: value.cuda() for name, value in given.items()}
+def on(gpu, given):
+    return {name: value.to(gpu) for name, value in given.items()}
 
 
 def assert_draws_are_right(token_ids, logits, given):
@@ -101,43 +105,48 @@ def assert_draws_are_right(token_ids, logits, given):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
-@pytest.mark.parametrize("rows", [1, 3, 33, 300])
-def test_draws_agree_with_the_reference(dtype, vocab_size, rows):
+@on_gpus(
+    "vocab_size rows",
+    cuda=product(VOCAB_SIZES, [1, 3, 33, 300]),
+    emulator=product(SMALL_VOCAB_SIZES, [4, 11]),
+)
+def test_draws_agree_with_the_reference(gpu, dtype, vocab_size, rows):
     rows = min(rows, 10**7 // vocab_size)  # the reference sorts, in float64
     for first in range(0, len(SETTINGS), rows):
         logits, given = make_logits(rows, vocab_size, dtype, first), parameters(rows, first)
-        token_ids, _ = ops.sample(logits.cuda(), **on_gpu(given))
+        token_ids, _ = ops.sample(logits.to(gpu), **on(gpu, given))
         assert_draws_are_right(token_ids, logits, given)
 
 
 @pytest.mark.parametrize("top_k", [0, 3, 200, 10**6])
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
-def test_ties_are_kept_by_the_rules(top_k, top_p):
+@on_gpus("rows", cuda=[(64,)], emulator=[(6,)])
+def test_ties_are_kept_by_the_rules(gpu, rows, top_k, top_p):
     values = torch.tensor([2.0, 1.5, 1.0, -1.0, -torch.inf])
     generator = torch.Generator().manual_seed(0)
-    logits = values[torch.randint(5, (64, 1019), generator=generator)]
-    given = parameters(64) | {
-        "temperature": torch.full((64,), 0.8),
-        "top_k": torch.full((64,), top_k),
-        "top_p": torch.full((64,), top_p),
-        "min_p": torch.zeros(64),
+    logits = values[torch.randint(5, (rows, 1019), generator=generator)]
+    given = parameters(rows) | {
+        "temperature": torch.full((rows,), 0.8),
+        "top_k": torch.full((rows,), top_k),
+        "top_p": torch.full((rows,), top_p),
+        "min_p": torch.zeros(rows),
     }
-    token_ids, _ = ops.sample(logits.cuda(), **on_gpu(given))
+    token_ids, _ = ops.sample(logits.to(gpu), **on(gpu, given))
     assert_draws_are_right(token_ids, logits, given)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_strides_and_expanded_parameters_give_the_same_draws(dtype):
-    logits, seeds = make_logits(33, 1019, dtype).cuda(), torch.arange(33, device="cuda")
+@on_gpus("rows", cuda=[(33,)], emulator=[(6,)])
+def test_any_strides_and_expanded_parameters_give_the_same_draws(gpu, rows, dtype):
+    logits, seeds = make_logits(rows, 1019, dtype).to(gpu), torch.arange(rows, device=gpu)
     expected, _ = ops.sample(logits, temperature=0.9, top_k=200, top_p=0.8, min_p=0.01, seeds=seeds)
-    wide = torch.full((33, 2 * 1019 + 5), torch.nan, dtype=dtype, device="cuda")
+    wide = torch.full((rows, 2 * 1019 + 5), torch.nan, dtype=dtype, device=gpu)
     wide[:, 3 : 3 + 2 * 1019 : 2] = logits
     full = {
-        "temperature": torch.full((33, 3), 0.9, device="cuda")[:, 1],
-        "top_k": torch.full((33,), 200, device="cuda"),
-        "top_p": torch.full((66,), 0.8, device="cuda")[::2],
-        "min_p": torch.full((33,), 0.01, device="cuda"),
+        "temperature": torch.full((rows, 3), 0.9, device=gpu)[:, 1],
+        "top_k": torch.full((rows,), 200, device=gpu),
+        "top_p": torch.full((2 * rows,), 0.8, device=gpu)[::2],
+        "min_p": torch.full((rows,), 0.01, device=gpu),
     }
     for same in (wide[:, 3 : 3 + 2 * 1019 : 2], logits.t().contiguous().t()):
         before = same.clone()
@@ -145,31 +154,34 @@ def test_any_strides_and_expanded_parameters_give_the_same_draws(dtype):
         assert torch.equal(same, before)
 
 
-@pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+@on_gpus(
+    "vocab_size batch", cuda=product(VOCAB_SIZES, [150]), emulator=product(SMALL_VOCAB_SIZES, [12])
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_draws_the_same_token_alone_and_in_any_batch(vocab_size, dtype):
+def test_a_row_draws_the_same_token_alone_and_in_any_batch(gpu, vocab_size, batch, dtype):
     """Which also compares one block a row with clusters of several sizes: no sum is rounded."""
-    logits, given = make_logits(150, vocab_size, dtype).cuda(), on_gpu(parameters(150))
+    logits, given = make_logits(batch, vocab_size, dtype).to(gpu), on(gpu, parameters(batch))
     together, _ = ops.sample(logits, **given)
-    for rows in (1, 2, 5, 30):
-        some = {name: value[60 : 60 + rows] for name, value in given.items()}
-        token_ids, _ = ops.sample(logits[60 : 60 + rows], **some)
-        assert torch.equal(token_ids, together[60 : 60 + rows])
+    for count in (1, 2, 5, 30):
+        rows = slice(batch // 3, batch // 3 + count)
+        token_ids, _ = ops.sample(logits[rows], **{name: x[rows] for name, x in given.items()})
+        assert torch.equal(token_ids, together[rows])
 
 
-@pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+@on_gpus("vocab_size", cuda=product(VOCAB_SIZES), emulator=product(SMALL_VOCAB_SIZES))
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_logprobs_are_those_of_the_unfiltered_logits(vocab_size, dtype):
-    logits, given = make_logits(12, vocab_size, dtype), on_gpu(parameters(12))
-    token_ids, logprobs = ops.sample(logits.cuda(), **given, return_logprobs=True)
+def test_logprobs_are_those_of_the_unfiltered_logits(gpu, vocab_size, dtype):
+    logits, given = make_logits(12, vocab_size, dtype), on(gpu, parameters(12))
+    token_ids, logprobs = ops.sample(logits.to(gpu), **given, return_logprobs=True)
     expected = logits.double().log_softmax(-1)[torch.arange(12), token_ids.cpu()]
     assert torch.allclose(logprobs.cpu().double(), expected, rtol=1e-6, atol=1e-5)
-    assert torch.equal(token_ids, ops.sample(logits.cuda(), **given)[0])
+    assert torch.equal(token_ids, ops.sample(logits.to(gpu), **given)[0])
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("rows", [2, 33, 300])
 def test_a_captured_graph_draws_anew_from_what_its_tensors_hold(rows):
-    logits, given = make_logits(rows, 40_483, torch.bfloat16).cuda(), on_gpu(parameters(rows))
+    logits, given = make_logits(rows, 40_483, torch.bfloat16).cuda(), on("cuda", parameters(rows))
     ops.sample(logits, **given)  # loads the kernel
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -184,6 +196,7 @@ def test_a_captured_graph_draws_anew_from_what_its_tensors_hold(rows):
         assert torch.equal(logprobs, expected_logprobs)
 
 
+@pytest.mark.cuda
 def test_draws_follow_the_filtered_distribution():
     logits, draws = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0], device="cuda"), 100_000
     steps = torch.arange(draws, device="cuda")
@@ -197,20 +210,22 @@ def test_draws_follow_the_filtered_distribution():
 
 
 @pytest.mark.parametrize("bad", [-torch.inf, torch.nan, torch.inf])
-@pytest.mark.parametrize("vocab_size", [9, 50_262])
-def test_a_row_that_leaves_nothing_to_draw_gives_no_token(bad, vocab_size):
-    logits = torch.zeros(3, vocab_size, device="cuda")
+@on_gpus("vocab_size", cuda=[(9,), (50_262,)], emulator=[(9,), (5003,)])
+def test_a_row_that_leaves_nothing_to_draw_gives_no_token(gpu, bad, vocab_size):
+    logits = torch.zeros(3, vocab_size, device=gpu)
     logits[1, -1] = bad
     logits[1] = logits[1] if bad > 0 or bad != bad else bad
     token_ids, logprobs = ops.sample(logits, return_logprobs=True)
     assert (token_ids == -1).tolist() == logprobs.isnan().tolist() == [False, True, False]
 
 
+@pytest.mark.cuda
 def test_no_rows_give_no_tokens():
     token_ids, logprobs = ops.sample(torch.zeros(0, 9, device="cuda"), return_logprobs=True)
     assert token_ids.shape == logprobs.shape == (0,)
 
 
+@pytest.mark.cuda
 def test_opcheck_passes():
     rows = torch.ones(2, device="cuda")
     logits = torch.randn(2, 9, device="cuda")
@@ -218,3 +233,26 @@ def test_opcheck_passes():
         torch.ops.convai_fast.sample.default,
         (logits, rows, rows.long(), rows, rows * 0, rows.long(), rows.long(), True),
     )
+
+
+def test_the_emulator_notices_each_barrier_that_is_removed():
+    """So that one that went missing would be noticed, which is luck on a GPU."""
+    rows = len(SETTINGS) + 2
+    logits = [make_logits(rows, vocab_size, torch.float32) for vocab_size in (17, 1019)]
+    for row in logits:
+        row[-1, -1] = torch.nan
+        row[-2] = -torch.inf
+
+    def draw():
+        with EmulatedGpu():
+            return [ops.sample(x, **parameters(rows), return_logprobs=True) for x in logits]
+
+    def check():
+        torch.testing.assert_close(draw(), expected, rtol=0, atol=0, equal_nan=True)
+
+    expected = draw()
+    check()
+    barriers = kernels("sample").barriers
+    assert len(barriers) > 5
+    needed = [is_needed("sample", i, check) for i in range(len(barriers))]
+    assert all(needed), [x for x, is_one in zip(barriers, needed, strict=True) if not is_one]
