@@ -122,7 +122,6 @@ inline Thread* first_from(size_t rank) {
 // Hands over to whoever's turn it is, which may be the caller.
 inline void reschedule() {
   constexpr int64_t kMostSwitches = 1 << 22;  // four times what our kernels take
-      100'000;  // a thread: a kernel that takes more is thought to hang
   Cluster& c = *cluster;
   const bool at_random = c.schedule == Schedule::kRandom;
   Thread* next = first_from(at_random ? c.random() % c.threads.size() : 0);

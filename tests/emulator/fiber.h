@@ -10,7 +10,9 @@
 #include <cstdlib>
 #include <vector>
 
-#if !defined(__x86_64__) && !defined(__aarch64__)
+#if defined(__x86_64__) || defined(__aarch64__)
+#define EMULATOR_OWN_SWITCH
+#else
 #include <ucontext.h>
 #endif
 
@@ -28,7 +30,7 @@
 
 namespace emulator {
 
-#if defined(__x86_64__) || defined(__aarch64__)
+#ifdef EMULATOR_OWN_SWITCH
 // Leaves what a function must not change on the stack, whose address it writes to `from`, and goes
 // on from what another call has left at `to`.
 extern "C" void emulator_switch(void** from, void* to);
@@ -105,7 +107,7 @@ class Fiber {
 #ifdef EMULATOR_ASAN
     ASAN_UNPOISON_MEMORY_REGION(bottom_, size_);  // an abandoned fiber may have stood there
 #endif
-#if defined(__x86_64__) || defined(__aarch64__)
+#ifdef EMULATOR_OWN_SWITCH
     void** saved = reinterpret_cast<void**>(bottom_ + size_) - kSavedWords;
     for (int i = 0; i < kSavedWords; ++i) saved[i] = nullptr;
     saved[kReturnWord] = reinterpret_cast<void*>(entry);
@@ -125,7 +127,7 @@ class Fiber {
     __sanitizer_start_switch_fiber(&fake_stack_, to.bottom_, to.size_);
     came_from_ = this;
 #endif
-#if defined(__x86_64__) || defined(__aarch64__)
+#ifdef EMULATOR_OWN_SWITCH
     emulator_switch(&saved_, to.saved_);
 #else
     swapcontext(&saved_, &to.saved_);
@@ -151,7 +153,7 @@ class Fiber {
   void* fake_stack_ = nullptr;
   static inline Fiber* came_from_ = nullptr;
 #endif
-#if defined(__x86_64__) || defined(__aarch64__)
+#ifdef EMULATOR_OWN_SWITCH
   void* saved_ = nullptr;
 #else
   ucontext_t saved_;
