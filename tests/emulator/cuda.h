@@ -110,6 +110,17 @@ inline float __double2float_rd(double x) {
   const float nearest = static_cast<float>(x);
   return nearest > x ? std::nextafter(nearest, -INFINITY) : nearest;
 }
+inline float __fmul_ru(float a, float b) {
+  const double exact = static_cast<double>(a) * b;
+  const float nearest = static_cast<float>(exact);
+  return nearest < exact ? std::nextafter(nearest, INFINITY) : nearest;
+}
+inline float __fsub_rd(float a, float b) { return __double2float_rd(static_cast<double>(a) - b); }
+inline float __fmaf_rz(float a, float b, float c) {
+  const double sum = static_cast<double>(a) * b + c;
+  const float nearest = static_cast<float>(sum);
+  return std::fabs(nearest) > std::fabs(sum) ? std::nextafter(nearest, 0.0f) : nearest;
+}
 inline float __expf(float x) { return std::exp(x); }
 template <typename T>
 T __ldg(const T* address) {

@@ -8,16 +8,17 @@ namespace {
 template <typename Logit, bool kInShared>
 const char* run(const Input<Logit>& in, const Output& out, int64_t rows, int64_t num_blocks,
                 int64_t seed) {
-  const int64_t slice = TeamRow<Logit, true>::span(in.vocab_size, num_blocks) * kWarps;
+  const int64_t slice_bytes =
+      kInShared ? TeamLogits<Logit, true>::slice_bytes(in.vocab_size, num_blocks) : 0;
   const emulator::Launch launch{
       .grid = {static_cast<unsigned>(rows * num_blocks)},
       .cluster_size = static_cast<unsigned>(num_blocks),
       .threads = kThreads,
-      .shared_bytes = {sizeof(BlockScratch), kInShared ? slice * sizeof(float) : 0},
+      .shared_bytes = {sizeof(BlockScratch), static_cast<size_t>(slice_bytes)},
       .seed = static_cast<uint64_t>(seed)};
   return emulator::run(launch, [&] {
     sample_block<Logit, kInShared>(in, out, *emulator::shared<BlockScratch>(0),
-                                   emulator::shared<float>(1));
+                                   emulator::shared<Logit>(1));
   });
 }
 

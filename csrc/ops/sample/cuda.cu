@@ -10,11 +10,11 @@ namespace convai_fast::sample {
 namespace {
 
 template <typename Logit, bool kInShared>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kInShared ? kBlocksAnSm : 1)
     sample_kernel(const Input<Logit> in, const Output out) {
   __shared__ BlockScratch scratch;
-  extern __shared__ float slice[];
-  sample_block<Logit, kInShared>(in, out, scratch, slice);
+  extern __shared__ uint4 slice[];
+  sample_block<Logit, kInShared>(in, out, scratch, reinterpret_cast<Logit*>(slice));
 }
 
 template <typename Logit, bool kInShared>
@@ -23,6 +23,8 @@ void launch(const Input<Logit>& in, const Output& out, int64_t rows, int num_blo
   const auto kernel = sample_kernel<Logit, kInShared>;
   C10_CUDA_CHECK(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, slice_bytes));
+  C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                      cudaSharedmemCarveoutMaxShared));
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {static_cast<unsigned>(num_blocks), 1, 1};
@@ -36,38 +38,42 @@ void launch(const Input<Logit>& in, const Output& out, int64_t rows, int num_blo
   C10_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, in, out));
 }
 
-// Splits rows over clusters if they would leave SMs idle, or are too long for one block's memory.
+// Splits rows over clusters if they would leave SMs idle, or if blocks would not fit an SM twice.
 template <typename Logit>
 void launch(const Input<Logit>& in, const Output& out, int64_t rows) {
   const int device = c10::cuda::current_device();
-  int num_sms = 0, block_bytes = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device));
-  C10_CUDA_CHECK(
-      cudaDeviceGetAttribute(&block_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  const auto attribute = [&](cudaDeviceAttr name) {
+    int value = 0;
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
+    return value;
+  };
+  const int64_t block_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  const int64_t sm_bytes = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  const int64_t reserved_bytes = attribute(cudaDevAttrReservedSharedMemoryPerBlock);
   cudaFuncAttributes attributes;
   C10_CUDA_CHECK(cudaFuncGetAttributes(&attributes, sample_kernel<Logit, true>));
 
   constexpr int kMaxBlocks = 8;       // what every device with clusters allows
   constexpr int kLeastTokens = 4096;  // a block; with fewer, waiting for the others costs more
   constexpr int kSmsOfOneGroup = 16;  // a cluster lies in one group of 16 or 18 SMs: count 16
-  const int64_t usable_sms = num_sms / kSmsOfOneGroup * kSmsOfOneGroup;
+  const int64_t usable_sms =
+      attribute(cudaDevAttrMultiProcessorCount) / kSmsOfOneGroup * kSmsOfOneGroup;
   const auto slice_bytes = [&](int num_blocks) {
-    const int64_t span = TeamRow<Logit, true>::span(in.vocab_size, num_blocks);
-    return span * kWarps * static_cast<int64_t>(sizeof(float));
+    return TeamLogits<Logit, true>::slice_bytes(in.vocab_size, num_blocks);
   };
-  const auto fits = [&](int num_blocks) {
-    return slice_bytes(num_blocks) + static_cast<int64_t>(attributes.sharedSizeBytes) <=
-           block_bytes;
+  const auto bytes = [&](int num_blocks) {
+    return slice_bytes(num_blocks) + static_cast<int64_t>(attributes.sharedSizeBytes);
   };
   int num_blocks = 1;
   // The code's architecture counts, not the device's: that for sm_80 runs on sm_90, as one block.
   while (attributes.ptxVersion >= 90 && num_blocks < kMaxBlocks) {
     const int next = 2 * num_blocks;
     const bool idle_sms = rows * next <= usable_sms && in.vocab_size >= next * kLeastTokens;
-    if (!idle_sms && fits(num_blocks)) break;
+    const bool fit_an_sm = kBlocksAnSm * (bytes(num_blocks) + reserved_bytes) <= sm_bytes;
+    if (!idle_sms && fit_an_sm) break;
     num_blocks = next;
   }
-  if (fits(num_blocks)) {
+  if (bytes(num_blocks) <= block_bytes) {
     launch<Logit, true>(in, out, rows, num_blocks, slice_bytes(num_blocks));
   } else {
     launch<Logit, false>(in, out, rows, num_blocks, 0);

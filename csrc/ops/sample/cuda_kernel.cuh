@@ -68,7 +68,7 @@ __device__ Edge find_edge(Row& row, int64_t top_k, float top_p, float min_p) {
     edge.key = last.key;
     if (needed < last.weight / each) {
       const auto ties = [&](int, uint32_t key) { return uint64_t{key == last.key}; };
-      edge.ties_end = row.locate(ties, [&](uint64_t) { return needed - 1; }) + 1;
+      edge.ties_end = row.locate(last.key + 1, ties, [&](uint64_t) { return needed - 1; }) + 1;
     }
   }
   if (min_p > 0) {
@@ -83,11 +83,12 @@ __device__ Edge find_edge(Row& row, int64_t top_k, float top_p, float min_p) {
 // What a block does for the row of its team; see `TeamRow`.
 template <typename Logit, bool kInShared>
 __device__ void sample_block(const Input<Logit>& in, const Output& out, BlockScratch& scratch,
-                             float* slice) {
+                             Logit* slice) {
   const int64_t n = blockIdx.x / Team::size();
   const bool leads = Team::rank() == 0 && threadIdx.x == 0;
-  TeamRow<Logit, kInShared> row(in.logits + n * in.row_stride, in.column_stride, in.vocab_size,
-                                scratch, slice);
+  const TeamLogits<Logit, kInShared> logits(in.logits + n * in.row_stride, in.column_stride,
+                                            in.vocab_size, slice);
+  TeamRow<Logit, kInShared> row(logits, scratch);
   const float largest = row.read();
   const float temperature = in.temperature[n];
   if (!isfinite(largest)) {  // nothing can be drawn: whoever fetches the tokens sees it
@@ -107,7 +108,8 @@ __device__ void sample_block(const Input<Logit>& in, const Output& out, BlockScr
 
   // Greedy is: keep the largest only, and draw the first that is kept.
   const bool greedy = temperature == 0;
-  const uint64_t unfiltered = row.temper(greedy ? 1 : temperature, out.logprobs != nullptr);
+  const uint64_t unfiltered = out.logprobs != nullptr ? row.unfiltered_mass() : 0;
+  row.set_temperature(greedy ? 1 : temperature);
   const Edge edge =
       greedy ? Edge{0, in.vocab_size} : find_edge(row, in.top_k[n], in.top_p[n], in.min_p[n]);
   const uint64_t random = greedy ? 0 : simd::philox(in.seeds[n], in.steps[n]);
@@ -115,12 +117,12 @@ __device__ void sample_block(const Input<Logit>& in, const Output& out, BlockScr
   // with one: exact, and below the total, so that a token that is kept is always found.
   const auto u_times = [&](uint64_t total) { return __umul64hi(random << 32, total); };
   const auto kept_mass = [&](int i, uint32_t key) { return edge.keeps(i, key) ? mass(key) : 0; };
-  const int token = row.locate(kept_mass, u_times);
+  const int token = row.locate(edge.key + 1, kept_mass, u_times);
 
   if (leads) {
     out.token_ids[n] = token;
     if (out.logprobs != nullptr) {
-      out.logprobs[n] = (row.logit(token) - largest) - log(unfiltered * 0x1p-40);
+      out.logprobs[n] = (logits.logit(token) - largest) - log(unfiltered * 0x1p-40);
     }
   }
 }
