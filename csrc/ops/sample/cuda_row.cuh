@@ -10,6 +10,7 @@
 #include <cooperative_groups/reduce.h>
 #include <cooperative_groups/scan.h>
 
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 
@@ -88,11 +89,11 @@ class TeamRow {
     return total;
   }
 
-  // To be called before any search.
+  // To be called before any search. Below 2^-60 a temperature is taken for 2^-60, and from 2^60 on
+  // for infinity, which makes all tokens tie.
   __device__ void set_temperature(float temperature) {
-    temperature_ = temperature;
-    const bool is_moderate = 0x1p-60f < temperature && temperature < 0x1p60f;
-    reciprocal_ = is_moderate ? __fdiv_rn(1.0f, temperature) : 0.0f;
+    temperature_ = fminf(fmaxf(temperature, 0x1p-60f), FLT_MAX);
+    reciprocal_ = temperature < 0x1p60f ? __fdiv_rn(1.0f, temperature_) : 0.0f;
   }
 
   // In the order of increasing keys, the one at which the weight so far reaches `target(total)`,
@@ -112,7 +113,7 @@ class TeamRow {
       const int shift = max(0, 32 - __clz(width - 1) - kLogBins);  // (width - 1) >> shift < kBins
       scratch_.low[even] = scratch_.low[odd] = scratch_.high[even] = scratch_.high[odd] = 0;
       __syncthreads();
-      // Where neighbours fall into one bin, as in flat rows, they are added to it together.
+      // In flat rows a lane's tokens fall into one bin, to which they are added together.
       int bin = 0;
       uint64_t pending = 0;
       logits_.for_each(lowest_below(end), [&](int, float x) {
@@ -126,6 +127,10 @@ class TeamRow {
         }
         pending += weigh(key);
       });
+      if (tile().all(bin == tile().shfl(bin, 0))) {  // or those of a whole warp
+        pending = cg::reduce(tile(), pending, cg::plus<uint64_t>());
+        if (lane() != 0) pending = 0;
+      }
       add_to_bin(bin, pending);
       Team::sync();
       uint64_t of_even = 0, of_odd = 0;
@@ -208,9 +213,7 @@ class TeamRow {
   // The quotient rounded as on the CPU, with the correction that a division ends with; for -inf not
   // a number, whose bits are no key with mass either.
   __device__ uint32_t key(float x) const {
-    const float below = largest_ - x;
-    if (reciprocal_ == 0) return __float_as_uint(__fdiv_rn(below, temperature_));
-    const float quotient = below * reciprocal_;
+    const float below = largest_ - x, quotient = below * reciprocal_;
     const float rest = fmaf(-quotient, temperature_, below);
     return __float_as_uint(fmaf(rest, reciprocal_, quotient));
   }
