@@ -10,7 +10,6 @@
 #include <cooperative_groups/reduce.h>
 #include <cooperative_groups/scan.h>
 
-#include <cfloat>
 #include <cmath>
 #include <cstdint>
 
@@ -89,11 +88,11 @@ class TeamRow {
     return total;
   }
 
-  // To be called before any search. Below 2^-60 a temperature is taken for 2^-60, and from 2^60 on
-  // for infinity, which makes all tokens tie.
+  // To be called before any search. A temperature beyond 2^-60 or 2^60 is taken for that one, so
+  // that no step of a division leaves the range of floats.
   __device__ void set_temperature(float temperature) {
-    temperature_ = fminf(fmaxf(temperature, 0x1p-60f), FLT_MAX);
-    reciprocal_ = temperature < 0x1p60f ? __fdiv_rn(1.0f, temperature_) : 0.0f;
+    temperature_ = fminf(fmaxf(temperature, 0x1p-60f), 0x1p60f);
+    reciprocal_ = __fdiv_rn(1.0f, temperature_);
   }
 
   // In the order of increasing keys, the one at which the weight so far reaches `target(total)`,
