@@ -4,6 +4,7 @@ from convai_fast import _native  # noqa: F401  (loads the compiled kernels)
 from convai_fast.ops.branch_attention import branch_attention
 from convai_fast.ops.cached_attention import cached_attention, make_cache
 from convai_fast.ops.collate import PLAN_COLUMNS, collate, collate_shared
+from convai_fast.ops.decode_attention import decode_attention
 from convai_fast.ops.decoder_step import PackedDecoder, PackedLayers, decoder_step
 from convai_fast.ops.dropout import draw_seed, dropout
 from convai_fast.ops.gelu import ACTIVATIONS, gelu
@@ -31,6 +32,7 @@ __all__ = [
     "cached_attention",
     "collate",
     "collate_shared",
+    "decode_attention",
     "decoder_step",
     "draw_seed",
     "dropout",

@@ -41,6 +41,11 @@ library.define(
 )
 
 library.define(
+    "decode_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values,"
+    " Tensor slots, Tensor lengths) -> Tensor"
+)
+
+library.define(
     "decoder_step(Tensor input_ids, Tensor? token_type_ids, Tensor slots, Tensor offsets,"
     " Tensor lengths, Tensor(a!) keys, Tensor(b!) values, Tensor?[] weights, int num_heads,"
     " int n_inner, bool pre_norm, bool rms_norm, float norm_eps, str activation, float? rope_theta)"

@@ -6,6 +6,7 @@ The compiled kernels are tested against these functions, which also serve where 
 from convai_fast.ops.reference.branch_attention import branch_attention, branch_attention_backward
 from convai_fast.ops.reference.cached_attention import cached_attention
 from convai_fast.ops.reference.collate import collate, collate_shared
+from convai_fast.ops.reference.decode_attention import decode_attention
 from convai_fast.ops.reference.decoder_step import decoder_step
 from convai_fast.ops.reference.dropout import dropout
 from convai_fast.ops.reference.gelu import gelu, gelu_backward
@@ -21,6 +22,7 @@ __all__ = [
     "cached_attention",
     "collate",
     "collate_shared",
+    "decode_attention",
     "decoder_step",
     "dropout",
     "filter_probabilities",
