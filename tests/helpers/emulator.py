@@ -18,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 from functools import cache
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 import pytest
@@ -226,6 +226,18 @@ def _launch_collate(store, plan, special_ids, num_candidates, sizes, outputs, nu
         *outputs,
         number,
     )
+
+
+@kernel_of("decode_attention")
+def _decode_attention(q, k, v, keys, values, slots, lengths, number):
+    q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
+    out = torch.full(q.shape, 99.0, dtype=q.dtype)
+    strides = [*(x.stride()[:2] for x in (q, k, v)), *(x.stride()[:3] for x in (keys, values))]
+    strides = torch.tensor([*chain(*strides), slots.stride(0), lengths.stride(0)])
+    sizes = (*q.shape[:2], *keys.shape[2:], *keys.shape[:2])
+    tensors = (q, k, v, keys, values, slots, lengths, strides)
+    kernels("decode_attention")("decode_attention", DTYPES[q.dtype], *tensors, *sizes, out, number)
+    return out
 
 
 # ---- without a barrier ---------------------------------------------------------------------------

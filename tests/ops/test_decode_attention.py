@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from convai_fast import ops
 from tests.helpers.branches import heads
+from tests.helpers.emulator import EmulatedGpu, kernels, unneeded_barriers
 
 CAPACITY, NUM_SLOTS = 70, 7
 ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -25,7 +26,15 @@ def on_gpu(*tensors):
     return out.cpu()
 
 
-KERNELS = [pytest.param(on_gpu, marks=pytest.mark.cuda)]
+EMULATED_GPU = EmulatedGpu()
+
+
+def in_emulator(*tensors):
+    with EMULATED_GPU:
+        return ops.decode_attention(*tensors)
+
+
+KERNELS = [pytest.param(on_gpu, marks=pytest.mark.cuda), in_emulator]
 
 
 @pytest.fixture(params=[ops.decode_attention, *KERNELS])
@@ -101,8 +110,8 @@ def test_each_row_is_torchs_attention_to_its_slot(decode, head_dim, dtype):
 
 @pytest.mark.parametrize("counts", [(1, 1), (3, 1), (4, 1), (6, 2), (7, 1), (16, 2), (9, 1)])
 def test_heads_of_queries_share_keys(decode, counts):
-    assert_right(decode, make([33, 2], 16, counts))
-    assert_right(decode, make([33, 2], 5, counts))
+    for head_dim in (5, 16, 136):
+        assert_right(decode, make([33, 2], head_dim, counts))
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 17, 129, 1300])
@@ -167,13 +176,29 @@ def test_a_row_gives_the_same_bits_alone_and_in_company(kernel, head_dim):
         assert torch.equal(kernel(*new[:3], *tensors[3:5], *new[5:]), out[i : i + 1])
 
 
+def test_the_order_of_threads_in_the_emulator_changes_no_bit():
+    tensors = make([9, 66, 23, 5], 24, counts=(6, 2))
+    outs = [in_emulator(*tensors) for _ in range(12)]
+    assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+def test_the_emulator_notices_each_barrier_that_is_removed():
+    def check():
+        for _ in range(8):
+            assert_right(in_emulator, make([9, 66], 64))
+
+    assert len(kernels("decode_attention").barriers) == 1
+    assert unneeded_barriers("decode_attention", check) == []
+
+
 def test_a_row_that_does_not_fit_the_cache_stores_nothing_and_gives_nan(kernel):
     tensors = make([9, 70, -1, 3, 2**62, 4], slots=[4, 1, 2, 7, 0, -1])
-    before, right = tensors[3].clone(), expected(*(tensor[:1] for tensor in tensors))
+    q, k, v, keys, values, slots, lengths = tensors
+    before, right = keys.clone(), expected(q[:1], k, v, keys, values, slots[:1], lengths[:1])
     out = kernel(*tensors)
     torch.testing.assert_close(out[:1].double(), right, rtol=2e-5, atol=2e-5)
     assert out[1:].isnan().all()
-    assert (tensors[3] != before).any(-1).any(-1).nonzero().tolist() == [[4, 9]]
+    assert (keys != before).any(-1).any(-1).nonzero().tolist() == [[4, 9]]
 
 
 def test_no_rows_store_nothing(decode):
