@@ -1,6 +1,7 @@
 """The custom operators, usable as functions and under `torch.compile`."""
 
 from convai_fast import _native  # noqa: F401  (loads the compiled kernels)
+from convai_fast.ops.add_norm import add_norm
 from convai_fast.ops.branch_attention import branch_attention
 from convai_fast.ops.cached_attention import cached_attention, make_cache
 from convai_fast.ops.collate import PLAN_COLUMNS, collate, collate_shared
@@ -28,6 +29,7 @@ __all__ = [
     "PackedDecoder",
     "PackedLayers",
     "PackedWeight",
+    "add_norm",
     "branch_attention",
     "cached_attention",
     "collate",

@@ -53,6 +53,11 @@ library.define(
 )
 
 library.define(
+    "add_norm(Tensor x, Tensor residual, Tensor weight, Tensor? bias, float eps, bool rms_norm)"
+    " -> (Tensor sum, Tensor normed)"
+)
+
+library.define(
     "branch_attention(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor branch_ids,"
     " float dropout_p, Tensor? seed, Tensor? key_ids, Tensor? cu_queries, Tensor? cu_keys,"
     " SymInt max_queries, SymInt max_keys) -> (Tensor out, Tensor logsumexp)"

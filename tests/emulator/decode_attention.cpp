@@ -4,7 +4,7 @@
 using namespace convai_fast::decode_attention;
 
 template <>
-inline constexpr bool convai_fast::decode_attention::kIsUpperHalf<emulator::BFloat16> = true;
+inline constexpr bool convai_fast::kIsUpperHalf<emulator::BFloat16> = true;
 
 // kind: 0 float32, 1 bfloat16, 2 float16. Strides are those of q, k, v, keys, values, slots and
 // lengths, without those of features.

@@ -240,6 +240,18 @@ def _decode_attention(q, k, v, keys, values, slots, lengths, number):
     return out
 
 
+@kernel_of("add_norm")
+def _add_norm(x, residual, weight, bias, eps, rms_norm, number):
+    x, residual, weight = x.contiguous(), residual.contiguous(), weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    total, normed = (torch.full(x.shape, 99.0, dtype=x.dtype) for _ in range(2))
+    tensors = (x, residual, weight, bias, total, normed)
+    n_embd = len(weight)
+    sizes = (x.numel() // n_embd, n_embd)
+    kernels("add_norm")("add_norm", DTYPES[x.dtype], *tensors, *sizes, eps, rms_norm, number)
+    return total, normed
+
+
 # ---- without a barrier ---------------------------------------------------------------------------
 
 

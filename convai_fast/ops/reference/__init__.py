@@ -3,6 +3,7 @@
 The compiled kernels are tested against these functions, which also serve where nothing is compiled.
 """
 
+from convai_fast.ops.reference.add_norm import add_norm
 from convai_fast.ops.reference.branch_attention import branch_attention, branch_attention_backward
 from convai_fast.ops.reference.cached_attention import cached_attention
 from convai_fast.ops.reference.collate import collate, collate_shared
@@ -17,6 +18,7 @@ from convai_fast.ops.reference.sample import filter_probabilities, sample
 
 __all__ = [
     "ACTIVATIONS",
+    "add_norm",
     "branch_attention",
     "branch_attention_backward",
     "cached_attention",

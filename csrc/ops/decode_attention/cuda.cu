@@ -7,11 +7,10 @@
 #include "ops/decode_attention/check.h"
 #include "ops/decode_attention/cuda_kernel.cuh"
 
-namespace convai_fast::decode_attention {
-
 template <>
-inline constexpr bool kIsUpperHalf<at::BFloat16> = true;
+inline constexpr bool convai_fast::kIsUpperHalf<at::BFloat16> = true;
 
+namespace convai_fast::decode_attention {
 namespace {
 
 // How many of the largest blocks an SM has registers for. Left to itself, the compiler makes room
