@@ -16,8 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
-import zstandard
-
 from convai_fast.errors import UserError, reason_of
 from convai_fast.extras import require
 
@@ -27,12 +25,19 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+
+def _zstd_decoder() -> Any:
+    import zstandard  # nothing else needs it, and not every machine with a GPU has it
+
+    return zstandard.ZstdDecompressor().decompressobj()
+
+
 # By what a file of it begins with: a kind of archive, and what makes a decoder of one.
 _KINDS: dict[bytes, tuple[str, Callable[[], Any]]] = {
     rb"\x1f\x8b": ("gzip", lambda: zlib.decompressobj(16 + zlib.MAX_WBITS)),
     rb"BZh[1-9](1AY&SY|\x17rE8P\x90)": ("bzip2", bz2.BZ2Decompressor),
     rb"\xfd7zXZ\x00": ("xz", lzma.LZMADecompressor),
-    rb"\x28\xb5\x2f\xfd": ("zstd", lambda: zstandard.ZstdDecompressor().decompressobj()),
+    rb"\x28\xb5\x2f\xfd": ("zstd", _zstd_decoder),
 }
 _UNFINISHED = ".unfinished.json"  # in a folder that is being filled: the files that are coming
 _CHUNK_BYTES = 16 * 1024  # that are read at a time: unpacked, they may be a thousand times as many
@@ -91,7 +96,7 @@ class _Unpacked(io.RawIOBase):
             if not packed:
                 raise EOFError("it ends too early")
             self._unpacked = memoryview(self._decoder.decompress(packed))
-        except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+        except Exception as error:  # of four libraries, the last of which may not be there
             raise UserError(
                 f"{self._path} cannot be unpacked as {self._kind} ({reason_of(error)}): get a "
                 "complete copy of it, or unpack it yourself"

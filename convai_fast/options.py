@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from convai_fast.errors import UserError, reason_of, shown
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -159,6 +157,8 @@ def read_options(
 
 def _entries(path: Path, missing: str) -> Iterator[tuple[int, Any, Any]]:
     """The line, the key and the value of each entry of a YAML mapping."""
+    import yaml  # what only computes reads no files: the operators do without
+
     try:
         loader = yaml.SafeLoader(path.read_bytes())
         node = loader.get_single_node()
@@ -183,6 +183,8 @@ def _entries(path: Path, missing: str) -> Iterator[tuple[int, Any, Any]]:
 
 def as_yaml(values: Mapping[str, Any]) -> str:
     """The text of a YAML file that `read_options` reads as these values."""
+    import yaml
+
     plain = json.loads(json.dumps(values))  # a list for a tuple, a float for numpy's
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=float("inf"))
 

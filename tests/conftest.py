@@ -3,13 +3,14 @@
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
 
-from convai_fast.data.builtin import builtin_dialogues
-from convai_fast.dialogue.new_tokenizer import train_tokenizer
+# No more than torch is imported here: the operators' tests also run where there is nothing else.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
@@ -38,7 +39,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> "PreTrainedTokenizerFast":
     """A byte-level BPE of a few hundred tokens, trained on the built-in dialogues."""
+    from convai_fast.data.builtin import builtin_dialogues
+    from convai_fast.dialogue.new_tokenizer import train_tokenizer
+
     dialogues = builtin_dialogues(num_train=40, num_valid=4)["train"]
     return train_tokenizer(dialogues, vocab_size=400)
