@@ -4,7 +4,6 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-CUDA_ARCH ?= sm_90
 
 .PHONY: demo test lint docs bench faults sanitize build build-packages cuda-check gpu-check clean help
 .PHONY: sdist wheel repair wheel-check test-installed wheels release-check
@@ -20,8 +19,9 @@ help:
 	@echo "                 in their emulator among them, and so many"
 	@echo "                 broken inputs in each instruction set: FUZZ=100000"
 	@echo "make build       build the compiled operators again"
-	@echo "make cuda-check  compile the CUDA sources; needs nvcc, no GPU"
-	@echo "make gpu-check   build for CUDA with $(PYTHON)'s own torch and run the tests on the GPU"
+	@echo "make cuda-check  compile and link the CUDA sources; needs nvcc, no GPU"
+	@echo "make gpu-check   on a GPU, with $(PYTHON)'s own torch: build, test, sanitize"
+	@echo "                 (python -m benchmarks.gpu measures, too)"
 	@echo "make sdist       the source distribution, into dist/"
 	@echo "make wheel       a CPU wheel of it for this machine, into dist/"
 	@echo "make wheel-check install it where there is no compiler, train the demo, test the kernels"
@@ -75,22 +75,32 @@ sanitize: $(VENV)/installed
 build: $(VENV)/packages
 	$(BIN)/python setup.py build_ext --inplace
 
-# The CPU wheels of torch hold its CUDA headers but for one generated file; this line stands in.
+# What a CUDA build compiles, and what is linked of it: all but the library c10_cuda, which only a
+# torch for CUDA brings. Registers that spill into memory are an error.
+CUDA_OBJECTS := $(patsubst csrc/ops/%.cu,.cuda-check/%.o,$(wildcard csrc/ops/*/*.cu))
+TORCH = $(shell $(BIN)/python -c 'import torch; print(torch.__path__[0])')
 cuda-check: $(VENV)/packages
-	mkdir -p .cuda-check/c10/cuda/impl
-	echo '#define C10_CUDA_BUILD_SHARED_LIBS' > .cuda-check/c10/cuda/impl/cuda_cmake_macros.h
-	set -e; for source in csrc/ops/*/*.cu; do \
-	  echo "nvcc $$source"; \
-	  nvcc -c -arch=$(CUDA_ARCH) -O3 -std=c++20 --extended-lambda --expt-relaxed-constexpr \
-	    -Xcompiler -fPIC -Icsrc -I.cuda-check \
-	    $$($(BIN)/python -c 'from torch.utils.cpp_extension import include_paths as p; \
-	      print(" ".join("-isystem " + d for d in p()))') \
-	    -o .cuda-check/$$(basename $$(dirname $$source)).o $$source; \
-	done
+	$(MAKE) -j $$(nproc) .cuda-check/linked
 
+.cuda-check/linked: $(CUDA_OBJECTS)
+	nvcc -shared -cudart shared -o $@.so $^ -L$(TORCH)/lib -ltorch_cpu -lc10 \
+	  -Xlinker --no-undefined,--warn-unresolved-symbols > $@.log 2>&1 || { cat $@.log; false; }
+	! grep -i undefined $@.log | grep -v 'c10::cuda::'
+	touch $@
+
+# The CPU wheels of torch hold its CUDA headers but for one generated file; this line stands in.
+.cuda-check/%.o: csrc/ops/%.cu $(shell find csrc -name '*.h' -o -name '*.cuh')
+	mkdir -p $(@D) .cuda-check/c10/cuda/impl
+	echo '#define C10_CUDA_BUILD_SHARED_LIBS' > .cuda-check/c10/cuda/impl/cuda_cmake_macros.h
+	nvcc -c -o $@ -O3 -std=c++20 --extended-lambda --expt-relaxed-constexpr -Xcompiler -fPIC \
+	  -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
+	  -Xptxas -v,--warn-on-spills,--warning-as-error \
+	  -Icsrc -I.cuda-check -isystem $(TORCH)/include -isystem $(TORCH)/include/torch/csrc/api/include \
+	  $<
+
+# On a machine with a GPU, by $(PYTHON) and its own torch: needs no $(VENV).
 gpu-check:
-	CONVAI_FAST_BUILD=cuda $(PYTHON) setup.py build_ext --inplace
-	CONVAI_FAST_BACKEND=native $(PYTHON) -m pytest -q -m cuda
+	$(PYTHON) -m benchmarks.gpu --only build tests waits sanitizer
 
 # ---- what others install ------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@
 namespace convai_fast::collate {
 
 constexpr int kThreads = 128;
+constexpr int kBlocksOfSm = 8;  // unasked, the compiler makes room for more on sm_90, and spills
 
 // What a block's threads do together for each part of a prefix.
 template <typename Token>
@@ -52,7 +53,7 @@ struct ReplyPart {
 // One block a candidate: its threads share out the tokens of each part. Nothing but the plan comes
 // from the host, so that a step costs one small copy and one launch.
 template <typename Token>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksOfSm)
     collate_kernel(const Input<Token> in, const PaddedOutput out) {
   const int64_t row = blockIdx.x;
   const int64_t i = row / in.num_candidates, j = row % in.num_candidates;
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // One block an example, part after part.
 template <typename Token>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksOfSm)
     collate_shared_kernel(const Input<Token> in, const SharedOutput out) {
   const PlanRow& plan = in.plan[blockIdx.x];
   const int64_t first = in.offsets[blockIdx.x], last = in.offsets[blockIdx.x + 1];
