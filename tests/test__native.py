@@ -1,9 +1,14 @@
 """Which operators load beside which torch."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from convai_fast import _native
+
+SOURCES = Path(__file__).parents[1] / "csrc" / "ops"
 
 
 @pytest.mark.parametrize(
@@ -39,3 +44,14 @@ def test_other_operators_are_left_out_with_the_reason(
     monkeypatch.setattr(torch, "__version__", here)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     assert says in _native._mismatch(built_against, built_for_cuda)
+
+
+def test_a_build_for_cuda_has_every_kernel_of_its_sources():
+    texts = [source.read_text(encoding="utf-8") for source in SOURCES.glob("*/*.cu")]
+    names = {name for text in texts for name in re.findall(r'm\.impl\("(\w+)"', text)}
+    assert {"collate", "collate_shared", "sample"} <= names
+    info = _native.native_info()
+    is_here = info["loaded"] and info["build"] == "cuda"
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    here = {name for name in names if has_kernel(f"convai_fast::{name}", "CUDA")}
+    assert here == (names if is_here else set())
