@@ -13,13 +13,25 @@ from convai_fast.hardware import processor_name
 RESULTS = Path(__file__).parent / "results.jsonl"
 
 
-def seconds_per_call(function: Callable[[], object], min_seconds: float = 0.02) -> float:
-    """Mean time of one call, over as many calls as `min_seconds` needs."""
+def seconds_per_call(
+    function: Callable[[], object],
+    min_seconds: float = 0.02,
+    wait: Callable[[], object] | None = None,
+) -> float:
+    """Mean time of one call, over as many calls as `min_seconds` needs.
+
+    `wait` waits for a device that computes behind the host: calls are queued, and twice as many
+    each time before it is waited for.
+    """
     calls, elapsed = 0, 0.0
     started = time.perf_counter()
     while elapsed < min_seconds:
-        function()
-        calls += 1
+        more = max(1, calls) if wait else 1
+        for _ in range(more):
+            function()
+        if wait:
+            wait()
+        calls += more
         elapsed = time.perf_counter() - started
     return elapsed / calls
 
@@ -31,14 +43,24 @@ def memory_bandwidth() -> float:
     return large.nbytes / min(seconds_per_call(large.sum, 0.1) for _ in range(5))
 
 
-def compare(ways: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str, list[float]]:
-    """Seconds a call of each way, `rounds` times in turn (A B C A B C …) after one warm-up."""
+def compare(
+    ways: dict[str, Callable[[], object]],
+    rounds: int = 15,
+    min_seconds: float = 0.02,
+    wait: Callable[[], object] | None = None,
+) -> dict[str, list[float]]:
+    """Seconds a call of each way, `rounds` times in turn (A B C A B C …) after one warm-up.
+
+    `min_seconds` and `wait` are those of `seconds_per_call`.
+    """
     for function in ways.values():
         function()
+    if wait:
+        wait()
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, function in ways.items():
-            times[name].append(seconds_per_call(function))
+            times[name].append(seconds_per_call(function, min_seconds, wait))
     return times
 
 

@@ -1,0 +1,39 @@
+"""Every kernel once or twice on small shapes, for `compute-sanitizer`.
+
+python -m benchmarks.gpu.small_shapes cuda
+"""
+
+import sys
+
+import torch
+
+from benchmarks.gpu import collating
+from convai_fast import ops
+
+
+def draw(device: torch.device) -> None:
+    """Rows that end within a vector, and that several blocks share."""
+    for rows, vocab_size in ((1, 17), (3, 1019), (2, 50_262)):
+        for dtype in (torch.float32, torch.bfloat16):
+            logits = torch.randn(rows, vocab_size, device=device).to(dtype)
+            ops.sample(logits, temperature=0.7, top_k=9, top_p=0.9, return_logprobs=True)
+
+
+def collate(device: torch.device) -> None:
+    """Both layouts."""
+    store = collating.Store(num_utterances=50, examples=3, num_candidates=4)
+    ops.collate(*store.tables(device), *store.padded)
+    ops.collate_shared(*store.tables(device), *store.shared)
+
+
+def main() -> None:
+    """Run all of them."""
+    device = torch.device(sys.argv[1])
+    draw(device)
+    collate(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
