@@ -23,6 +23,8 @@ def main() -> None:
     setting = Setting(
         torch.device(device), smoke=size == "smoke", deadline=time.monotonic() + float(seconds)
     )
+    if setting.is_gpu:
+        torch.cuda.set_device(setting.device)
     importlib.import_module(f"benchmarks.gpu.{name}").run(notes, setting)
 
 

@@ -20,13 +20,13 @@ _MODELS = ("numpy", "safetensors", "tokenizers", "tqdm", "transformers", "yaml")
 
 # 600 seconds in all.
 PARTS = {
-    "build": Part(150, ("setuptools", "pybind11", "ninja", "numpy")),
-    "tests": Part(75, ("pytest", "numpy")),
-    "waits": Part(30, _MODELS),
-    "sanitizer": Part(70, ("numpy",)),
-    "sampling": Part(65, ("numpy",)),
-    "collating": Part(15, ("numpy",)),
-    "training": Part(85, _MODELS),
-    "ranking": Part(35, _MODELS),
-    "decoding": Part(75, _MODELS),
+    "build": Part(130, ("setuptools", "pybind11", "ninja", "numpy")),
+    "tests": Part(100, ("pytest", "numpy")),
+    "waits": Part(25, _MODELS),
+    "sanitizer": Part(60, ("numpy",)),
+    "sampling": Part(60, ("numpy",)),
+    "collating": Part(10, ("numpy",)),
+    "training": Part(75, _MODELS),
+    "ranking": Part(25, _MODELS),
+    "decoding": Part(115, _MODELS),
 }

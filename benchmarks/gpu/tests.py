@@ -1,14 +1,17 @@
 """The tests that are marked `cuda`."""
 
+import signal
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
 from benchmarks.gpu.notes import Notes, Setting
 
 ROOT = Path(__file__).parents[2]
+WRITING_SECONDS = 10
 
 
 def run(notes: Notes, setting: Setting) -> None:
@@ -18,7 +21,14 @@ def run(notes: Notes, setting: Setting) -> None:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", *tests]
         command += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
-        subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT)
+        command += ["-n", "4"] if find_spec("xdist") and setting.is_gpu else []
+        process = subprocess.Popen([*command, f"--junitxml={report}"], cwd=ROOT)
+        try:
+            process.wait(setting.seconds_left - WRITING_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # upon which it still writes the report
+            process.wait()
+            notes.not_run("the tests after these", "no time was left")
         suite = ElementTree.parse(report)
     counts = {"passed": 0, "skipped": 0}
     for case in suite.iter("testcase"):

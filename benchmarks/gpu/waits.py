@@ -22,13 +22,14 @@ PROMPT_TOKENS, NEW_TOKENS = 32, 64
 def run(notes: Notes, setting: Setting) -> None:
     """Operators, a training step and a ranking may not wait; the waits of decoding are counted."""
     if not setting.is_gpu:
-        notes.not_run("waits", "nothing waits for a CPU: the calls are made all the same")
+        notes.not_run("waits", "nothing waits for a CPU; the calls are made all the same")
     for name, call in calls(setting).items():
         with notes.attempt(name):
             call()  # what is made at a first call may wait
             with mode("error", setting):
                 call()
-            notes.figure(name, waits=0)
+            if setting.is_gpu:
+                notes.figure(name, waits=0)
     with notes.attempt("decoding"):
         notes.figure("decoding", **count_of_decoding(setting))
 
