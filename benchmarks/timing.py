@@ -20,8 +20,8 @@ def seconds_per_call(
 ) -> float:
     """Mean time of one call, over as many calls as `min_seconds` needs.
 
-    `wait` waits for a device that computes behind the host: calls are queued, and twice as many
-    each time before it is waited for.
+    `wait` waits for a device that computes behind the host. Calls are queued, as many as there were
+    so far, before it is waited for again.
     """
     calls, elapsed = 0, 0.0
     started = time.perf_counter()

@@ -32,10 +32,15 @@ def as_graph(function: Call, setting: Setting) -> Call:
 
 
 def in_turn(
-    ways: dict[str, Call], setting: Setting, rounds: int = 9, calls: int = 1
+    ways: dict[str, Call],
+    setting: Setting,
+    rounds: int = 9,
+    calls: int = 1,
+    min_seconds: float = 0.02,
 ) -> dict[str, list[float]]:
     """Seconds of one of the `calls` that each way makes, in turn (A B C A B C …)."""
-    rounds, min_seconds = (2, 1e-4) if setting.smoke else (rounds, 0.02)
+    if setting.smoke:
+        rounds, min_seconds = 2, 1e-6
     times = timing.compare(ways, rounds, min_seconds, setting.wait)
     return {way: [t / calls for t in seconds] for way, seconds in times.items()}
 

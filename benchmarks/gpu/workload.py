@@ -72,9 +72,10 @@ def model(architecture: str, setting: Setting) -> DoubleHeadsModel:
     torch.manual_seed(0)
     shape = TINY if setting.smoke else {"vocab_size": VOCAB_SIZES[architecture]}
     config = TransformerConfig.from_transformers({"model_type": architecture, **shape})
-    made = DoubleHeadsModel(config).eval()
+    with setting.device:
+        made = DoubleHeadsModel(config).eval()
     made.head_is_new = False  # how it ranks does not matter, only how fast
-    return made.to(setting.device)
+    return made
 
 
 def twin(ours: DoubleHeadsModel, architecture: str, **settings: Any) -> PreTrainedModel:
