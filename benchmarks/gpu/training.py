@@ -39,7 +39,8 @@ def run(notes: Notes, setting: Setting) -> None:
     """A large batch and the default one, of OpenAI GPT 117M and of GPT-2 124M; then compiled."""
     store = workload.store(setting)
     sizes = sizes_of_steps(store, setting)
-    for architecture, options in product(workload.VOCAB_SIZES, sizes):
+    every = zip if setting.smoke else product
+    for architecture, options in every(workload.VOCAB_SIZES, sizes):
         with notes.attempt(name := describe(architecture, options)):
             notes.figure(name, **beside_transformers(architecture, store, options, setting))
     for architecture in () if setting.smoke else workload.VOCAB_SIZES:  # which takes long

@@ -31,7 +31,9 @@ def run(notes: Notes, setting: Setting) -> None:
             if setting.is_gpu:
                 notes.figure(name, waits=0)
     with notes.attempt("decoding"):
-        notes.figure("decoding", **count_of_decoding(setting))
+        waits = count_of_decoding(setting)
+        if setting.is_gpu:
+            notes.figure("decoding", waits_a_token=waits)
 
 
 @contextmanager
@@ -69,7 +71,7 @@ def calls(setting: Setting) -> dict[str, Callable[[], object]]:
     }
 
 
-def count_of_decoding(setting: Setting) -> dict[str, float]:
+def count_of_decoding(setting: Setting) -> float:
     """How often writing a reply waits for each of its tokens."""
     model = workload.model("gpt2", setting)
     tokenizer = workload.tokenizer(setting.smoke, model.config.vocab_size)
@@ -83,4 +85,4 @@ def count_of_decoding(setting: Setting) -> dict[str, float]:
             with mode("warn", setting):
                 engine.generate(Request(input_ids=row, params=params) for row in ids)
     waits = [w for w in caught if "synchroniz" in str(w.message)]
-    return {"waits_a_token": round(len(waits) / NEW_TOKENS, 3)}
+    return round(len(waits) / NEW_TOKENS, 3)
