@@ -78,7 +78,8 @@ build: $(VENV)/packages
 # What a CUDA build compiles, and what is linked of it: all but the library c10_cuda, which only a
 # torch for CUDA brings. Registers that spill into memory are an error.
 CUDA_OBJECTS := $(patsubst csrc/ops/%.cu,.cuda-check/%.o,$(wildcard csrc/ops/*/*.cu))
-TORCH = $(shell $(BIN)/python -c 'import torch; print(torch.__path__[0])')
+TORCH = $(shell $(BIN)/python -c \
+  'from importlib.util import find_spec; print(*find_spec("torch").submodule_search_locations)')
 cuda-check: $(VENV)/packages
 	$(MAKE) -j $$(nproc) .cuda-check/linked
 

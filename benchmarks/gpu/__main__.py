@@ -21,9 +21,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.gpu import machine
 from benchmarks.gpu.notes import Notes
 from benchmarks.gpu.parts import PARTS
 
@@ -42,10 +39,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="for all parts together")
     parser.add_argument("--output", type=Path, help="the file, if not that of the GPU's name")
     options = parser.parse_args()
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("no GPU is visible to torch: --device cpu --smoke tries the script without")
-    facts = machine.facts(device)
+    # By another process, lest this one hold the GPU meanwhile.
+    command = [sys.executable, "-m", "benchmarks.gpu.machine", options.device]
+    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if asked.returncode:
+        reason = asked.stderr.strip().splitlines()[-1]
+        parser.error(f"{reason} (--device cpu --smoke tries the script without a GPU)")
+    facts = json.loads(asked.stdout)
     name = re.sub(r"\W+", "-", facts["device"]).strip("-") + ("-smoke" if options.smoke else "")
     path = options.output or RESULTS / f"{name}.json"
     results = before(path, facts)

@@ -1,13 +1,18 @@
-"""The machine that figures are of."""
+"""The machine that figures are of: `python -m benchmarks.gpu.machine cuda` prints it."""
 
+import json
 import platform
 import shutil
 import subprocess
+import sys
 from typing import Any
 
 import torch
 
 from convai_fast.hardware import processor_name
+
+# Files of the tree that differ from the commit, but for those of results.
+_CHANGED = ("git", "status", "--porcelain", "--untracked-files=no", ":!benchmarks/results")
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -24,7 +29,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "processor": processor_name(),
         "commit": _first_line("git", "rev-parse", "HEAD"),
-        "changed": bool(_first_line("git", "status", "--porcelain", "--untracked-files=no")),
+        "changed": bool(_first_line(*_CHANGED)),
     }
 
 
@@ -41,3 +46,7 @@ def _first_line(*command: str) -> str | None:
 def _last_word(*command: str) -> str | None:
     lines = _lines(*command)
     return lines[-1].split()[-1] if lines else None
+
+
+if __name__ == "__main__":
+    print(json.dumps(facts(torch.device(sys.argv[1]))))
