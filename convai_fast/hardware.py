@@ -10,7 +10,10 @@ from convai_fast.options import Precision
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`, "auto" being CUDA where there is one; UserError if not there."""
+    """The device called `name`, "auto" being CUDA where there is one; UserError if not there.
+
+    One of several GPUs becomes the current one: what pins memory or compiles looks for it there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -20,6 +23,8 @@ def resolve_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name} is not available here: use cpu or auto") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 

@@ -95,6 +95,11 @@ def count_labels(batch: Batch) -> int:
     return int((batch["labels"] != IGNORED).sum())
 
 
+def count_examples(batch: Batch) -> int:
+    """Labelled examples of a batch."""
+    return int((batch["mc_labels"] != IGNORED).sum())
+
+
 def spread(num_rows: int, max_rows: int) -> np.ndarray:
     """`max_rows` of `num_rows` rows, spread evenly; all where there are no more, or if it is 0."""
     if 0 < max_rows < num_rows:

@@ -11,7 +11,7 @@ from convai_fast.data.index import ExampleIndex
 
 _WINDOW = 256  # batches that are cut apart at once: tensor by tensor costs four times as much
 
-_CANDIDATE_COUNT = ops.PLAN_COLUMNS.index("candidate_count")
+CANDIDATE_COUNT = ops.PLAN_COLUMNS.index("candidate_count")
 
 
 class BatchTables(NamedTuple):
@@ -37,7 +37,7 @@ class Gathered:
     def __init__(self, index: ExampleIndex, batches: list[np.ndarray]) -> None:
         rows = np.concatenate([*batches, np.zeros(0, np.int64)])
         plan = index.plan[rows]
-        counts, padded_lengths = plan[:, _CANDIDATE_COUNT], index.padded_lengths[rows]
+        counts, padded_lengths = plan[:, CANDIDATE_COUNT], index.padded_lengths[rows]
         tokens = np.append(0, np.cumsum(index.shared_lengths[rows], dtype=np.int64))
         sizes = np.array([len(batch) for batch in batches], np.int64)
         ends = sizes.cumsum()

@@ -1,7 +1,8 @@
 """What a model gives to true replies and their candidates: one forward pass for many examples."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -9,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convai_fast.data.batches import DialogueBatches, SharedBatch
+from convai_fast.data.gathered import CANDIDATE_COUNT
 from convai_fast.hardware import cpu_multiplies_bf16
 from convai_fast.model.context import Branches, key_index
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.model.layers import to_device
+from convai_fast.model.layers import fetch, to_device
 from convai_fast.model.packed import for_inference, throughput
 from convai_fast.terminal import progress_bar
 
@@ -77,7 +79,8 @@ def score_examples(
     Returns:
         the scores of each example, by its row in `batches.plan`.
     """
-    scores = {}
+    parts: list[Tensor] = []  # of each batch its multiple-choice logits, then its tokens' nlls
+    widths: list[int] = []  # candidates of each example of a batch, those that are not there too
     with computing_in(model, dtype) as model:
         for i in track(range(len(batches)), "scoring", "batch", len(batches)):
             batch = batches.shared(i)
@@ -89,28 +92,34 @@ def score_examples(
                 ends=torch.where(ends < 0, -1, place[ends]) if ranks else None,
                 wanted=place[labelled - 1] if tokens else None,  # each predicts the token after it
             )
-            of_candidates: list[list[float]] = [[]] * len(ends)
-            nlls: list[float] = []
-            is_eos: list[bool] = []
+            widths.append(ends.shape[1])
             if ranks:
-                counts = (ends >= 0).sum(1).tolist()
-                rows = zip(mc_logits.tolist(), counts, strict=True)
-                of_candidates = [row[:count] for row, count in rows]
+                parts.append(mc_logits.flatten())
             if tokens:
                 targets = to_device(batch["labels"][labelled], hidden.device)
-                parts = [
+                parts += [
                     F.cross_entropy(logits, targets[part], reduction="none")
                     for part, logits in lm_logits(model, hidden)
                 ]
-                nlls = torch.cat(parts).tolist()
-                is_eos = (batch["labels"][labelled] == batches.store.special_ids.eos).tolist()
-            first = 0
-            for row, logits in zip(batches.rows_of(i), of_candidates, strict=True):
-                end = first + int(batches.index.num_labels[row])
-                last = end - any(is_eos[first:end])
-                scores[int(row)] = Scores(logits, nlls[first:last], nlls[last:end])
-                first = end
+    values, index, scores = iter(fetch_values(parts)), batches.index, {}
+    for i, width in enumerate(widths):
+        rows = batches.rows_of(i).tolist()
+        of_candidates = [list(islice(values, width if ranks else 0)) for _ in rows]
+        for row, logits in zip(rows, of_candidates, strict=True):
+            nlls = list(islice(values, int(index.num_labels[row]) if tokens else 0))
+            num_tokens = len(nlls) - (not index.is_cut[row])  # the last one's is <eos>
+            count = int(index.plan[row, CANDIDATE_COUNT])
+            scores[row] = Scores(logits[:count], nlls[:num_tokens], nlls[num_tokens:])
     return scores
+
+
+def fetch_values(parts: Sequence[Tensor]) -> list[float]:
+    """All numbers of tensors on a device, after a single wait for it.
+
+    A pass over many batches fetches once, at its end: if the host waited for a batch, the device
+    would have nothing to do while the next one is made.
+    """
+    return fetch(torch.cat([*parts]))[0].tolist() if parts else []
 
 
 def track(items: Iterable[T], what: str, unit: str, total: int) -> Iterable[T]:

@@ -36,7 +36,14 @@ from convai_fast.data.batches import DialogueBatches, SharedBatch
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.encoding import encode
 from convai_fast.errors import UserError
-from convai_fast.evaluation.scoring import Rows, computing_in, lm_logits, score, track
+from convai_fast.evaluation.scoring import (
+    Rows,
+    computing_in,
+    fetch_values,
+    lm_logits,
+    score,
+    track,
+)
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.layers import to_device
 
@@ -177,8 +184,12 @@ def score_words(
     Raises:
         UserError: the tokenizer has tokens that reach from one word into the next.
     """
-    scores = {}
+    scores: dict[int, WordScores] = {}
+    scored: list[_Query] = []
+    parts: list[Tensor] = []  # the logarithms of the first tokens' probabilities, as `scored`
     with computing_in(model, dtype) as model:
+        device = model.transformer.token_embedding.weight.device
+        first_tokens = [to_device(tokens, device) for tokens in vocabulary.first_tokens]
         for i in track(range(len(batches)), "scoring words", "batch", len(batches)):
             batch = batches.shared(i)
             labelled = batch["label_positions"].tolist()
@@ -191,8 +202,11 @@ def score_words(
                 found, unknown = _queries(row, replies[row], positions, read, vocabulary)
                 queries += found
                 scores[row] = WordScores([], unknown)
-            for query, nll in _word_nlls(model, batch, queries, vocabulary):
-                scores[query.row].word_nlls.append(nll)
+            queries.sort(key=lambda query: query.after_space)
+            scored += queries
+            parts += _log_probs(model, batch, queries, first_tokens)
+    for query, log_prob in zip(scored, fetch_values(parts), strict=True):
+        scores[query.row].word_nlls.append(-(log_prob + query.log_share))
     return scores
 
 
@@ -219,21 +233,25 @@ def _queries(
     return queries, unknown
 
 
-def _word_nlls(
-    model: DoubleHeadsModel, batch: SharedBatch, queries: list[_Query], vocabulary: WordVocabulary
-) -> Iterator[tuple[_Query, float]]:
-    """Yield the words of a batch, those of each reply in order, with their scores."""
-    queries = sorted(queries, key=lambda query: query.after_space)
+def _log_probs(
+    model: DoubleHeadsModel,
+    batch: SharedBatch,
+    queries: list[_Query],
+    first_tokens: Sequence[Tensor],
+) -> Iterator[Tensor]:
+    """Yield, part after part, what the first tokens of a batch's words get, on the device.
+
+    Args:
+        queries: the words that begin a reply before those after a space.
+        first_tokens: the vocabulary's, on the device.
+    """
     positions = torch.tensor([query.position for query in queries], dtype=torch.int64)
     _, hidden = score(model, Rows.of(batch), wanted=positions)
     num_first = sum(not query.after_space for query in queries)
     parts = (queries[:num_first], hidden[:num_first]), (queries[num_first:], hidden[num_first:])
-    for (part, states), first_tokens in zip(parts, vocabulary.first_tokens, strict=True):
-        first_tokens = to_device(first_tokens, states.device)
+    for (part, states), tokens in zip(parts, first_tokens, strict=True):
         groups = torch.tensor([query.group for query in part], dtype=torch.int64)
         groups = to_device(groups, states.device)
         for rows, logits in lm_logits(model, states):
-            log_probs = logits[:, first_tokens].log_softmax(-1)
-            chosen = log_probs.gather(1, groups[rows, None]).squeeze(1).tolist()
-            for query, log_prob in zip(part[rows], chosen, strict=True):
-                yield query, -(log_prob + query.log_share)
+            log_probs = logits.index_select(1, tokens).log_softmax(-1)
+            yield log_probs.gather(1, groups[rows, None]).squeeze(1)

@@ -16,7 +16,7 @@ from convai_fast.generation.detokenizer import Detokenizer
 from convai_fast.generation.request import Request, Texts, build_prompt, token_ids_of
 from convai_fast.model.context import Branches, key_index
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.model.layers import to_device
+from convai_fast.model.layers import fetch, to_device
 
 NEEDS_HEAD = "candidates are ranked with"  # the multiple-choice head; see `check_ranking`
 
@@ -56,7 +56,7 @@ def rank(
     model.check_ranking(NEEDS_HEAD)
     kept, room = _fit_candidates(given, model.config.n_positions)
     prompt = build_prompt(request, tokenizer, special_ids, vocab_size, room)
-    scores = _score(model, special_ids, prompt, kept)
+    (scores,) = fetch(_score(model, special_ids, prompt, kept))
     probabilities = scores.softmax(-1).tolist()
     detokenizer = Detokenizer(tokenizer)
     ranked = [

@@ -1,10 +1,12 @@
 """What attention knows of the world: which tokens a query looks at."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from convai_fast import ops
 from convai_fast.model.layers import to_device
@@ -34,6 +36,19 @@ class Context(Protocol):
         ...
 
 
+def without_plans(device: torch.device) -> AbstractContextManager:
+    """Within, torch's `scaled_dot_product_attention` does not take cuDNN's kernels.
+
+    cuDNN, which newer GPUs prefer, makes a plan for every new shape, in tens of milliseconds; our
+    batches are of a new shape nearly every time.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel(
+        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )
+
+
 class Causal:
     """Rows padded on the right, [batch, seq]: a token attends to itself and those before it."""
 
@@ -44,9 +59,10 @@ class Causal:
         """See `Context`."""
         q, k, v = (x.transpose(-3, -2) for x in (q, k, v))
         is_grouped = q.shape[-3] != k.shape[-3]
-        x = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout_p, is_causal=True, enable_gqa=is_grouped
-        )
+        with without_plans(q.device):
+            x = F.scaled_dot_product_attention(
+                q, k, v, dropout_p=dropout_p, is_causal=True, enable_gqa=is_grouped
+            )
         return x.transpose(-3, -2)
 
 

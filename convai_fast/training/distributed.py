@@ -71,9 +71,7 @@ class Ranks:
                 f"there is no GPU for local rank {self.local_rank}: start no more processes than "
                 f"the {torch.cuda.device_count()} GPUs of this machine"
             )
-        device = torch.device("cuda", self.local_rank)
-        torch.cuda.set_device(device)
-        return device
+        return resolve_device(f"cuda:{self.local_rank}")
 
     def wrap(self, model: DoubleHeadsModel, device: torch.device, fsdp: bool) -> nn.Module:
         """What to call instead of `model`, so that its gradients are means over ranks.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convai_fast.data.batches import Batch, count_labels
-from convai_fast.dialogue.format import IGNORED
+from convai_fast.data.batches import Batch, count_examples, count_labels
 from convai_fast.model.double_heads import DoubleHeadsModel, DoubleHeadsOutput
+from convai_fast.model.layers import to_device
 from convai_fast.training.compute import Compute
 from convai_fast.training.distributed import Ranks
 from convai_fast.training.interruption import Stop
@@ -56,28 +56,28 @@ class Metrics:
 
 
 class MetricSums:
-    """Adds up batches on the device, without waiting for it."""
+    """Adds up batches on the device, without waiting for it; what the host knows, it counts."""
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # nll, mc_loss, hits
+        self.num_tokens = self.num_examples = 0
 
-    def add(self, output: DoubleHeadsOutput, num_tokens: int, mc_labels: Tensor) -> None:
-        """Count one batch of `num_tokens` labelled tokens."""
+    def add(
+        self, output: DoubleHeadsOutput, num_tokens: int, num_examples: int, mc_labels: Tensor
+    ) -> None:
+        """Count one batch of so many labelled tokens and examples; `mc_labels` on the device."""
         assert output.loss is not None and output.mc_loss is not None  # there are labels
-        num_examples = (mc_labels != IGNORED).sum()
-        hits = (output.mc_logits.argmax(-1) == mc_labels.to(output.mc_logits.device)).sum()
-        terms = (
-            output.loss.double() * num_tokens,
-            torch.tensor(num_tokens),
-            output.mc_loss.double() * num_examples,
-            hits,
-            num_examples,
-        )
-        self.sums += torch.stack([term.to(self.sums) for term in terms])
+        hits = (output.mc_logits.argmax(-1) == mc_labels).sum()
+        nll, mc_loss = output.loss.double() * num_tokens, output.mc_loss.double() * num_examples
+        self.sums += torch.stack([nll, mc_loss, hits.double()])
+        self.num_tokens += num_tokens
+        self.num_examples += num_examples
 
     def compute(self, ranks: Ranks) -> Metrics:
         """The figures so far, over all ranks; NaN where nothing was counted. Collective."""
-        nll, tokens, mc_loss, hits, examples = ranks.sum(self.sums).tolist()
+        counts = torch.tensor([self.num_tokens, self.num_examples], dtype=torch.float64)
+        sums = torch.cat([self.sums, to_device(counts, self.sums.device)])
+        nll, mc_loss, hits, tokens, examples = ranks.sum(sums).tolist()
         per_token, per_example = tokens or math.nan, examples or math.nan
         return Metrics(
             nll=nll / per_token,
@@ -106,7 +106,8 @@ def evaluate(
         for batch in batches:
             if stop is not None:
                 stop.raise_if_asked()
+            arguments = compute.to_device(batch)
             with compute.autocast():
-                output = model(**compute.to_device(batch), return_logits=False)
-            sums.add(output, count_labels(batch), batch["mc_labels"])
+                output = model(**arguments, return_logits=False)
+            sums.add(output, count_labels(batch), count_examples(batch), arguments["mc_labels"])
     return sums.compute(ranks)

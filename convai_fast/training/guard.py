@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.batches import Batch, tensors_of
+from convai_fast.model.layers import fetch
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,12 @@ class FiniteGuard:
         return bad.float()
 
     def read(self) -> BadStep | None:
-        """The first bad step, if there was one; waits for the device."""
-        step = int(self._step)
+        """The first bad step, if there was one; waits for the device once."""
+        what = (self._step, self._num_batches, self._losses, self._grad_norm)
+        step, num_batches, losses, grad_norm = fetch(*what)
         if step == 0:
             return None
-        losses = self._losses[: int(self._num_batches)].tolist()
-        return BadStep(step, losses, self._grad_norm.item())
+        return BadStep(int(step), losses[: int(num_batches)].tolist(), grad_norm.item())
 
 
 def describe_batch(

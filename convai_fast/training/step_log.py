@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convai_fast.model.layers import fetch
 from convai_fast.training.distributed import Ranks
 
 
@@ -45,12 +46,13 @@ class StepLog:
         tokens, flops, seconds = (a - b for a, b in zip(now, self._read, strict=True))
         self._read = now
         seconds = max(seconds, 1e-9)
-        loss, lm_loss, mc_loss = (self.losses / self.steps).tolist()
+        means, grad_norm = fetch(self.losses / self.steps, self.grad_norm)
+        loss, lm_loss, mc_loss = means.tolist()
         values = {
             "loss": loss,
             "lm_loss": lm_loss,
             "mc_loss": mc_loss,
-            "grad_norm": self.grad_norm.item(),
+            "grad_norm": grad_norm.item(),
             "lr": self.lr,
             "tokens_per_second": ranks.sum(torch.tensor(tokens)).item() / seconds,
             "mfu": flops / self.matrix_rate / seconds,

@@ -1,11 +1,20 @@
 import pytest
 import torch
 
+from convai_fast.data.build_store import build_store
 from convai_fast.evaluation import scoring
-from convai_fast.evaluation.scoring import Rows, computing_in, share_speaker
+from convai_fast.evaluation.scoring import Rows, computing_in, score_examples, share_speaker
+from convai_fast.evaluation.word_perplexity import (
+    WordVocabulary,
+    count_words,
+    score_words,
+    with_separate_words,
+)
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.packed import OneDnnLinear
+from tests.helpers.batches import make_batches
+from tests.helpers.meta import META, NothingWaits, fetched_once, stand_in_for_a_gpu
 
 S = 9  # <speaker1>
 
@@ -91,3 +100,25 @@ def test_layers_that_somebody_replaced_compute_what_they_did(kind):
     with computing_in(model, torch.float32) as packed:
         logits = packed(ids).logits
     assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_a_pass_waits_for_a_gpu_once(dialogues, tokenizer, tmp_path, monkeypatch):
+    stand_in_for_a_gpu(monkeypatch)
+    calls = fetched_once(monkeypatch, scoring)
+    said = {"valid": with_separate_words(dialogues["valid"])}
+    store = build_store(said, tokenizer, tmp_path / "store")
+    batches = make_batches(store, "valid", layout="shared", max_length=256)
+    replies = [turn.candidates[-1] for each in said["valid"] for turn in each.utterances]
+    vocabulary = WordVocabulary(count_words(dialogues["valid"]), tokenizer)
+    shape = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 256}
+    config = {"model_type": "gpt2", "vocab_size": len(tokenizer), **shape}
+    model = DoubleHeadsModel(TransformerConfig.from_transformers(config)).to(META)
+    with NothingWaits():
+        scores = score_examples(model, batches, torch.float32, ranks=True, tokens=True)
+        assert len(calls) == 1
+        words = score_words(model, batches, replies, vocabulary, torch.float32)
+    assert len(calls) == 2
+    assert len(batches) > 1
+    assert len(scores) == len(words) == batches.num_examples
+    assert all(len(each.eos_nlls) == 1 for each in scores.values())
+    assert all(each.word_nlls for each in words.values())

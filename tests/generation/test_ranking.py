@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.ranking import rank_candidates
 from convai_fast.generation.request import Request, build_prompt
 from convai_fast.model import DoubleHeadsModel
+from tests.helpers.meta import META, NothingWaits
 
 SPECIAL = SpecialIds(bos=3, eos=7, speaker1=59, speaker2=11, pad=50)
 SHAPE = dict(vocab_size=60, n_positions=40, n_embd=32, n_layer=2, n_head=4)
@@ -188,3 +190,10 @@ def test_damaged_weights_rank_nothing(engine, monkeypatch):
     monkeypatch.setattr(bias, "data", torch.full((1,), float("nan")))
     with pytest.raises(UserError, match="their scores are no numbers"):
         engine.rank(Request(), TEXTS)
+
+
+def test_ranking_does_not_wait_for_a_gpu_before_its_scores_are_read(models):
+    model = copy.deepcopy(models[1]).to(META)
+    with NothingWaits():
+        scores = rank_candidates(model, SPECIAL, PERSONA, HISTORY, CANDIDATES)
+    assert (scores.device, scores.shape) == (META, (len(CANDIDATES),))

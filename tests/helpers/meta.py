@@ -1,0 +1,49 @@
+"""The device "meta" in place of a GPU: it has no values, so that whoever asks for one raises."""
+
+import importlib
+from contextlib import nullcontext
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+META = torch.device("meta")
+
+
+class NothingWaits(TorchDispatchMode):
+    """Within, what would have the host wait for a GPU raises: a copy from ordinary memory too."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        made = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        is_from_host = any(x.device.type == "cpu" and x.dim() for x in given)
+        is_on_device = any(x.device == META for x in given + made)
+        is_asked_not_to_wait = kwargs.get("non_blocking", False)
+        if func.namespace == "aten" and is_from_host and is_on_device and not is_asked_not_to_wait:
+            raise AssertionError(f"{func} copies from the CPU, and waits for it")
+        return out
+
+
+def stand_in_for_a_gpu(monkeypatch):
+    """Have autocast, and what torch computes for all parameters at once, take the device "meta"."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    foreach = torch.utils._foreach_utils
+    optimizer = importlib.import_module("torch.optim.optimizer")
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["meta"])
+    monkeypatch.setattr(foreach, "_device_has_foreach_support", lambda _: True)
+    monkeypatch.setattr(torch.nn.utils.clip_grad, "_device_has_foreach_support", lambda _: True)
+
+
+def fetched_once(monkeypatch, module):
+    """Replace `module.fetch`; the list of what was fetched, zeros on the CPU, one item a call."""
+    calls = []
+
+    def fetch(*tensors):
+        assert all(x.device == META for x in tensors)
+        calls.append([torch.zeros(x.shape, dtype=x.dtype) for x in tensors])
+        return calls[-1]
+
+    monkeypatch.setattr(module, "fetch", fetch)
+    return calls
