@@ -17,6 +17,7 @@ from convai_fast.data.index import index_examples
 from convai_fast.data.options import Layout
 from convai_fast.data.shuffle import permutation
 from convai_fast.data.store import DialogueStore
+from convai_fast.data.token_budget import BudgetedBatches
 from convai_fast.dialogue.format import IGNORED
 from convai_fast.errors import UserError
 
@@ -143,13 +144,18 @@ class DialogueBatches:
     run continues where it was stopped.
 
     A step takes the next `batch_size * batches_per_step * world_size` examples, in batches of
-    similar length; `steps` says which batches are one, and `shares` what each counts in it. Of
-    each, a rank takes every world_size-th example. Where nothing is left for a rank, it gets an
-    example without labels, so that all have equally many batches.
+    similar length; `steps` says which batches are one, `step_examples` how many examples it has
+    over all ranks, and `shares` what each batch counts in it. Of each, a rank takes every
+    world_size-th example. With `batch_tokens` a step takes the next
+    `batches_per_step * world_size` of an epoch's batches, and a rank every world_size-th of them.
+    Where nothing is left for a rank, it gets an example without labels, so that all have equally
+    many batches.
 
     Args:
         store, split: where the examples are.
-        batch_size: examples a batch and rank.
+        batch_size: examples a batch and rank, unless `batch_tokens` is given.
+        batch_tokens: tokens a batch and rank, as they are collated, at most; a longer example is a
+            batch of its own. 0: go by `batch_size`.
         batches_per_step: batches whose gradients are added up in one optimizer step.
         num_candidates: candidates an example, the last ones; 0 for all.
         max_history: exchanges of history: an example keeps `2 * max_history + 1` turns.
@@ -172,6 +178,7 @@ class DialogueBatches:
         split: str,
         *,
         batch_size: int,
+        batch_tokens: int = 0,
         batches_per_step: int = 1,
         num_candidates: int,
         max_history: int,
@@ -190,9 +197,13 @@ class DialogueBatches:
             raise UserError(f"there is no split {split!r}: choose from {', '.join(store.splits)}")
         if layout not in get_args(Layout):
             raise UserError(f"layout is {layout!r}, but must be {' or '.join(get_args(Layout))}")
-        for name, value in (("batch_size", batch_size), ("batches_per_step", batches_per_step)):
-            if value < 1:
-                raise UserError(f"{name} is {value}, but must be at least 1")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("batch_tokens", batch_tokens, 0),
+            ("batches_per_step", batches_per_step, 1),
+        ):
+            if value < least:
+                raise UserError(f"{name} is {value}, but must be at least {least}")
         self.store, self.tables = store, store.splits[split]
         self._store_tables = (
             store.tokens,
@@ -218,6 +229,9 @@ class DialogueBatches:
         if any(weight != 1 for weight in weights):
             counts = store.meta["num_examples"][split]
             self.rows = _weighted(self.rows, counts, weights)
+        self._budgeted = (
+            BudgetedBatches(index, self.rows, batch_tokens, layout) if batch_tokens else None
+        )
         self.set_epoch(0)
 
     @property
@@ -225,14 +239,14 @@ class DialogueBatches:
         """Examples an epoch, over all ranks; each persona permutation counts."""
         return len(self.rows)
 
-    @property
-    def step_size(self) -> int:
-        """Examples a step, over all ranks; the last of an epoch may have fewer."""
-        return self.batch_size * self.batches_per_step * self.world_size
-
-    def num_steps(self, num_examples: int) -> int:
-        """Steps over that many examples."""
-        return -(-num_examples // self.step_size)
+    def num_steps(self, epoch: int, start: int = 0) -> int:
+        """Steps of `epoch` from its example `start` on; whole epochs have equally many."""
+        batches_of_all = self.batches_per_step * self.world_size
+        if self._budgeted is None:
+            return -(-(self.num_examples - start) // (self.batch_size * batches_of_all))
+        _, batch_of = self._budgeted.epoch(self.seed, epoch, self.shuffle)
+        left = len(self._budgeted) - batch_of[start] if start < len(batch_of) else 0
+        return -(-int(left) // batches_of_all)
 
     def __len__(self) -> int:
         """Batches that `set_epoch` has set, the same on every rank."""
@@ -240,16 +254,13 @@ class DialogueBatches:
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Draw the order of `epoch`, and set the batches of its examples from `start` on."""
-        rows, lengths = self._order(epoch)[start:], self.index.shared_lengths
-        step_of = np.arange(len(rows)) // self.step_size
-        rows = rows[np.lexsort((lengths[rows], step_of))]
-        size = self.batch_size * self.world_size
-        batch_of = np.arange(len(rows)) // size  # a step is a whole number of batches
+        rows, batch_of, is_own = self._deal(epoch, start)
+        step_of = batch_of // self.batches_per_step
         count = int(batch_of[-1]) + 1 if len(rows) else 0
         firsts = range(0, count, self.batches_per_step)
         self.steps = [range(i, min(i + self.batches_per_step, count)) for i in firsts]
+        self.step_examples: list[int] = np.bincount(step_of).tolist()
 
-        is_own = np.arange(len(rows)) % size % self.world_size == self.rank
         own, own_batch = rows[is_own], batch_of[is_own]
         num_own = np.bincount(own_batch, minlength=count)
         self._batches = np.split(own, num_own.cumsum()[:-1]) if count else []
@@ -260,10 +271,24 @@ class DialogueBatches:
         examples = np.bincount(step_of)[step_of_batch]
         shares = zip(own_labels / labels, num_own / examples, strict=True)
         self.shares = [Share(*(float(self.world_size * part) for part in pair)) for pair in shares]
+        any_of = rows[np.searchsorted(batch_of, np.arange(count))]  # the first of each batch
+        parts = zip(self._batches, any_of[:, None], strict=True)
         self._epoch = Gathered(
-            self.index,
-            [part if len(part) else rows[i * size :][:1] for i, part in enumerate(self._batches)],
+            self.index, [part if len(part) else another for part, another in parts]
         )
+
+    def _deal(self, epoch: int, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The rows of the plan from example `start` of `epoch` on, in which batch of a rank each
+        is, from 0, and whether that is this rank."""
+        if self._budgeted is not None:
+            rows, batch_of = self._budgeted.epoch(self.seed, epoch, self.shuffle)
+            rows, number = rows[start:], batch_of[start:] - batch_of[start : start + 1]
+            return rows, number // self.world_size, number % self.world_size == self.rank
+        rows, size = self._order(epoch)[start:], self.batch_size * self.world_size
+        place = np.arange(len(rows))
+        step_of = place // (size * self.batches_per_step)
+        rows = rows[np.lexsort((self.index.shared_lengths[rows], step_of))]
+        return rows, place // size, place % size % self.world_size == self.rank
 
     def _order(self, epoch: int) -> np.ndarray:
         """The rows of the plan as `epoch` takes them."""

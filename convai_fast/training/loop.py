@@ -148,6 +148,7 @@ class Trainer:
             store,
             split,
             batch_size=options.train_batch_size if training else options.valid_batch_size,
+            batch_tokens=options.train_batch_tokens if training else 0,
             batches_per_step=options.gradient_accumulation_steps if training else 1,
             num_candidates=options.num_candidates if training else 0,
             max_history=options.max_history,
@@ -169,8 +170,8 @@ class Trainer:
         total = progress.step
         if progress.epoch < options.n_epochs:
             whole_epochs = options.n_epochs - progress.epoch - 1
-            total += batches.num_steps(batches.num_examples - progress.examples)
-            total += whole_epochs * batches.num_steps(batches.num_examples)
+            total += batches.num_steps(progress.epoch, progress.examples)
+            total += whole_epochs * batches.num_steps(progress.epoch + 1)
         return min(total, options.max_steps) if options.max_steps else total
 
     def run(self) -> TrainResult:
@@ -267,12 +268,12 @@ class Trainer:
             return
         name = f"epoch {progress.epoch + 1}, to step {last:,}"
         with self._bar(desc=name, unit="step", total=len(steps)) as bar:
-            for step in steps:
+            for step, num_examples in zip(steps, batches.step_examples, strict=False):
                 started = time.perf_counter()
                 own = ((batches[i], batches.shares[i]) for i in step)
                 lr = options.lr * lr_factor(progress.step, options.warmup_steps, total)
                 self.train_step.take(progress.step + 1, own, len(step), lr, stop)
-                progress.end_step(min(batches.step_size, batches.num_examples - progress.examples))
+                progress.end_step(num_examples)
                 bar.update()
                 number = progress.step
                 is_logged = number % options.log_every == 0 or number == total

@@ -45,6 +45,9 @@ class StepOptions:
 
     train_batch_size: int = 4
     """Examples a batch in training."""
+    train_batch_tokens: int = 0
+    """Tokens a batch in training, at most, in place of --train_batch_size: as many examples of
+    similar length as fit, and one at least; 0: go by --train_batch_size."""
     gradient_accumulation_steps: int = 8
     """Batches an optimizer step."""
     n_epochs: int = 3
@@ -170,6 +173,7 @@ class TrainOptions(  # the fields of the last come first
             "num_candidates": 1,
             "max_history": 0,
             "train_batch_size": 1,
+            "train_batch_tokens": 0,
             "valid_batch_size": 1,
             "gradient_accumulation_steps": 1,
             "warmup_steps": 0,

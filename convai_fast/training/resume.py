@@ -112,6 +112,9 @@ def check_identity(run: "Trainer", saved: dict[str, Any]) -> None:
         f"`{name.lstrip('-')}`" if name.startswith("-") else name: value
         for name, value in saved.items()
     }
+    # An option that is newer than the checkpoint was as it is by default.
+    default = {f"`{field.name}`": field.default for field in dataclasses.fields(run.options)}
+    saved = {**default, **saved}
     for name, value in identity_of(run).items():
         if saved.get(name) != value:
             raise UserError(

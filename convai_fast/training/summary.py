@@ -50,10 +50,13 @@ class TrainResult:
 def describe(run: "Trainer") -> Iterator[str]:
     """What will be trained on what, what of it is cut or unknown, and where the run stands."""
     options, batches, ranks = run.options, run.batches, run.ranks.world_size
+    size, unit = options.train_batch_tokens, "tokens"
+    if not size:
+        size, unit = options.train_batch_size, "examples"
     yield (
         f"training: {batches.num_examples:,} examples of {options.num_candidates} candidates, "
         f"{run.total_steps:,} optimizer steps of up to "
-        f"{options.train_batch_size} x {options.gradient_accumulation_steps} examples"
+        f"{size:,} x {options.gradient_accumulation_steps} {unit}"
         f"{f' x {ranks} processes' if ranks > 1 else ''}, "
         f"{str(run.compute.dtype).removeprefix('torch.')} on {run.device}"
     )

@@ -12,9 +12,12 @@ import yaml
 
 from convai_fast.cli.main import main
 from convai_fast.errors import UserError
+from convai_fast.model.config import TransformerConfig
+from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training import checkpoints, loop
 from convai_fast.training.evaluation import MetricSums
 from convai_fast.training.options import TrainOptions
+from convai_fast.training.resume import check_identity, identity_of
 from convai_fast.training.resume import resume_command as resume_command_of
 from tests.helpers.killed_runs import chosen, tree
 
@@ -179,3 +182,17 @@ def test_the_command_that_continues_names_a_reader_that_is_code(run_options):
     command = "convai-fast train --resume 'my runs/a' --reader mine:load"
     assert resume_command_of(options, Path("my runs/a")) == command
     assert resume_command_of(run_options, Path("a")) == "convai-fast train --resume a"
+
+
+def test_an_option_that_is_newer_than_a_checkpoint_was_as_it_is_by_default(
+    options, tokenizer, store
+):
+    config = {"model_type": "gpt2", "vocab_size": len(tokenizer), "n_embd": 16, "n_layer": 1}
+    config = TransformerConfig.from_transformers({**config, "n_head": 2, "n_positions": 256})
+    run = loop.Trainer(options, DoubleHeadsModel(config), tokenizer, store, lambda _: None)
+    saved = identity_of(run)
+    del saved["`train_batch_tokens`"]
+    check_identity(run, saved)
+    options.train_batch_tokens = 600
+    with pytest.raises(UserError, match="another `train_batch_tokens` than there is now"):
+        check_identity(run, saved)
