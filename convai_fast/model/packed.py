@@ -91,6 +91,7 @@ def for_inference(
         module.__dict__
     )  # not `copy`, which a module with parametrizations refuses
     twin.training = False
+    twin.__dict__.pop("_compiled_call_impl", None)  # which computes with the original's weights
     twin._modules = {}
     for name, child in module._modules.items():
         if packing and isinstance(child, nn.Linear) and type(child) in (Linear, nn.Linear):

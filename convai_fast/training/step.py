@@ -1,7 +1,7 @@
 """One optimizer step: forward and backward over its batches, clipping, AdamW."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -46,10 +46,10 @@ class TrainStep:
         self, model: DoubleHeadsModel, options: TrainOptions, compute: Compute, ranks: Ranks
     ) -> None:
         self.model, self.options, self.compute, self.ranks = model, options, compute, ranks
+        if options.compile:  # not what is around them, which looks at values: a graph would end
+            for block in model.transformer.blocks:
+                block.compile(dynamic=True)
         self.wrapped = ranks.wrap(model, compute.device, options.fsdp)
-        self.forward: Callable[..., Any] = self.wrapped
-        if options.compile:
-            self.forward = torch.compile(self.wrapped, dynamic=True)
         self.optimizer = make_optimizer(model, options.lr, options.weight_decay, options.adam_beta2)
         is_fp16 = compute.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=is_fp16)
@@ -126,7 +126,7 @@ class TrainStep:
                 # Ranks exchange gradients once a step, when those of its last batch are added.
                 self.ranks.exchange_gradients(self.wrapped, i == num_batches - 1)
                 with self.compute.autocast():
-                    output = self.forward(**self.compute.to_device(batch))
+                    output = self.wrapped(**self.compute.to_device(batch))
                 lm_loss, mc_loss = output.loss * share.tokens, output.mc_loss * share.examples
                 loss = combined_loss(lm_loss, mc_loss, options.lm_coef, options.mc_coef)
                 self.scaler.scale(loss).backward()

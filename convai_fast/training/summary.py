@@ -92,7 +92,7 @@ def describe(run: "Trainer") -> Iterator[str]:
         yield f"WARNING: {overlap}; give the same, or the figures are too good"
     yield f"run folder: {run.path}"
     if options.compile and not run.is_finished:
-        yield "compiling: the first step takes about a minute"
+        yield "compiling: the first step takes some ten seconds"
     progress, resumed = run.progress, run.resumed
     if run.is_finished:
         yield f"this run is finished, with {progress.step:,} steps: nothing left to do"

@@ -11,10 +11,13 @@ import yaml
 from transformers import AutoTokenizer, GPT2DoubleHeadsModel
 
 from benchmarks.plain_loop import train_plainly
+from convai_fast import ops
 from convai_fast.data.build_store import build_store
 from convai_fast.errors import UserError
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.model.packed import for_inference
+from convai_fast.training import compute
 from convai_fast.training.distributed import Ranks
 from convai_fast.training.evaluation import MetricSums
 from convai_fast.training.loop import Trainer
@@ -259,6 +262,33 @@ def test_torch_compile_gives_the_same_losses(options, tokenizer, store, tmp_path
     make_trainer(options, tokenizer, store, **NO_DROPOUT, n_layer=1).run()
     for ours, theirs in zip(metrics_of(options), expected, strict=True):
         assert ours.get("loss", 0) == pytest.approx(theirs.get("loss", 0), rel=1e-4)
+
+
+def test_all_blocks_share_whole_graphs_that_fit_batches_of_any_size(
+    options, tokenizer, store, monkeypatch
+):
+    def compile_for_eager(block, **settings):
+        block._compiled_call_impl = torch.compile(block._call_impl, backend="eager", **settings)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_for_eager)
+    # As on a GPU, where attention reads an index.
+    monkeypatch.setattr(compute, "key_index", lambda offsets, ids, _: ops.index_keys(offsets, ids))
+    options.compile, options.max_steps = True, 3
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    make_trainer(options, tokenizer, store, n_layer=10).run()
+    # Of a block in training and in evaluation, and of the last, which goes on with some tokens.
+    assert counters["stats"]["unique_graphs"] == 4
+    assert not counters["graph_break"]
+
+
+def test_a_compiled_model_copied_for_inference_computes_with_its_copied_weights(tokenizer):
+    model, ids = tiny_model(tokenizer), torch.arange(5)[None]
+    expected = for_inference(model, torch.bfloat16)(ids).logits
+    model.transformer.blocks[0].compile(backend="eager")
+    twin = for_inference(model, torch.bfloat16)
+    torch.nn.init.zeros_(model.transformer.blocks[0].mlp.down.weight)
+    assert torch.equal(twin(ids).logits, expected)
 
 
 def test_a_run_folder_with_something_in_it_is_refused(options, tokenizer, store, tmp_path):
