@@ -1,6 +1,8 @@
 """Where a model computes, and in which number format (mixed precision)."""
 
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +14,28 @@ from convai_fast.model.context import key_index
 from convai_fast.model.layers import to_device
 from convai_fast.training.distributed import Ranks
 from convai_fast.training.options import TrainOptions
+
+
+@contextmanager
+def repeatable(device: torch.device, enabled: bool) -> Iterator[None]:
+    """Within, if `enabled`, `device` makes the same bits of the same step; a CPU always does.
+
+    Around the first product on a GPU, whose library reads its settings then. An operation that has
+    no such kernel raises RuntimeError.
+    """
+    if not enabled or device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # nothing reads it
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]
 
 
 class Compute:

@@ -23,7 +23,7 @@ from convai_fast.errors import UserError
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.terminal import progress_bar, say
 from convai_fast.training.checkpoints import TrainingState
-from convai_fast.training.compute import Compute
+from convai_fast.training.compute import Compute, repeatable
 from convai_fast.training.distributed import Ranks, join_ranks
 from convai_fast.training.evaluation import Metrics, evaluate
 from convai_fast.training.guard import describe_batch
@@ -88,10 +88,12 @@ def _train(
     )
     with ranks.together():
         store = DialogueStore(folder)
-    trainer = Trainer(options, model, tokenizer, store, report, ranks, base, before, claim)
-    if state is not None:
-        trainer.load_state(state)
-    result = trainer.run()
+        device = ranks.device(options.device)
+    with repeatable(device, options.deterministic):
+        trainer = Trainer(options, model, tokenizer, store, report, ranks, base, before, claim)
+        if state is not None:
+            trainer.load_state(state)
+        result = trainer.run()
     if result.stopped_by is not None:
         report(f"continue with: {resume_command(options, result.run)}")
     return result

@@ -119,7 +119,10 @@ class DeviceOptions:
     gradient_checkpointing: bool = False
     """Keep less for the backward pass and compute it again: less memory, a third more time."""
     compile: bool = False
-    """Compile the model with torch.compile; the first step then takes about a minute."""
+    """Compile the model's blocks with torch.compile; the first step then takes some ten seconds."""
+    deterministic: bool = False
+    """On a GPU, take kernels that make the same bits every time, which are slower: the run can be
+    repeated, and goes on as if it had never stopped; on a CPU that is always so."""
     fsdp: bool = False
     """Shard weights, gradients and optimizer state over the processes that torchrun started
     (FSDP2); by default each has all of them (DDP)."""
