@@ -183,7 +183,7 @@ def score(
     """`DoubleHeadsModel.score` of rows on the CPU, on the model's device."""
     device = next(model.parameters()).device
     input_ids, token_type_ids, position_ids, branch_ids = (to_device(x, device) for x in rows[:4])
-    index = key_index(rows.offsets, rows.branch_ids, device)
+    index = key_index(rows.offsets, rows.branch_ids, device, with_gradient=False)
     context = Branches(rows.offsets, branch_ids, position_ids, index)
     ends, wanted = (x if x is None else to_device(x, device) for x in (ends, wanted))
     return model.score(input_ids, token_type_ids, context, ends, wanted)

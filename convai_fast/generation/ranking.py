@@ -142,7 +142,7 @@ def _score(
         ends.append(len(input_ids) - 1)
     device = model.transformer.token_embedding.weight.device
     offsets, branches = torch.tensor([0, len(input_ids)]), torch.tensor(branch_ids)
-    index = key_index(offsets, branches, device)
+    index = key_index(offsets, branches, device, with_gradient=False)
     tokens, segments, positions, branches, last = (
         to_device(torch.as_tensor(x), device)
         for x in (input_ids, token_type_ids, position_ids, branches, ends)

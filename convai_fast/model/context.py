@@ -11,6 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from convai_fast import ops
 from convai_fast.model.layers import to_device
 
+_FEW = 4  # branches, for which a second call of attention costs more than keys that are repeated
+
 
 class Context(Protocol):
     """Where tokens stand, and what they look at: `Causal`, `Branches`, or a step of a cache.
@@ -95,11 +97,17 @@ class Branches:
         )
 
 
-def key_index(offsets: Tensor, branch_ids: Tensor, device: torch.device) -> ops.KeyIndex | None:
-    """What `branch_attention` reads on CUDA of a batch that is on the CPU; None elsewhere."""
+def key_index(
+    offsets: Tensor, branch_ids: Tensor, device: torch.device, with_gradient: bool = True
+) -> ops.KeyIndex | None:
+    """What `branch_attention` reads on CUDA of a batch that is on the CPU; None elsewhere.
+
+    Without a gradient, the keys of what many candidates share are not repeated for each of them.
+    """
     if device.type != "cuda":
         return None
-    index = ops.index_keys(offsets, branch_ids)
+    is_shared_by_many = not with_gradient and branch_ids.max() > _FEW
+    index = (ops.index_prefixes if is_shared_by_many else ops.index_keys)(offsets, branch_ids)
     return index._replace(
         key_ids=to_device(index.key_ids, device),
         cu_queries=to_device(index.cu_queries, device),

@@ -9,7 +9,7 @@ from convai_fast.ops.decode_attention import decode_attention
 from convai_fast.ops.decoder_step import PackedDecoder, PackedLayers, decoder_step
 from convai_fast.ops.dropout import draw_seed, dropout
 from convai_fast.ops.gelu import ACTIVATIONS, gelu
-from convai_fast.ops.key_index import KeyIndex, index_keys
+from convai_fast.ops.key_index import KeyIndex, index_keys, index_prefixes
 from convai_fast.ops.linear import linear
 from convai_fast.ops.packed_linear import (
     BLOCK,
@@ -40,6 +40,7 @@ __all__ = [
     "dropout",
     "gelu",
     "index_keys",
+    "index_prefixes",
     "linear",
     "make_cache",
     "pack_weight",

@@ -81,8 +81,9 @@ def branch_attention(
             others are scaled by 1 / (1 - dropout_p).
         seed: int64 [] on the CPU, for dropout: the same seed drops the same weights, but on CUDA,
             where torch's own generator draws.
-        index: `index_keys(offsets, branch_ids)`, its tensors on the device of q: what attention on
-            CUDA reads; without it, it is made there at every call. Other devices need none.
+        index: `index_keys(offsets, branch_ids)`, or `index_prefixes` where no gradient is wanted,
+            its tensors on the device of q: what attention on CUDA reads; without it, it is made
+            there at every call. Other devices need none.
 
     Returns:
         [tokens, num_heads, head_dim] in the dtype of q.

@@ -29,7 +29,11 @@ def _on_cuda(
     max_queries: int,
     max_keys: int,
 ) -> tuple[Tensor, Tensor]:
-    """torch's own generator draws what is dropped, whatever the seed."""
+    """torch's own generator draws what is dropped, whatever the seed.
+
+    By an index of prefixes (see `KeyIndex`) what queries get from the keys of their own segment and
+    from those of their prefix is computed apart, and then weighted by the sums of their softmaxes.
+    """
     _check_heads(q, k, v)
     if key_ids is None or cu_queries is None or cu_keys is None:
         index = index_keys(offsets, branch_ids.cpu())  # this waits for the device
@@ -44,23 +48,66 @@ def _on_cuda(
     if padding := -shape[-1] % 8:  # heads of such a width neither kernel takes
         q, k, v = (F.pad(x, (0, padding)) for x in (q, k, v))
     keys, values = k.index_select(0, key_ids), v.index_select(0, key_ids)
-    lengths = (cu_queries, cu_keys, max_queries, max_keys)
-    if _takes_flash(q):
-        out, *_ = torch.ops.aten._flash_attention_forward(
-            q, keys, values, *lengths, dropout_p, True, False, scale=scale
-        )
+    if cu_keys.dim() == 1:
+        lengths = (cu_queries, cu_keys, max_queries, max_keys)
+        out, _ = _attend(q, keys, values, lengths, dropout_p, scale, True)
     else:
-        if q.shape[1] != k.shape[1]:
-            group = q.shape[1] // k.shape[1]
-            keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
-        if padding:  # scores are divided by the root of the padded width
-            q = q * (q.shape[-1] ** 0.5 * scale)
-        last_key_last = 2  # the mask's alignment: a segment's last query sees its last key
-        batch = (q[None], keys[None], values[None], None)
-        out, *_ = torch.ops.aten._efficient_attention_forward(
-            *batch, *lengths, dropout_p, last_key_last, True
+        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+            raise ValueError("branch_attention: by an index of prefixes there is no gradient")
+        cu_branches, cu_prefixes = cu_keys
+        lengths = (cu_queries, cu_queries, max_queries, max_queries)
+        out, sums = _attend(q, k, v, lengths, dropout_p, scale, True)
+        lengths = (cu_branches, cu_prefixes, max_queries, max_keys)
+        other, other_sums = _attend(q, keys, values, lengths, dropout_p, scale, False)
+        own = _segment_of_tokens(cu_queries, len(q))
+        branches = _segment_of_tokens(cu_branches, len(q))
+        share = _sums_of_tokens(other_sums, branches, cu_branches)
+        share = (share - _sums_of_tokens(sums, own, cu_queries)).sigmoid()
+        # What a kernel makes of a query without keys is not said.
+        has_keys = (cu_prefixes.diff() > 0)[branches][:, None]
+        share, other = share.where(has_keys, 0), other.float().where(has_keys[..., None], 0)
+        out = torch.lerp(out.float(), other, share[..., None])
+    return out[..., : shape[-1]].to(kind).contiguous(), logsumexp
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: tuple[Tensor, Tensor, int, int],
+    dropout_p: float,
+    scale: float,
+    is_causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """Attention within segments, in which a last query sees its last key, and its log-sum-exp."""
+    if _takes_flash(q):
+        out, sums, *_ = torch.ops.aten._flash_attention_forward(
+            q, k, v, *lengths, dropout_p, is_causal, False, scale=scale
         )
-    return out.view(q.shape)[..., : shape[-1]].to(kind).contiguous(), logsumexp
+        return out.view(q.shape), sums
+    if q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    if scale != q.shape[-1] ** -0.5:  # the width is padded, and it divides scores by its root
+        q = q * (q.shape[-1] ** 0.5 * scale)
+    batch = (q[None], k[None], v[None], None)
+    last_key_last = 2  # how the causal mask is aligned
+    out, sums, *_ = torch.ops.aten._efficient_attention_forward(
+        *batch, *lengths, dropout_p, last_key_last if is_causal else 0, True
+    )
+    return out.view(q.shape), sums
+
+
+def _sums_of_tokens(sums: Tensor, segment: Tensor, cu_queries: Tensor) -> Tensor:
+    """A kernel's log-sum-exp as [tokens, num_heads]."""
+    if sums.dim() == 2:  # [num_heads, tokens]
+        return sums.mT
+    place = torch.arange(len(segment), device=segment.device) - cu_queries[segment]
+    return sums[segment, :, place]  # of [segments, num_heads, queries]
+
+
+def _segment_of_tokens(cu_queries: Tensor, count: int) -> Tensor:
+    tokens = torch.arange(count, dtype=cu_queries.dtype, device=cu_queries.device)
+    return torch.searchsorted(cu_queries[1:], tokens, right=True)
 
 
 def _takes_flash(q: Tensor) -> bool:

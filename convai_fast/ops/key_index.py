@@ -28,10 +28,18 @@ class KeyIndex(NamedTuple):
 
         cu_queries 0 2 3 5        key_ids 0 1 | 0 1 2 | 0 1 3 4        cu_keys 0 2 5 9
 
+    So a prefix's keys stand there once for each of its branches. An index of prefixes
+    (`index_prefixes`) has them once: a segment looks at itself, and the branches of a row, as one
+    segment, look at its prefix. Of the same row:
+
+        cu_queries 0 2 3 5        key_ids 0 1        cu_keys 0 2 5 (queries) and 0 0 2 (keys)
+
     Attributes:
         key_ids: int64 [num_keys], the tokens whose keys and values they are.
         cu_queries, cu_keys: int32 [num_segments + 1], where each segment's queries and keys begin
-            (FlashAttention's cu_seqlens_q and cu_seqlens_k).
+            (FlashAttention's cu_seqlens_q and cu_seqlens_k). In an index of prefixes `cu_keys` is
+            [2, 2 * rows + 1]: where the queries of each prefix, which has no keys, and of the
+            branches after it begin, and where their keys do.
         max_queries, max_keys: the most that a segment has of them.
     """
 
@@ -51,14 +59,8 @@ def index_keys(offsets: Tensor, branch_ids: Tensor) -> KeyIndex:
     Raises:
         ValueError: they are not.
     """
-    check_layout(offsets, branch_ids)
-    bounds, branch = offsets.numpy(), branch_ids.numpy()
-    row = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
-    is_first = np.ones(len(branch), bool)
-    is_first[1:] = (row[1:] != row[:-1]) | (branch[1:] != branch[:-1])
-    first = np.flatnonzero(is_first)
+    bounds, branch, row, first, prefix_counts = _segments(offsets, branch_ids)
     counts = np.diff(first, append=len(branch))
-    prefix_counts = np.bincount(row[branch == 0], minlength=len(bounds) - 1)
     shared = np.where(branch[first] > 0, prefix_counts[row[first]], 0)
     num_keys = shared + counts
     begins = np.cumsum(num_keys) - num_keys
@@ -73,3 +75,36 @@ def index_keys(offsets: Tensor, branch_ids: Tensor) -> KeyIndex:
         int(counts.max(initial=0)),
         int(num_keys.max(initial=0)),
     )
+
+
+def index_prefixes(offsets: Tensor, branch_ids: Tensor) -> KeyIndex:
+    """`index_keys` without repeated keys, for many branches; attention by it has no gradient.
+
+    Raises:
+        ValueError: the arguments are not as for `branch_attention`, on the CPU.
+    """
+    bounds, branch, _, first, prefix_counts = _segments(offsets, branch_ids)
+    prefix_ends = bounds[:-1] + prefix_counts
+    queries, keys = (np.zeros(2 * len(prefix_counts) + 1, np.int32) for _ in range(2))
+    queries[1::2], queries[2::2] = prefix_ends, bounds[1:]
+    keys[2::2] = prefix_counts.cumsum()
+    keys[1::2] = keys[:-1:2]
+    return KeyIndex(
+        torch.from_numpy(np.flatnonzero(branch == 0)),
+        torch.from_numpy(np.append(first, len(branch)).astype(np.int32)),
+        torch.from_numpy(np.stack([queries, keys])),
+        int(np.append(np.diff(first, append=len(branch)), np.diff(queries)).max(initial=0)),
+        int(prefix_counts.max(initial=0)),
+    )
+
+
+def _segments(offsets: Tensor, branch_ids: Tensor) -> tuple[np.ndarray, ...]:
+    """`offsets` and `branch_ids`, the row of each token, where segments begin, and the tokens of
+    each row's prefix."""
+    check_layout(offsets, branch_ids)
+    bounds, branch = offsets.numpy(), branch_ids.numpy()
+    row = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+    is_first = np.ones(len(branch), bool)
+    is_first[1:] = (row[1:] != row[:-1]) | (branch[1:] != branch[:-1])
+    prefix_counts = np.bincount(row[branch == 0], minlength=len(bounds) - 1)
+    return bounds, branch, row, np.flatnonzero(is_first), prefix_counts
