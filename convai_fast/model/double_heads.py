@@ -17,7 +17,7 @@ from convai_fast.errors import UserError
 from convai_fast.model import adapter, checkpoint
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.context import Branches, Causal, Context
-from convai_fast.model.layers import Dropout, init_weights, linear, to_device
+from convai_fast.model.layers import Dropout, init_weights, to_device, vocabulary_logits
 from convai_fast.model.tensors import account_for, map_weights
 from convai_fast.model.transformer import Transformer
 
@@ -227,7 +227,7 @@ class DoubleHeadsModel(nn.Module):
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits [..., vocab_size] of hidden states [..., n_embd]."""
-        return linear(hidden, self.transformer.token_embedding.weight)
+        return vocabulary_logits(hidden, self.transformer.token_embedding.weight)
 
     def resize_token_embeddings(self, vocab_size: int) -> None:
         """Make room for new tokens: rows up to `vocab_size`, drawn like those of a new model.

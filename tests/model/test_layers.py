@@ -75,3 +75,33 @@ def test_linear_leaves_double_precision_alone_and_runs_where_there_is_no_autocas
     with torch.autocast("cpu", torch.bfloat16):
         assert layer.double()(torch.randn(3, 8).double()).dtype == torch.float64
     assert layer.to("meta")(torch.empty(3, 8, device="meta").double()).shape == (3, 8)
+
+
+@pytest.mark.parametrize("vocab_size", [100, 128])
+def test_a_padded_vocabulary_changes_no_logit_and_no_gradient(monkeypatch, vocab_size):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(5, 48), torch.randn(vocab_size, 48)
+    wanted, results = torch.randn(5, vocab_size), []
+    rows, multiply = [], layers.ops.linear
+    monkeypatch.setattr(
+        layers.ops, "linear", lambda x, w, b: rows.append(len(w)) or multiply(x, w, b)
+    )
+    for is_padded in (False, True):
+        monkeypatch.setattr(layers, "pads_vocabulary", lambda *_, value=is_padded: value)
+        leaves = [x.clone().requires_grad_() for x in (hidden, weight)]
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = layers.vocabulary_logits(*leaves)
+        logits.backward(wanted.bfloat16())
+        head = layers.vocabulary_head(weight.bfloat16())(hidden.bfloat16())
+        results.append([logits, *(x.grad for x in leaves), head])
+    assert rows == [vocab_size, 128]
+    for ours, expected in zip(*results, strict=True):
+        assert ours.shape == expected.shape
+        torch.testing.assert_close(ours, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_a_vocabulary_is_padded_in_16_bits_on_a_gpu():
+    assert layers.pads_vocabulary("cuda", torch.bfloat16)
+    assert layers.pads_vocabulary("cuda", torch.float16)
+    assert not layers.pads_vocabulary("cuda", torch.float32)
+    assert not layers.pads_vocabulary("cpu", torch.bfloat16)

@@ -11,7 +11,7 @@ from convai_fast.generation.backends.backend import WEIGHTS, Backend
 from convai_fast.generation.scheduler import Copy, Step
 from convai_fast.model.context import Context
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.model.layers import to_device
+from convai_fast.model.layers import to_device, vocabulary_head
 from convai_fast.model.packed import for_inference
 
 
@@ -28,7 +28,7 @@ class TorchBackend(Backend):
             raise UserError(f"int8 weights are for the CPU, and the model is on {embedding.device}")
         dtype = embedding.dtype if weights == "float32" else WEIGHTS[weights]
         self.transformer = for_inference(model.transformer, dtype)
-        self.lm_head = partial(F.linear, weight=self.transformer.token_embedding.weight)
+        self.lm_head = vocabulary_head(self.transformer.token_embedding.weight)
         self.n_positions = config.n_positions
         self._shape = (config.n_layer, num_slots, config.n_kv_head, config.head_dim)
         self.keys, self.values = self._allocate(num_slots, capacity=1)
