@@ -14,6 +14,7 @@ from torch import Tensor
 from convai_fast import ops
 from convai_fast.data.gathered import Gathered
 from convai_fast.data.index import index_examples
+from convai_fast.data.on_device import StoreOnDevice
 from convai_fast.data.options import Layout
 from convai_fast.data.shuffle import permutation
 from convai_fast.data.store import DialogueStore
@@ -167,6 +168,10 @@ class DialogueBatches:
         max_examples: keep only so many examples, spread evenly over the split (0: all).
         weights: how often an epoch sees the examples of each of the store's sources: 2 is twice,
             0.5 every other one; a single weight holds for all sources.
+        pin_memory: make batches in page-locked memory, or of what lies in it, for CUDA transfers.
+        device: keep the store's arrays there, and make batches there, but for what the host must
+            know: `branch_ids`, `offsets`, `label_positions` and `mc_labels`. Not in the padded
+            layout.
 
     Raises UserError for a split that is not there and a layout or size of batches that makes no
     sense; ValueError for what `index_examples` refuses.
@@ -192,6 +197,7 @@ class DialogueBatches:
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         if split not in store.splits:
             raise UserError(f"there is no split {split!r}: choose from {', '.join(store.splits)}")
@@ -212,6 +218,11 @@ class DialogueBatches:
             self.tables.history_ids,
             self.tables.candidate_ids,
         )
+        self._on_device = None
+        if device is not None:
+            if layout != "shared":
+                raise UserError("batches are made on a device in the layout shared alone")
+            self._on_device = StoreOnDevice(store, split, max_length, device)
         self.batch_size, self.max_length, self.layout = batch_size, max_length, layout
         self.batches_per_step = batches_per_step
         self.shuffle, self.seed, self.pin_memory = shuffle, seed, pin_memory
@@ -338,7 +349,12 @@ class DialogueBatches:
     def _collate(self, gathered: Gathered, i: int) -> Batch:
         *_, num_candidates, seq_len, num_tokens = gathered.batches[i]
         plan, mc_labels, offsets, label_positions = gathered.tables(i)
-        arguments = (*self._store_tables, plan, self.store.special_ids, num_candidates)
+        tables = self._store_tables
+        if self._on_device is not None:
+            tables = self._on_device.tables
+            if self.pin_memory:
+                plan, offsets = plan.pin_memory(), offsets.pin_memory()
+        arguments = (*tables, plan, self.store.special_ids, num_candidates)
         if self.layout == "padded":
             input_ids, token_type_ids, labels, mc_token_ids = ops.collate(
                 *arguments, seq_len, self.pin_memory
@@ -353,6 +369,8 @@ class DialogueBatches:
         input_ids, token_type_ids, position_ids, branch_ids, labels, mc_token_ids = (
             ops.collate_shared(*arguments, offsets, num_tokens, self.max_length, self.pin_memory)
         )
+        if self._on_device is not None:
+            branch_ids = self._on_device.branch_ids(plan)
         return SharedBatch(
             input_ids=input_ids,
             token_type_ids=token_type_ids,

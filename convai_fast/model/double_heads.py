@@ -133,8 +133,8 @@ class DoubleHeadsModel(nn.Module):
             branch_ids: int64 [num_tokens], in the shared-prefix layout.
             offsets: int64 [batch + 1] on the CPU, in the shared-prefix layout.
             label_positions: int64 [num_labels], where the labels are, numbered over all rows, none
-                of them a row's first token, and on the device of `labels`; by default they are
-                searched for.
+                of them a row's first token, on the CPU or the device of `labels`; by default they
+                are searched for.
             key_index: `convai_fast.ops.index_keys` of the batch, for CUDA.
 
         Raises:
@@ -336,8 +336,8 @@ def _targets(
     if positions is None:
         shifted = F.pad(labels[..., 1:], (1, 0), value=IGNORED)  # nothing predicts a row's first
         positions = (shifted.flatten() != IGNORED).nonzero().squeeze(1)
-    targets, predicting = labels.flatten()[positions], positions - 1
-    return to_device(targets, device), to_device(predicting, device)
+    targets = labels.flatten().index_select(0, to_device(positions, labels.device))
+    return to_device(targets, device), to_device(positions - 1, device)
 
 
 def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

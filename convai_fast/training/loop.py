@@ -164,6 +164,7 @@ class Trainer:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             pin_memory=self.device.type == "cuda",
+            device=self.device if options.store_on_device and self.device.type != "cpu" else None,
         )
 
     def _count_steps(self) -> int:

@@ -120,6 +120,9 @@ class DeviceOptions:
     """Keep less for the backward pass and compute it again: less memory, a third more time."""
     compile: bool = False
     """Compile the model's blocks with torch.compile; the first step then takes some ten seconds."""
+    store_on_device: bool = False
+    """Keep the tokenised dialogues in the GPU's memory and make batches there, where the CPU cannot
+    keep up (--layout shared); on a CPU it changes nothing."""
     deterministic: bool = False
     """On a GPU, take kernels that make the same bits every time, which are slower: the run can be
     repeated, and goes on as if it had never stopped; on a CPU that is always so."""
@@ -222,6 +225,8 @@ class TrainOptions(  # the fields of the last come first
                 raise UserError(f"`{name}` without `lora_r`: give LoRA's rank too, such as 16")
         if self.lora_r and self.from_scratch:
             raise UserError("`lora_r` adapts trained weights: leave out `from_scratch`")
+        if self.store_on_device and self.layout != "shared":
+            raise UserError("`store_on_device` makes batches in the `layout` shared alone")
         if self.fsdp and self.lora_r:
             raise UserError(
                 "`fsdp` and `lora_r` do not go together: what LoRA trains is small on every device"

@@ -26,7 +26,7 @@ def on_meta(options, tokenizer, monkeypatch):
     return model, Compute(options, Ranks())
 
 
-def batches_of(store, layout, split="train"):
+def batches_of(store, layout, split="train", device=None):
     return DialogueBatches(
         store,
         split,
@@ -36,13 +36,16 @@ def batches_of(store, layout, split="train"):
         max_history=2,
         max_length=256,
         layout=layout,
+        device=device,
     )
 
 
-@pytest.mark.parametrize("layout", ["shared", "padded"])
-def test_a_step_waits_for_nothing(on_meta, options, store, layout):
+@pytest.mark.parametrize(
+    ("layout", "device"), [("shared", None), ("padded", None), ("shared", META)], ids=str
+)
+def test_a_step_waits_for_nothing(on_meta, options, store, layout, device):
     model, compute = on_meta
-    batches = batches_of(store, layout)
+    batches = batches_of(store, layout, device=device)
     train_step = step.TrainStep(model, options, compute, Ranks())
     with NothingWaits():
         for number, own in enumerate(batches.steps[:2], start=1):
