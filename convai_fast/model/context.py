@@ -85,8 +85,9 @@ class Branches:
         position_ids: Tensor,
         key_index: ops.KeyIndex | None = None,
     ) -> None:
-        # FSDP hands over all tensors on its device: this waits for it then.
-        self.offsets, self.branch_ids = offsets.cpu(), branch_ids
+        # FSDP hands over all tensors on its device; with an index nothing reads them.
+        self.offsets = offsets.cpu() if key_index is None else offsets
+        self.branch_ids = branch_ids
         self.position_ids, self.key_index = position_ids, key_index
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:

@@ -29,11 +29,7 @@ def _on_cuda(
     max_queries: int,
     max_keys: int,
 ) -> tuple[Tensor, Tensor]:
-    """torch's own generator draws what is dropped, whatever the seed.
-
-    By an index of prefixes (see `KeyIndex`) what queries get from the keys of their own segment and
-    from those of their prefix is computed apart, and then weighted by the sums of their softmaxes.
-    """
+    """torch's own generator draws what is dropped, whatever the seed."""
     _check_heads(q, k, v)
     if key_ids is None or cu_queries is None or cu_keys is None:
         index = index_keys(offsets, branch_ids.cpu())  # this waits for the device
@@ -51,22 +47,14 @@ def _on_cuda(
     if cu_keys.dim() == 1:
         lengths = (cu_queries, cu_keys, max_queries, max_keys)
         out, _ = _attend(q, keys, values, lengths, dropout_p, scale, True)
-    else:
+    else:  # an index of prefixes
         if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
             raise ValueError("branch_attention: by an index of prefixes there is no gradient")
-        cu_branches, cu_prefixes = cu_keys
         lengths = (cu_queries, cu_queries, max_queries, max_queries)
-        out, sums = _attend(q, k, v, lengths, dropout_p, scale, True)
-        lengths = (cu_branches, cu_prefixes, max_queries, max_keys)
-        other, other_sums = _attend(q, keys, values, lengths, dropout_p, scale, False)
-        own = _segment_of_tokens(cu_queries, len(q))
-        branches = _segment_of_tokens(cu_branches, len(q))
-        share = _sums_of_tokens(other_sums, branches, cu_branches)
-        share = (share - _sums_of_tokens(sums, own, cu_queries)).sigmoid()
-        # What a kernel makes of a query without keys is not said.
-        has_keys = (cu_prefixes.diff() > 0)[branches][:, None]
-        share, other = share.where(has_keys, 0), other.float().where(has_keys[..., None], 0)
-        out = torch.lerp(out.float(), other, share[..., None])
+        own = _attend(q, k, v, lengths, dropout_p, scale, True)
+        lengths = (cu_keys[0], cu_keys[1], max_queries, max_keys)
+        of_prefix = _attend(q, keys, values, lengths, dropout_p, scale, False)
+        out = _merge(own, of_prefix, cu_queries, *cu_keys)
     return out[..., : shape[-1]].to(kind).contiguous(), logsumexp
 
 
@@ -97,17 +85,31 @@ def _attend(
     return out.view(q.shape), sums
 
 
-def _sums_of_tokens(sums: Tensor, segment: Tensor, cu_queries: Tensor) -> Tensor:
-    """A kernel's log-sum-exp as [tokens, num_heads]."""
-    if sums.dim() == 2:  # [num_heads, tokens]
-        return sums.mT
-    place = torch.arange(len(segment), device=segment.device) - cu_queries[segment]
-    return sums[segment, :, place]  # of [segments, num_heads, queries]
+def _merge(
+    own: tuple[Tensor, Tensor],
+    of_prefix: tuple[Tensor, Tensor],
+    cu_queries: Tensor,
+    cu_branches: Tensor,
+    cu_prefixes: Tensor,
+) -> Tensor:
+    """What `_attend` gives to the keys of both, of what it gives to those of either, in float32."""
+    (out, sums), (other, other_sums) = own, of_prefix
+    tokens = torch.arange(len(out), dtype=cu_queries.dtype, device=out.device)
 
+    def segments(begins: Tensor) -> Tensor:
+        return torch.searchsorted(begins[1:], tokens, right=True)
 
-def _segment_of_tokens(cu_queries: Tensor, count: int) -> Tensor:
-    tokens = torch.arange(count, dtype=cu_queries.dtype, device=cu_queries.device)
-    return torch.searchsorted(cu_queries[1:], tokens, right=True)
+    def of_tokens(sums: Tensor, begins: Tensor) -> Tensor:
+        if sums.dim() == 2:  # flash: [num_heads, tokens]
+            return sums.mT
+        segment = segments(begins)
+        return sums[segment, :, tokens - begins[segment]]  # of [segments, num_heads, queries]
+
+    share = (of_tokens(other_sums, cu_branches) - of_tokens(sums, cu_queries)).sigmoid()
+    # What a kernel makes of a query without keys is not said.
+    has_keys = (cu_prefixes.diff() > 0)[segments(cu_branches)][:, None, None]
+    share, other = share[..., None].where(has_keys, 0), other.float().where(has_keys, 0)
+    return torch.lerp(out.float(), other, share)
 
 
 def _takes_flash(q: Tensor) -> bool:
