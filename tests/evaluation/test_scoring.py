@@ -103,7 +103,7 @@ def test_layers_that_somebody_replaced_compute_what_they_did(kind):
 
 
 def test_a_pass_waits_for_a_gpu_once(dialogues, tokenizer, tmp_path, monkeypatch):
-    stand_in_for_a_gpu(monkeypatch)
+    stand_in_for_a_gpu(monkeypatch, scoring)
     calls = fetched_once(monkeypatch, scoring)
     said = {"valid": with_separate_words(dialogues["valid"])}
     store = build_store(said, tokenizer, tmp_path / "store")

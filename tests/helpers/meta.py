@@ -7,6 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from convai_fast.model import context
+
 META = torch.device("meta")
 
 
@@ -26,14 +28,28 @@ class NothingWaits(TorchDispatchMode):
         return out
 
 
-def stand_in_for_a_gpu(monkeypatch):
-    """Have autocast, and what torch computes for all parameters at once, take the device "meta"."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    foreach = torch.utils._foreach_utils
+def stand_in_for_a_gpu(monkeypatch, module):
+    """Have autocast, fused AdamW and what is computed for all parameters at once take "meta", and
+    `module`, which asks for an index of keys, have one there."""
     optimizer = importlib.import_module("torch.optim.optimizer")
-    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["meta"])
-    monkeypatch.setattr(foreach, "_device_has_foreach_support", lambda _: True)
-    monkeypatch.setattr(torch.nn.utils.clip_grad, "_device_has_foreach_support", lambda _: True)
+    foreach, clip_grad = torch.utils._foreach_utils, torch.nn.utils.clip_grad
+    for owner, name, value in (
+        (torch, "autocast", lambda *_, **__: nullcontext()),
+        (optimizer, "_get_fused_kernels_supported_devices", lambda: ["meta"]),
+        (foreach, "_device_has_foreach_support", lambda _: True),
+        (clip_grad, "_device_has_foreach_support", lambda _: True),
+        (context, "to_device", lambda x, _: x.to(META, non_blocking=True)),
+        (module, "key_index", on_cuda(context.key_index)),
+    ):
+        monkeypatch.setattr(owner, name, value)
+
+
+def on_cuda(key_index):
+    def index(offsets, branch_ids, device, **settings):
+        assert device == META
+        return key_index(offsets, branch_ids, torch.device("cuda"), **settings)
+
+    return index
 
 
 def fetched_once(monkeypatch, module):

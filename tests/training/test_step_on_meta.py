@@ -6,8 +6,7 @@ import torch
 from convai_fast.data.batches import DialogueBatches
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.training import step
-from convai_fast.training.compute import Compute
+from convai_fast.training import compute, step
 from convai_fast.training.distributed import Ranks
 from convai_fast.training.evaluation import MetricSums, evaluate
 from convai_fast.training.interruption import Stop
@@ -17,13 +16,13 @@ from tests.helpers.meta import META, NothingWaits, stand_in_for_a_gpu
 @pytest.fixture
 def on_meta(options, tokenizer, monkeypatch):
     """A model on the device "meta", and what computes there."""
-    stand_in_for_a_gpu(monkeypatch)
+    stand_in_for_a_gpu(monkeypatch, compute)
     monkeypatch.setattr(Ranks, "device", lambda *_: META)
     monkeypatch.setattr(step, "matrix_rate", lambda *_: 1.0)
     shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
     config = {"model_type": "gpt2", "vocab_size": len(tokenizer), **shape}
     model = DoubleHeadsModel(TransformerConfig.from_transformers(config)).to(META)
-    return model, Compute(options, Ranks())
+    return model, compute.Compute(options, Ranks())
 
 
 def batches_of(store, layout, split="train", device=None):
@@ -44,9 +43,9 @@ def batches_of(store, layout, split="train", device=None):
     ("layout", "device"), [("shared", None), ("padded", None), ("shared", META)], ids=str
 )
 def test_a_step_waits_for_nothing(on_meta, options, store, layout, device):
-    model, compute = on_meta
+    model, on_device = on_meta
     batches = batches_of(store, layout, device=device)
-    train_step = step.TrainStep(model, options, compute, Ranks())
+    train_step = step.TrainStep(model, options, on_device, Ranks())
     with NothingWaits():
         for number, own in enumerate(batches.steps[:2], start=1):
             parts = ((batches[i], batches.shares[i]) for i in own)
@@ -58,11 +57,11 @@ def test_a_step_waits_for_nothing(on_meta, options, store, layout, device):
 
 @pytest.mark.parametrize("layout", ["shared", "padded"])
 def test_an_evaluation_waits_once_at_its_end(on_meta, store, layout, monkeypatch):
-    model, compute = on_meta
+    model, on_device = on_meta
     monkeypatch.setattr(MetricSums, "compute", lambda sums, _: sums)
     batches = batches_of(store, layout, "valid")
     with NothingWaits():
-        sums = evaluate(model, batches, compute, Ranks())
+        sums = evaluate(model, batches, on_device, Ranks())
     assert sums.num_examples == batches.num_examples
     assert sums.sums.device == META
 
