@@ -47,10 +47,10 @@ def test_a_step_waits_for_nothing(on_meta, options, store, layout, device):
     batches = batches_of(store, layout, device=device)
     train_step = step.TrainStep(model, options, on_device, Ranks())
     with NothingWaits():
-        for number, own in enumerate(batches.steps[:2], start=1):
-            parts = ((batches[i], batches.shares[i]) for i in own)
-            train_step.take(number, parts, len(own), 1e-3, Stop(Ranks()))
-    assert train_step.log.steps == 2
+        own = batches.steps[0]
+        parts = ((batches[i], batches.shares[i]) for i in own)
+        train_step.take(1, parts, len(own), 1e-3, Stop(Ranks()))
+    assert train_step.log.steps == 1
     with pytest.raises(NotImplementedError):  # what does wait is noticed
         train_step.guard.read()
 
