@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from convai_fast.errors import UserError, reason_of, shown
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Weights = Literal["float32", "bfloat16", "int8"]
+Weights = Literal["auto", "float32", "bfloat16", "int8"]
 
 _WHAT_IT_IS = {
     int: "a whole number",

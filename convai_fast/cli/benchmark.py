@@ -12,6 +12,7 @@ from convai_fast.comparison.measure import HEADER, describe_notes, draw, measure
 from convai_fast.comparison.workloads import Comparison
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.dataset import read_dialogues
+from convai_fast.generation.backends import resolve_weights
 from convai_fast.hardware import resolve_device
 from convai_fast.loading import load
 from convai_fast.options import check_at_least
@@ -37,7 +38,7 @@ def run(options: BenchmarkOptions) -> None:
         tokenizer,
         dialogues,
         max_history=options.max_history,
-        weights=options.weights,
+        weights=resolve_weights(options.weights, device),
         precision=options.precision,
         seconds=options.seconds,
     )

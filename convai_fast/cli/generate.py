@@ -15,6 +15,7 @@ from convai_fast.cli.options.generate import GenerateOptions
 from convai_fast.cli.remembered import recall
 from convai_fast.dialogue.encoding import tokenizer_fingerprint
 from convai_fast.errors import UserError
+from convai_fast.generation.backends import resolve_weights
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.identified import IdentifiedRequest
 from convai_fast.generation.request import Reply, check_ranking, prompt_room
@@ -45,6 +46,7 @@ def run(options: GenerateOptions) -> None:
     else:  # distractors are not read
         source = requests_of(options, replace(options.data, fill_candidates=1), params)
     device = resolve_device(options.device)
+    weights = resolve_weights(options.weights, device)
     model, tokenizer = load(options.model)
     prompt_room(model.config.n_positions, params)  # too long a reply is no line's fault
     check_ranking(params, model)
@@ -52,13 +54,13 @@ def run(options: GenerateOptions) -> None:
         **source.settings,
         "model": model_fingerprint(model),
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "weights": options.weights,
+        "weights": weights,
         "token_ids": options.token_ids,
         **({"as_candidates": True} if options.as_candidates else {}),
         **asdict(params),
     }
     engine = GenerationEngine(
-        model.to(device), tokenizer, max_batch_size=options.batch_size, weights=options.weights
+        model.to(device), tokenizer, max_batch_size=options.batch_size, weights=weights
     )
     record: Callable[[IdentifiedRequest, Sequence[Reply]], dict[str, Any]] = candidates_record
     if not options.as_candidates:

@@ -297,7 +297,8 @@ class _Run:
                 example.id, self.dialogues[number], turn, self.max_history, params
             )
             requests.append(item.request)
-        replies = GenerationEngine(self.model, self.tokenizer).serve(requests)
+        engine = GenerationEngine(self.model, self.tokenizer, weights="float32")
+        replies = engine.serve(requests)
         for i, (reply,) in track(replies, "writing replies", "reply", total=len(requests)):
             example = self.examples[i]
             example.reply = reply.text

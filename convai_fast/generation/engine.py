@@ -10,18 +10,17 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.dialogue.prompt import Prompt
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.generation.backends import make_backend
-from convai_fast.generation.constraints import Constraints
 from convai_fast.generation.detokenizer import Detokenizer, TextPieces
 from convai_fast.generation.draft import Draft, Job
 from convai_fast.generation.events import Done, Event, Failed, Tokens
 from convai_fast.generation.interruption import deferred_signals
+from convai_fast.generation.launch import Launch, Outcome, make_launcher
 from convai_fast.generation.ranking import RankedCandidate, rank
 from convai_fast.generation.request import (
     FinishReason,
@@ -32,8 +31,8 @@ from convai_fast.generation.request import (
     check_ranking,
     prompt_room,
 )
-from convai_fast.generation.sampler import Draw, Drawn, Sampler
-from convai_fast.generation.scheduler import Scheduler, Step, TokenSequence
+from convai_fast.generation.sampler import Drawn
+from convai_fast.generation.scheduler import Scheduler, TokenSequence
 from convai_fast.loading import check_fit
 from convai_fast.model.double_heads import DoubleHeadsModel
 
@@ -52,7 +51,8 @@ class GenerationEngine:
         model: on a CPU its weights are packed now: make a new engine after changing them.
         tokenizer: turns requests into token ids and replies into text; its special tokens end them.
         max_batch_size: sequences that are under way at a time, at most.
-        weights: "float32", "bfloat16", or "int8", an approximation for the CPU.
+        weights: "float32", "bfloat16", or "int8", an approximation for the CPU; "auto" is bfloat16
+            on a GPU and float32 elsewhere.
 
     Raises:
         UserError: the model does not embed exactly the tokenizer's tokens, with the special ones
@@ -71,7 +71,7 @@ class GenerationEngine:
         tokenizer: PreTrainedTokenizerFast,
         *,
         max_batch_size: int = 64,
-        weights: str = "float32",
+        weights: str = "auto",
     ) -> None:
         if not 1 <= max_batch_size <= 4096:
             raise UserError(f"max_batch_size is {max_batch_size}, but must be between 1 and 4,096")
@@ -81,8 +81,11 @@ class GenerationEngine:
         self.special_ids = special_ids(tokenizer)
         self._detokenizer = Detokenizer(tokenizer)
         self._backend = make_backend(model, max_batch_size, weights)
-        self._sampler = Sampler()
-        self._scheduler = Scheduler(max_batch_size, model.config.vocab_size)
+        self._launcher = make_launcher(self._backend, model.multiple_choice_head, self.special_ids)
+        self._launched: list[Launch] = []  # what is not looked at yet, in order
+        self._scheduler = Scheduler(
+            max_batch_size, model.config.vocab_size, self._backend.prefill_tokens
+        )
         self._jobs: dict[Hashable, Job] = {}
         self._mailboxes: dict[Hashable, deque[Event]] = {}  # of requests that a loop has added
         self._events: list[Event] = []  # of the others, until `step` tells them
@@ -308,58 +311,65 @@ class GenerationEngine:
 
     @torch.inference_mode()  # as the tensors of the cache are made and written to
     def _take_step(self) -> None:
+        launcher, params = self._launcher, (job.params for job in self._jobs.values())
+        # Which n-grams are banned next, the host has to see.
+        must_wait = not launcher.ahead or any(each.no_repeat_ngram_size > 0 for each in params)
+        ahead = 0 if must_wait else launcher.ahead
+        self._collect(ahead)
+        if must_wait:
+            self._land()
         try:
             step = self._scheduler.schedule()
             if step is None:
+                self._launched.clear()  # what was drawn after the end of replies
                 return
-            hidden = self._forward(step)
+            self._launched.append(launcher.launch(step, must_wait=must_wait))
         except BaseException:  # no memory, say: only some of the layers may hold the new tokens
+            self._launched.clear()
             self._scheduler.forget()
             raise
-        drafts: list[Draft] = step.sequences  # type: ignore[assignment]
-        drawn, scores = self._draw(hidden, drafts)
-        for draft, token in drawn:
-            if draft.id not in self._jobs:
-                continue  # it failed with another of its replies
-            if token.failure:
-                self._fail(draft, token.failure)
-            else:
-                self._take_token(draft, token)
-        for draft, score in scores:
-            if draft.id not in self._jobs:
-                continue
+        self._collect(ahead)
+
+    def _collect(self, ahead: int) -> None:
+        """Take what was launched, but for the `ahead` last launches."""
+        while len(self._launched) > ahead:
+            try:
+                outcomes = self._launched[0]()
+                del self._launched[0]
+            except BaseException:
+                self._launched.clear()
+                self._scheduler.forget()
+                raise
+            try:
+                for outcome in outcomes:
+                    self._take(outcome)
+            except BaseException:  # of the detokenizer: the others' tokens are drawn again, too
+                self._launched.clear()
+                self._land()
+                raise
+
+    def _land(self) -> None:
+        for sequence in self._scheduler.running:
+            self._scheduler.land(sequence)
+
+    def _take(self, outcome: Outcome) -> None:
+        draft, flight, tokens, score = outcome
+        # A job that failed with another of its replies, or a draft that ended before.
+        if self._jobs.get(draft.id) is not draft.job or draft.flight != flight:
+            return
+        if score is not None:
             if math.isnan(score):
                 self._fail(draft, _NO_SCORE)
             else:
                 assert draft.reply is not None  # which has waited for its score
                 self._complete(draft, replace(draft.reply, score=score))
-
-    def _forward(self, step: Step) -> Tensor:
-        for copy in step.copies:
-            self._backend.copy_prefix(copy)
-        return self._backend.forward(step)
-
-    def _draw(
-        self, hidden: Tensor, drafts: list[Draft]
-    ) -> tuple[Iterable[tuple[Draft, Drawn]], Iterable[tuple[Draft, float]]]:
-        """The next token of each draft, or its score where it is written and waits for that."""
-        scores: list[float] = []
-        written = [draft for draft in drafts if draft.reply]
-        if written:
-            rows = [i for i, draft in enumerate(drafts) if draft.reply]
-            others = [i for i, draft in enumerate(drafts) if not draft.reply]
-            ends, hidden = hidden[rows], hidden[others]
-            scores = self.model.multiple_choice_head(ends).squeeze(-1).tolist()
-            drafts = [drafts[i] for i in others]
-        draws = []
-        for draft in drafts:
-            if draft.constraints is None:
-                prompt = draft.input_ids[: draft.prompt_length]
-                draft.constraints = Constraints(draft.job.params, prompt, self.special_ids)
-            draft.constraints.follow(draft.input_ids)
-            draws.append(Draw(draft.job.params, draft.constraints, draft.step))
-        drawn = self._sampler.draw(self._backend.logits(hidden), draws) if draws else []
-        return zip(drafts, drawn, strict=True), zip(written, scores, strict=True)
+        for token in tokens:
+            if token.failure:
+                self._fail(draft, token.failure)
+                return
+            self._take_token(draft, token)
+            if draft.slot < 0 or draft.reply:
+                return
 
     def _take_token(self, draft: Draft, drawn: Drawn) -> None:
         length = len(draft.input_ids)

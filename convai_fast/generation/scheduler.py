@@ -7,13 +7,12 @@ Zheng et al., "SGLang", arXiv 2312.07104).
 """
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 _WINDOW = 1024  # sequences that are planned together, to bring those that share next to each other
-_PREFILL_TOKENS = 1024  # of prompts in one step, if there is more than one
 _WORTH_WAITING_FOR = 16  # tokens of a prompt that another sequence is about to compute
 
 
@@ -27,6 +26,8 @@ class TokenSequence:
         keys: int64, a number for each token of the prompt that stands for its id and its segment's.
         order: the keys again, as bytes that sort as they do.
         slot: its slot, or -1 while it waits.
+        flight: not 0 while a backend draws one token after another for it, ahead of what is known
+            here: `land` ends it. A number of its own, so that what comes of another is told apart.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class TokenSequence:
         self.keys = keys
         self.order = keys.astype(">i8").tobytes()
         self.slot = -1
+        self.flight = 0
 
     def append(self, token: int, segment: int) -> None:
         """Let the next step compute one more token."""
@@ -66,6 +68,7 @@ class Step:
         past: int64 [sequences], how many tokens its slot holds before.
         offsets: int64 [sequences + 1], where the new tokens of each sequence begin and end.
         input_ids, token_type_ids: int64 [tokens], the new tokens of all sequences.
+        flying: whose next tokens the backend knows already.
     """
 
     sequences: list[TokenSequence]
@@ -75,6 +78,7 @@ class Step:
     offsets: np.ndarray
     input_ids: np.ndarray
     token_type_ids: np.ndarray
+    flying: list[TokenSequence] = field(default_factory=list)
 
     @property
     def counts(self) -> np.ndarray:
@@ -100,10 +104,11 @@ class Scheduler:
     Args:
         num_slots: sequences that run at a time, at most.
         vocab_size: tokens that there are.
+        prefill_tokens: tokens of prompts in one step, if there is more than one.
     """
 
-    def __init__(self, num_slots: int, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
+    def __init__(self, num_slots: int, vocab_size: int, prefill_tokens: int = 1024) -> None:
+        self._vocab_size, self._prefill_tokens = vocab_size, prefill_tokens
         self._incoming: list[TokenSequence] = []  # in the order they came
         self._waiting: list[TokenSequence] = []  # those that begin alike next to each other
         self.running: list[TokenSequence] = []
@@ -137,6 +142,7 @@ class Scheduler:
 
     def remove(self, sequence: TokenSequence) -> None:
         """Free the slot of a sequence that is done; its tokens can still be copied."""
+        self.land(sequence)
         keys = self._keys[sequence.slot]
         length = min(self.lengths[sequence.slot], len(sequence.input_ids))
         self.lengths[sequence.slot] = length
@@ -155,14 +161,25 @@ class Scheduler:
         self._incoming = [each for each in self._incoming if each.id != id]
         self._waiting = [each for each in self._waiting if each.id != id]
         for sequence in [each for each in self.running if each.id == id]:
+            self.land(sequence)
             if not keep_prefixes:
                 self.lengths[sequence.slot] = 0
             self.remove(sequence)
 
     def truncate(self, sequence: TokenSequence, length: int) -> None:
         """Drop all but the first `length` tokens of a running sequence, at least its prompt's."""
+        self.land(sequence)
         del sequence.input_ids[length:], sequence.token_type_ids[length:]
         self.lengths[sequence.slot] = min(self.lengths[sequence.slot], length)
+
+    def land(self, sequence: TokenSequence) -> None:
+        """Let a backend draw no more tokens for a running sequence ahead of what is known here.
+
+        All of its tokens but the last are computed then.
+        """
+        if sequence.flight:
+            sequence.flight = 0
+            self.lengths[sequence.slot] = len(sequence.input_ids) - 1
 
     def clear_free_slots(self) -> None:
         """Forget which tokens the slots hold that no sequence has."""
@@ -175,10 +192,12 @@ class Scheduler:
         copies = self._admit()
         if not self.running:
             return None
+        known = [sequence for sequence in self.running if not sequence.flight]
+        flying = [sequence for sequence in self.running if sequence.flight]
         slots, past, offsets = [], [], [0]
         input_ids: list[int] = []
         token_type_ids: list[int] = []
-        for sequence in self.running:
+        for sequence in known:
             slot, length = sequence.slot, len(sequence.input_ids)
             # A token is always computed, also where a step was interrupted after its forward pass.
             start = min(self.lengths[slot], length - 1)
@@ -188,8 +207,16 @@ class Scheduler:
             past.append(start)
             offsets.append(len(input_ids))
             self.lengths[slot] = length
-        tables = (np.array(each) for each in (slots, past, offsets, input_ids, token_type_ids))
-        return Step(list(self.running), copies, *tables)
+        return Step(
+            known,
+            copies,
+            slots=np.array(slots, np.int64),
+            past=np.array(past, np.int64),
+            offsets=np.array(offsets, np.int64),
+            input_ids=np.array(input_ids, np.int64),
+            token_type_ids=np.array(token_type_ids, np.int64),
+            flying=flying,
+        )
 
     def forget(self) -> None:
         """Count nothing of the sequences that run as computed, since a step was interrupted.
@@ -197,7 +224,7 @@ class Scheduler:
         Their tokens are computed anew in the next one.
         """
         for sequence in self.running:
-            self.lengths[sequence.slot] = 0
+            sequence.flight = self.lengths[sequence.slot] = 0
             self._promise(sequence)
 
     def _promise(self, sequence: TokenSequence) -> None:
@@ -214,7 +241,7 @@ class Scheduler:
         if not self._waiting:
             self._waiting, self._incoming = self._incoming[:_WINDOW], self._incoming[_WINDOW:]
             self._waiting.sort(key=lambda sequence: sequence.order)
-        budget, copies = _PREFILL_TOKENS, []
+        budget, copies = self._prefill_tokens, []
         passed_over: list[TokenSequence] = []
         while self._waiting and self.free_slots and budget > 0:
             if len(passed_over) >= _WINDOW // 8:

@@ -19,15 +19,29 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def fetch(*tensors: Tensor) -> list[Tensor]:
-    """`tensors` of one device on the CPU, after a single wait for it."""
-    if tensors[0].device.type != "cuda":
-        return [x.cpu() for x in tensors]
+def fetch_later(*tensors: Tensor) -> Callable[[], list[Tensor]]:
+    """A function that waits until the device has computed `tensors`, but for nothing after them.
+
+    They are of one device; it gives them on the CPU.
+    """
+    if not tensors or tensors[0].device.type != "cuda":
+        fetched = [x.cpu() for x in tensors]
+        return lambda: fetched
     targets = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
     for target, x in zip(targets, tensors, strict=True):
         target.copy_(x, non_blocking=True)
-    torch.cuda.current_stream(tensors[0].device).synchronize()
-    return targets
+    copied = torch.cuda.current_stream(tensors[0].device).record_event()
+
+    def wait() -> list[Tensor]:
+        copied.synchronize()
+        return targets
+
+    return wait
+
+
+def fetch(*tensors: Tensor) -> list[Tensor]:
+    """`tensors` of one device on the CPU, after a single wait for it."""
+    return fetch_later(*tensors)()
 
 
 class Dropout(nn.Dropout):

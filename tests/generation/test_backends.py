@@ -137,7 +137,7 @@ def test_an_engine_with_smaller_weights_replies_much_like_the_exact_one(
 
 
 def test_unknown_weights_are_named(model, tokenizer):
-    message = "weights is 'int4', but must be one of float32, bfloat16, int8"
+    message = "weights is 'int4', but must be one of auto, float32, bfloat16, int8"
     with pytest.raises(UserError, match=message):
         GenerationEngine(model, tokenizer, weights="int4")
 
@@ -154,7 +154,7 @@ def test_every_backend_gives_the_replies_of_the_cpu(model, tokenizer, ask, monke
     requests = [ask(i, ways[i % 4], turns=[3, 9, 60][i % 3]) for i in range(24)]
     expected = GenerationEngine(model, tokenizer, max_batch_size=5).generate(requests)
     monkeypatch.setattr("convai_fast.generation.engine.make_backend", kind)
-    engine = GenerationEngine(model, tokenizer, max_batch_size=5)
+    engine = GenerationEngine(model, tokenizer, max_batch_size=5, weights="float32")
     replies = engine.generate(requests)
     for own, theirs in zip(replies, expected, strict=True):
         assert [reply.text for reply in own] == [reply.text for reply in theirs]

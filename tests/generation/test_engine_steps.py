@@ -144,7 +144,7 @@ def test_an_interruption_anywhere_in_a_step_changes_no_reply(engine, ask, monkey
     places = {
         "forward": ("convai_fast.generation.backends.CpuBackend.forward", 3),
         "logits": ("convai_fast.generation.backends.Backend.logits", 3),
-        "draw": ("convai_fast.generation.engine.Sampler.draw", 3),
+        "draw": ("convai_fast.generation.launch.Sampler.draw", 3),
         "text": ("convai_fast.generation.engine.Detokenizer.find_stop", 6),
     }
     name, at = places[place]

@@ -13,7 +13,7 @@ class MeasuringOptions(DeviceOption):
 
     seconds: float = 25.0
     """How long each of the workloads is measured, about; two pairs of turns are the least."""
-    weights: Weights = "float32"
+    weights: Weights = "auto"
     """Number format of the weights that replies are written with; transformers has float32 beside
     int8."""
     precision: Precision = "auto"

@@ -26,8 +26,9 @@ class WrittenOptions:
 class WritingOptions:
     """Writing: how replies are computed."""
 
-    weights: Weights = "float32"
-    """Number format of the weights; int8 is an approximation."""
+    weights: Weights = "auto"
+    """Number format of the weights; int8 is an approximation. auto: bfloat16 on a GPU, float32 on a
+    CPU."""
     batch_size: int = 64
     """Replies that are written at a time, at most; on a CPU they do not depend on it."""
 

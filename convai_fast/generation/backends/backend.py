@@ -13,6 +13,20 @@ from convai_fast.model.double_heads import DoubleHeadsModel
 WEIGHTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
+def resolve_weights(weights: str, device: torch.device) -> str:
+    """The number format that "auto" is on this device: bfloat16 on a GPU that multiplies it.
+
+    Raises:
+        UserError: there is no such format.
+    """
+    if weights == "auto":
+        is_small = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if is_small else "float32"
+    if weights not in WEIGHTS:
+        raise UserError(f"weights is {weights!r}, but must be one of auto, {', '.join(WEIGHTS)}")
+    return weights
+
+
 class Backend(ABC):
     """Slots for sequences, and the model that computes their next tokens.
 
@@ -28,6 +42,7 @@ class Backend(ABC):
         UserError: there are no such weights here, or not the memory for the slots.
     """
 
+    prefill_tokens = 1024  # of prompts in one step, if there is more than one
     n_positions: int
     keys: Tensor  # [layers, slots, …], as `values`
     values: Tensor

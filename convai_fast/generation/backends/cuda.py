@@ -1,94 +1,79 @@
-"""Generation on a GPU: one attention call a layer for all slots, and nothing waits for the device.
+"""Generation on a GPU: prompts in one pass without padding, and a loop that decodes by itself."""
 
-Correct and simple for now: a step's queries are padded to the sequence with the most new tokens.
-"""
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from convai_fast.generation.backends.decode_loop import DecodeLoop
 from convai_fast.generation.backends.torch import TorchBackend
-from convai_fast.generation.scheduler import Copy, Step
+from convai_fast.generation.scheduler import Step
 from convai_fast.model.context import Context
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.layers import to_device
+from convai_fast.ops.varlen_attention import varlen_attention
 
 
 class CudaBackend(TorchBackend):
-    """The weights and the cache of `TorchBackend`, and attention of all slots at once."""
+    """The weights of `TorchBackend`, and a cache that is never made anew.
+
+    Attributes:
+        keys, values: [layers, slots + 1, n_positions, num_kv_heads, head_dim]. The last slot is
+            nobody's: there the loop leaves what nobody wants.
+    """
+
+    prefill_tokens = 16_384
 
     def __init__(self, model: DoubleHeadsModel, num_slots: int, weights: str = "float32") -> None:
-        super().__init__(model, num_slots, weights)
-        self._used = np.zeros(num_slots, np.int64)  # tokens of each slot that were written to
+        super().__init__(model, num_slots + 1, weights, capacity=model.config.n_positions)
+        self.vocab_size = model.config.vocab_size
+
+    def decode_loop(self, special_ids: Sequence[int], segment: int) -> DecodeLoop:
+        """Steps that draw by themselves, of tokens in this segment."""
+        return DecodeLoop(
+            self.transformer, self.lm_head, self.keys, self.values, special_ids, segment
+        )
 
     def context(self, step: Step) -> Context:
         """See `TorchBackend`."""
-        self._clear(step)
         return CudaStep(self.keys, self.values, step)
-
-    def _clear(self, step: Step) -> None:
-        """Zero what a slot holds beyond its own tokens, which were another reply's.
-
-        A mask hides it, but a weight of 0 times NaN is NaN.
-        """
-        begins, ends = step.past, self._used[step.slots]
-        counts = np.maximum(ends - begins, 0)
-        self._used[step.slots] = step.past + step.counts
-        if not counts.any():
-            return
-        first = counts.cumsum() - counts
-        places = np.arange(counts.sum()) + np.repeat(begins - first, counts)
-        table = torch.from_numpy(np.stack([np.repeat(step.slots, counts), places]))
-        slots, positions = to_device(table, self.keys.device)
-        self.keys[:, slots, positions] = 0
-        self.values[:, slots, positions] = 0
-
-    def copy_prefix(self, copy: Copy) -> None:
-        """See `Backend`."""
-        super().copy_prefix(copy)
-        self._used[copy.slot] = max(self._used[copy.slot], copy.length)
 
 
 class CudaStep:
     """The new tokens of several sequences, one sequence after another; a `Context`.
 
-    All slots are attended for, those without new tokens too: keys and values are read where they
-    are. With two new tokens in slot 2 and one in slot 0, the queries are, by slot:
+    A sequence's queries look at the keys of its slot up to their own, which are gathered. With two
+    new tokens after three in slot 5, and one in slot 0, of slots for 100 tokens:
 
-        slot 0   c .       slot 1   . .       slot 2   a b       slot_ids 2 2 0     place 4 5 0
+        cu_queries 0 2 3        places 500 501 502 503 504 | 0        cu_keys 0 5 6
     """
 
     def __init__(self, keys: Tensor, values: Tensor, step: Step) -> None:
-        num_slots, device = keys.shape[1], keys.device
-        width = int(step.counts.max())
-        length = int((step.past + step.counts).max())
-        slot_ids = np.repeat(step.slots, step.counts)
-        place = slot_ids * width + step.position_ids - np.repeat(step.past, step.counts)
-        positions = np.zeros(num_slots * width, np.int64)  # padding sees the first key
-        positions[place] = step.position_ids
-        tables = np.concatenate([slot_ids, place, step.position_ids, positions])
-        count = len(place)
-        self._slot_ids, self._place, self.position_ids, positions_of_all = to_device(
-            torch.from_numpy(tables), device
-        ).split([count, count, count, len(positions)])
-        self._keys, self._values = keys[:, :, :length], values[:, :, :length]
-        key_positions = torch.arange(length, device=device)
-        self._shape = (num_slots, width)
-        self._mask = key_positions <= positions_of_all.view(num_slots, 1, width, 1)
+        capacity, counts = keys.shape[2], step.counts
+        num_keys = step.past + counts
+        cu_keys = np.append(0, np.cumsum(num_keys))
+        first = step.slots * capacity - cu_keys[:-1]
+        places = np.arange(cu_keys[-1]) + np.repeat(first, num_keys)
+        new = np.repeat(step.slots * capacity, counts) + step.position_ids
+        tables = np.concatenate([step.position_ids, new, places])
+        sizes = [len(new), len(new), len(places)]
+        self.position_ids, self._new, self._places = to_device(
+            torch.from_numpy(tables), keys.device
+        ).split(sizes)
+        bounds = to_device(
+            torch.from_numpy(np.concatenate([step.offsets, cu_keys]).astype(np.int32)), keys.device
+        )
+        self._cu_queries, self._cu_keys = bounds.chunk(2)
+        self._most = int(counts.max()), int(num_keys.max())
+        self._keys, self._values = keys.flatten(1, 2), values.flatten(1, 2)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
         """Store a layer's new keys and values, and attend to them and to those before."""
         keys, values = self._keys[layer], self._values[layer]
-        keys[self._slot_ids, self.position_ids] = k
-        values[self._slot_ids, self.position_ids] = v
-        num_slots, width = self._shape
-        queries = q.new_zeros(num_slots * width, *q.shape[1:]).index_copy(0, self._place, q)
-        out = F.scaled_dot_product_attention(
-            queries.unflatten(0, self._shape).transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-            attn_mask=self._mask,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )  # [num_slots, num_heads, width, head_dim]
-        return out.transpose(1, 2).flatten(0, 1).index_select(0, self._place)
+        keys.index_copy_(0, self._new, k)
+        values.index_copy_(0, self._new, v)
+        past_keys, past_values = (x.index_select(0, self._places) for x in (keys, values))
+        return varlen_attention(
+            q, past_keys, past_values, self._cu_queries, self._cu_keys, *self._most
+        )

@@ -22,7 +22,9 @@ class TorchBackend(Backend):
         keys, values: [layers, slots, capacity, num_kv_heads, head_dim].
     """
 
-    def __init__(self, model: DoubleHeadsModel, num_slots: int, weights: str = "float32") -> None:
+    def __init__(
+        self, model: DoubleHeadsModel, num_slots: int, weights: str = "float32", capacity: int = 1
+    ) -> None:
         embedding, config = model.transformer.token_embedding.weight, model.config
         if weights == "int8":
             raise UserError(f"int8 weights are for the CPU, and the model is on {embedding.device}")
@@ -31,7 +33,7 @@ class TorchBackend(Backend):
         self.lm_head = vocabulary_head(self.transformer.token_embedding.weight)
         self.n_positions = config.n_positions
         self._shape = (config.n_layer, num_slots, config.n_kv_head, config.head_dim)
-        self.keys, self.values = self._allocate(num_slots, capacity=1)
+        self.keys, self.values = self._allocate(num_slots, capacity)
 
     def _make(self, capacity: int) -> tuple[Tensor, Tensor]:
         layers, slots, *heads = self._shape

@@ -1,0 +1,208 @@
+"""What is computed of a step, and what comes of it: at once, or on a device that runs ahead."""
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convai_fast.dialogue.format import SpecialIds
+from convai_fast.generation.backends import Backend, CudaBackend
+from convai_fast.generation.backends.decode_loop import ENDED, RowState
+from convai_fast.generation.constraints import Constraints
+from convai_fast.generation.draft import Draft
+from convai_fast.generation.sampler import DAMAGED, Draw, Drawn, Sampler
+from convai_fast.generation.scheduler import Step
+from convai_fast.model.layers import fetch_later, to_device
+
+STEPS_AHEAD = 4  # tokens a row that one launch draws; a reply that ends wastes half of them
+
+
+class Outcome(NamedTuple):
+    """What came of a draft: tokens that were drawn for it, one after another, or its score.
+
+    `flight` is what it was when they were drawn: of a draft that has landed since it is another.
+    """
+
+    draft: Draft
+    flight: int
+    tokens: Sequence[Drawn]
+    score: float | None = None
+
+
+Launch = Callable[[], list[Outcome]]  # waits for what was launched
+
+
+class Launcher:
+    """Lets a backend compute steps, one token a row, and draws.
+
+    Args:
+        backend: computes hidden states and logits.
+        score: the multiple-choice head, [rows, n_embd] to [rows, 1].
+        special_ids: they end a reply.
+    """
+
+    ahead = 0  # launches that may be under way while another one is made
+
+    def __init__(
+        self, backend: Backend, score: Callable[[Tensor], Tensor], special_ids: SpecialIds
+    ) -> None:
+        self._backend, self._score, self._special_ids = backend, score, special_ids
+        self._sampler = Sampler()
+
+    def launch(self, step: Step, *, must_wait: bool) -> Launch:
+        """Compute the copies and the new tokens of `step`, and draw the tokens after them.
+
+        Args:
+            must_wait: whether the next step depends on tokens that the host has to see.
+        """
+        drafts, others, scores = self._forward(step)
+        drawn: Sequence[Drawn] = ()
+        if drafts:
+            logits = self._backend.logits(others)
+            drawn = self._sampler.draw(logits, [self._how(draft) for draft in drafts])
+        outcomes = [Outcome(draft, 0, [token]) for draft, token in zip(drafts, drawn, strict=True)]
+        if scores is not None:
+            written, values = scores
+            outcomes += [
+                Outcome(draft, 0, (), score)
+                for draft, score in zip(written, values.squeeze(-1).tolist(), strict=True)
+            ]
+        return lambda: outcomes
+
+    def _forward(self, step: Step) -> tuple[list[Draft], Tensor, tuple[list[Draft], Tensor] | None]:
+        """Those to draw for and their hidden states, and those that are written with their scores.
+
+        These have waited for a step, which has computed the <eos> that they are ranked at.
+        """
+        for copy in step.copies:
+            self._backend.copy_prefix(copy)
+        drafts: list[Draft] = step.sequences  # type: ignore[assignment]
+        hidden = self._backend.forward(step)
+        written = [draft for draft in drafts if draft.reply]
+        if not written:
+            return drafts, hidden, None
+        rows = torch.tensor(
+            [i for i, draft in enumerate(drafts) if draft.reply]
+            + [i for i, draft in enumerate(drafts) if not draft.reply]
+        )
+        hidden = hidden.index_select(0, to_device(rows, hidden.device))
+        ends, others = hidden.split([len(written), len(drafts) - len(written)])
+        unfinished = [draft for draft in drafts if not draft.reply]
+        return unfinished, others, (written, self._score(ends))
+
+    def _how(self, draft: Draft) -> Draw:
+        if draft.constraints is None:
+            prompt = draft.input_ids[: draft.prompt_length]
+            draft.constraints = Constraints(draft.job.params, prompt, self._special_ids)
+        draft.constraints.follow(draft.input_ids)
+        return Draw(draft.job.params, draft.constraints, draft.step)
+
+
+class AheadLauncher(Launcher):
+    """Lets a backend draw several tokens a row, and more while the host looks at those before.
+
+    A reply that ends is noticed late: what was drawn after its end is dropped.
+    """
+
+    ahead = 1
+
+    def __init__(
+        self, backend: CudaBackend, score: Callable[[Tensor], Tensor], special_ids: SpecialIds
+    ) -> None:
+        super().__init__(backend, score, special_ids)
+        self._loop = backend.decode_loop(special_ids, special_ids.speaker1)
+        self._vocab_size = backend.vocab_size
+        self._flights = count(1)
+
+    def launch(self, step: Step, *, must_wait: bool) -> Launch:
+        """See `Launcher`."""
+        if must_wait:
+            return super().launch(step, must_wait=True)
+        # Those that are written wait for their score.
+        drafts: list[Draft] = step.flying  # type: ignore[assignment]
+        flying = [draft for draft in drafts if not draft.reply]
+        new: list[Draft] = []
+        scores = None
+        if step.sequences:
+            new, hidden, scores = self._forward(step)
+        written = scores[0] if scores else []
+        for draft in new + written:
+            draft.flight = next(self._flights)
+        everyone = new + flying
+        options = {
+            "penalise": any(draft.job.params.repetition_penalty != 1 for draft in everyone),
+            "logprobs": any(draft.job.params.logprobs for draft in everyone),
+        }
+        parts = [scores[1]] if scores else []
+        if new:
+            rows = self._loop.enter([_row_of(draft) for draft in new])
+            if options["penalise"]:
+                tokens = [draft.input_ids for draft in new]
+                self._loop.remember(rows, tokens, self._vocab_size)
+            parts += self._loop.draw(hidden, rows, **options)
+        if everyone:
+            slots = [draft.slot for draft in everyone]
+            parts += self._loop.steps(slots, STEPS_AHEAD, **options)
+        drafts = written + everyone
+        flights = [draft.flight for draft in drafts]
+        wait = fetch_later(*parts)
+
+        def outcomes() -> list[Outcome]:
+            fetched = [part.numpy() for part in wait()]
+            of_written = fetched.pop(0).ravel().tolist() if written else []
+            first = [part[None] for part in fetched[:2]] if new else []
+            drawn = _columns(first, fetched[-2:], len(everyone))
+            found = [((), score) for score in of_written] + [(tokens, None) for tokens in drawn]
+            each = zip(drafts, flights, found, strict=True)
+            return [Outcome(draft, flight, *what) for draft, flight, what in each]
+
+        return outcomes
+
+
+def make_launcher(
+    backend: Backend, score: Callable[[Tensor], Tensor], special_ids: SpecialIds
+) -> Launcher:
+    """The launcher that makes most of `backend`."""
+    kind = AheadLauncher if isinstance(backend, CudaBackend) else Launcher
+    return kind(backend, score, special_ids)  # type: ignore[arg-type]
+
+
+def _row_of(draft: Draft) -> RowState:
+    params = draft.job.params
+    return RowState(
+        slot=draft.slot,
+        length=len(draft.input_ids),
+        counter=draft.step,
+        last_counter=draft.first_step + params.max_length - 1,
+        first_end=draft.first_step + params.min_length,
+        top_k=params.top_k,
+        seed=params.seed,
+        temperature=0.0 if params.no_sample else params.temperature,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+    )
+
+
+def _columns(
+    first: Sequence[np.ndarray], more: Sequence[np.ndarray], num_rows: int
+) -> list[list[Drawn]]:
+    """What was drawn for each row: of the first rows one token more, before the others.
+
+    Args:
+        first: int64 [1, new rows], their tokens, and float32, the log-probabilities; or nothing.
+        more: int64 [steps, rows], and float32 [steps, rows] or [steps, 0].
+    """
+    columns: list[list[Drawn]] = [[] for _ in range(num_rows)]
+    for tokens, known in filter(None, (first, more)):
+        logprobs = known.T.tolist() if known.size else [[None] * len(tokens)] * num_rows
+        for row, (drawn, of_them) in enumerate(zip(tokens.T.tolist(), logprobs, strict=False)):
+            columns[row] += [
+                Drawn(token, logprob, "" if token >= 0 else DAMAGED)
+                for token, logprob in zip(drawn, of_them, strict=True)
+                if token != ENDED
+            ]
+    return columns
