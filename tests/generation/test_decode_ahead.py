@@ -1,5 +1,6 @@
 """Decoding that runs ahead of the host: on a CPU, where its steps are not recorded as graphs."""
 
+import copy
 import random
 from contextlib import suppress
 from dataclasses import replace
@@ -163,3 +164,52 @@ def test_the_cache_stays_where_it_is_from_the_first_request_on(make, ask):
     before = engine._backend.keys.data_ptr(), engine._backend.values.data_ptr()
     engine.generate([ask(i, WAYS[i % 3], turns=60) for i in range(5)])
     assert before == (engine._backend.keys.data_ptr(), engine._backend.values.data_ptr())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("seed", range(2))
+def test_on_a_gpu_replies_are_those_of_the_cpu(model, tokenizer, ask, seed):
+    rng = random.Random(seed)
+    requests = [ask(i, rng.choice(WAYS), turns=rng.choice([1, 3, 60])) for i in range(40)]
+    expected = GenerationEngine(model, tokenizer).generate(requests)
+    twin = copy.deepcopy(model).cuda()
+    engine = GenerationEngine(twin, tokenizer, max_batch_size=16, weights="float32")
+    assert isinstance(engine._backend, CudaBackend)
+    same = [
+        texts(own) == texts(theirs)
+        for own, theirs in zip(engine.generate(requests), expected, strict=True)
+    ]
+    assert sum(same) >= 39  # a draw at a filter's edge may fall to either side
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_nothing_waits_within_a_launch(model, tokenizer, ask, monkeypatch):
+    engine = GenerationEngine(copy.deepcopy(model).cuda(), tokenizer, max_batch_size=16)
+    requests = [ask(i, way) for i, way in enumerate(WAYS)]
+    expected = engine.generate(requests)  # graphs are recorded, which waits
+    engine.clear_prefixes()
+    launcher, original = engine._launcher, engine._launcher.launch
+
+    def watched(*args, **options):
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return original(*args, **options)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+    monkeypatch.setattr(launcher, "launch", watched)
+    assert [texts(own) for own in engine.generate(requests)] == [texts(own) for own in expected]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_on_a_gpu_neighbours_of_the_same_bucket_change_no_bit(model, tokenizer, ask, weights):
+    engine = GenerationEngine(copy.deepcopy(model).cuda(), tokenizer, weights=weights)
+    params = SamplingParams(no_sample=True, min_length=9, max_length=9, logprobs=True)
+    mine, others = ask(0, params), [ask(i, params, turns=i % 5) for i in range(1, 15)]
+    found = []
+    for neighbours in (others[:7], others[7:14]):
+        engine.generate([mine])  # its prompt is computed alone, and copied
+        found.append(engine.generate([mine, *neighbours])[0])
+    assert found[0] == found[1]

@@ -115,7 +115,7 @@ class DecodeLoop:
         self._seen.index_fill_(0, rows, False)
         places = [(i, token) for i, row in enumerate(tokens) for token in row]
         which, token_ids = to_device(torch.tensor(places), self.device).unbind(1)
-        self._seen.index_put_((rows[which], token_ids), torch.tensor(True, device=self.device))
+        self._seen.index_put_((rows[which], token_ids), torch.ones_like(which, dtype=torch.bool))
 
     def draw(
         self, hidden: Tensor, slots: Tensor, *, penalise: bool = False, logprobs: bool = False
@@ -170,8 +170,8 @@ class DecodeLoop:
         """Compute the last token of each row, and draw the next one: see `draw`."""
         state = self._integers.index_select(0, rows)
         runs = state[:, _RUNS] > 0
-        slots = rows.where(runs, self.nobodys_slot)
-        lengths = state[:, _LENGTH].where(runs, 0)
+        slots = rows.masked_fill(~runs, self.nobodys_slot)
+        lengths = state[:, _LENGTH].masked_fill(~runs, 0)
         context = Attend(self._keys, self._values, slots, lengths)
         segments = self._segment.expand(len(rows))
         hidden = self._transformer(state[:, _TOKEN], segments, context)
@@ -208,15 +208,16 @@ class _Recorded:
     def __init__(self, loop: DecodeLoop, num_rows: int, penalise: bool, logprobs: bool) -> None:
         self._rows = torch.full((num_rows,), loop.nobodys_slot, device=loop.device)
         step = partial(loop.step, self._rows, penalise=penalise, logprobs=logprobs)
-        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):  # libraries make what they need at their first call
-            for _ in range(2):
-                step()
-        current.wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=loop.pool):
-            self._drawn = step()
+        with torch.cuda.device(loop.device):
+            current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            aside.wait_stream(current)
+            with torch.cuda.stream(aside):  # libraries make what they need at their first call
+                for _ in range(2):
+                    step()
+            current.wait_stream(aside)
+            with torch.cuda.graph(self._graph, pool=loop.pool):
+                self._drawn = step()
 
     def of(self, rows: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
         """A function that launches the step of these rows; what it returns the next overwrites."""
