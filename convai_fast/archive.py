@@ -83,6 +83,13 @@ def checkpoint_of(path: str | Path) -> Path:
     return folder.resolve() if folder.is_dir() else Path(path)
 
 
+def name_of(model: str) -> str:
+    """The last part of its path; of a checkpoint of a run (runs/mine/best) the run's: mine."""
+    path = Path(model)
+    is_checkpoint = path.name in ("best", "last") and options_file(path.parent) is not None
+    return (path.parent if is_checkpoint else path).name or "model"
+
+
 def _is_run(folder: Path) -> bool:
     return options_file(folder) is not None and not (folder / "config.json").is_file()
 

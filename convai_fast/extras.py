@@ -6,11 +6,14 @@ from convai_fast.errors import UserError
 
 EXTRA_OF = {
     "datasets": "hub",
+    "fastapi": "serve",
     "matplotlib": "plots",
     "peft": "lora",
+    "prometheus_client": "serve",
     "pyarrow": "hub",
     "sacrebleu": "eval",
     "tensorboard": "train",
+    "uvicorn": "serve",
 }
 
 

@@ -107,7 +107,7 @@ def to_request(
 
     Raises UserError naming the field that does not exist or holds the wrong thing.
     """
-    return _to_request(_body(record), params, seed)
+    return request_of(_body(record), params, seed)
 
 
 def to_ranking(record: Mapping[str, Any]) -> tuple[Request, Sequence[Any], list[str]]:
@@ -123,13 +123,14 @@ def to_ranking(record: Mapping[str, Any]) -> tuple[Request, Sequence[Any], list[
             f"candidates {found}: give a list of texts, or a list of lists of token ids"
         )
     drawing = [name for name in body if _OTHER_NAMES.get(name, name) in _PARAM_TYPES]
-    request, unused = _to_request(body, SamplingParams(), seed=0)
+    request, unused = request_of(body, SamplingParams(), seed=0)
     return request, candidates, [*unused, *drawing]
 
 
-def _to_request(
-    body: dict[str, Any], params: SamplingParams, seed: int
+def request_of(
+    body: Mapping[str, Any], params: SamplingParams, seed: int
 ) -> tuple[Request, list[str]]:
+    """As `to_request`, of an object that has no id and is no line for a batch interface."""
     fields, given, unused = _own_fields(body)
     asks = [name for name in ("history", "messages", "prompt", "input_ids") if name in fields]
     if len(asks) > 1:
@@ -173,7 +174,7 @@ def _body(record: Mapping[str, Any]) -> dict[str, Any]:
     return fields["body"]
 
 
-def _own_fields(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+def _own_fields(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """What stands in `body`, under our names and checked; which of the names are others there; and
     what stands there for nothing."""
     fields: dict[str, Any] = {}

@@ -28,6 +28,7 @@ COMMANDS = {
     "train": ("TrainCommand", "fine-tune a GPT or GPT-2 double-heads model on dialogues"),
     "evaluate": ("EvaluateOptions", "measure a model as ConvAI2 did: hits@1, perplexity, F1, …"),
     "interact": ("InteractOptions", "talk to a model"),
+    "serve": ("ServeOptions", "answer over HTTP as OpenAI's completions do, and on a page"),
     "generate": ("GenerateOptions", "write replies in bulk, from JSONL or a dataset"),
     "rank": ("RankOptions", "rank candidate replies in bulk, from JSONL or a dataset"),
     "benchmark": ("BenchmarkOptions", "measure a model here and in transformers, side by side"),

@@ -4,8 +4,8 @@ import asyncio
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterator
+from contextlib import aclosing, suppress
 from types import TracebackType
 
 from convai_fast.errors import UserError, reason_of
@@ -89,16 +89,35 @@ class AsyncEngine:
 
     async def stream_async(self, request: Request) -> AsyncIterator[Tokens]:
         """As `stream`, also in when it raises, without blocking the event loop."""
+        async with aclosing(self.events_async(request, stream=True)) as events:
+            async for event in events:
+                if isinstance(event, Tokens):
+                    yield event
+                else:
+                    _replies(event)
+
+    async def events_async(
+        self, request: Request, *, stream: bool = False
+    ) -> AsyncGenerator[Event]:
+        """Yield what the engine tells of a request: with `stream` tokens, and at last how it ends.
+
+        Raises UserError if the engine is closed.
+        """
         events, put = _async_queue()
-        id = self._ask(request, put, stream=True)
+        id = self._ask(request, put, stream=stream)
         try:
             while isinstance(event := await events.get(), Tokens):
                 yield event
-            _replies(event)
+            yield event
         finally:
             self._forget(id)
 
     # --- the engine's thread --------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are taken."""
+        return not self._is_closed
 
     def close(self) -> None:
         """Take no more requests, and wait until those that are under way are answered.
@@ -133,7 +152,8 @@ class AsyncEngine:
                 self.engine.add(id, request, stream=stream)
             except Exception as error:  # also what is no request at all
                 del self._callers[id]
-                put(Failed(id, str(error) if isinstance(error, UserError) else reason_of(error)))
+                reason = str(error) if isinstance(error, UserError) else reason_of(error)
+                put(Failed(id, reason, is_requests_fault=True))
 
         self._call(add)
         return id

@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -31,13 +32,28 @@ from convai_fast.generation.request import (
     check_ranking,
     prompt_room,
 )
-from convai_fast.generation.sampler import Drawn
+from convai_fast.generation.sampler import ALL_BANNED, Drawn
 from convai_fast.generation.scheduler import Scheduler, TokenSequence
 from convai_fast.loading import check_fit
 from convai_fast.model.double_heads import DoubleHeadsModel
 
 _NO_SCORE = "no draft can be ranked, since its score is no number: the model's weights are damaged"
 _AHEAD = 1024  # requests that `serve` takes before there is a slot for them
+
+
+class Load(NamedTuple):
+    """What an engine has to do.
+
+    Attributes:
+        running, waiting: sequences in a slot, and those without one.
+        prompt_tokens: of all prompts so far that got a slot.
+        copied_tokens: those of them that were not computed, since a slot held them.
+    """
+
+    running: int
+    waiting: int
+    prompt_tokens: int
+    copied_tokens: int
 
 
 class GenerationEngine:
@@ -153,6 +169,17 @@ class GenerationEngine:
     def num_unfinished(self) -> int:
         """How many requests are under way, or done without `step` having told of it."""
         return len(self._jobs) + sum(not isinstance(event, Tokens) for event in self._events)
+
+    @property
+    def load(self) -> Load:
+        """What the engine has to do, and what prompts had in common so far."""
+        scheduler = self._scheduler
+        return Load(
+            running=len(scheduler.running),
+            waiting=scheduler.num_waiting,
+            prompt_tokens=scheduler.num_prompt_tokens,
+            copied_tokens=scheduler.num_copied_tokens,
+        )
 
     # --- loops over `add` and `step` ------------------------------------------------------------
 
@@ -417,7 +444,7 @@ class GenerationEngine:
         # What is no number in the cache has spread within it, also to tokens that others share.
         self._scheduler.cancel(draft.id, keep_prefixes=False)
         self.cancel(draft.id)
-        self._tell(Failed(draft.id, reason))
+        self._tell(Failed(draft.id, reason, is_requests_fault=reason == ALL_BANNED))
 
     def _complete(self, draft: Draft, reply: Reply) -> None:
         job = draft.job
@@ -426,7 +453,7 @@ class GenerationEngine:
         if len(job.replies) < len(job.drafts):
             return
         del self._jobs[job.id]
-        self._tell(Done(job.id, job.result()))
+        self._tell(Done(job.id, job.result(), draft.prompt_length))
 
     # --- what is told ---------------------------------------------------------------------------
 
@@ -436,12 +463,14 @@ class GenerationEngine:
         The count never falls: what was certain stays so.
         """
         assert draft.pieces is not None  # it is streamed
-        new = draft.token_ids[len(draft.pieces.token_ids) : count]
+        first = len(draft.pieces.token_ids)
+        new = draft.token_ids[first:count]
+        logprobs = draft.logprobs[first:count] if draft.job.params.logprobs else None
         text = draft.pieces.add(new)
         if whole_text is not None:
             text += draft.pieces.end(whole_text)
         if new or text:
-            self._tell(Tokens(draft.id, draft.index, new, text))
+            self._tell(Tokens(draft.id, draft.index, new, text, logprobs))
 
     def _tell(self, event: Event) -> None:
         self._mailboxes.get(event.id, self._events).append(event)

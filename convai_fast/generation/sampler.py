@@ -13,7 +13,7 @@ from convai_fast.generation.params import SamplingParams
 from convai_fast.model.layers import fetch, to_device
 
 DAMAGED = "no token can be drawn, since its logits are no numbers: the model's weights are damaged"
-_ALL_BANNED = (
+ALL_BANNED = (
     "no token can be drawn, since no_repeat_ngram_size bans them all: give a larger one, or a "
     "smaller min_length"
 )
@@ -86,4 +86,4 @@ def _tables(params: Sequence[SamplingParams], device: torch.device) -> dict[str,
 
 
 def _why_nothing(logits: Tensor) -> str:
-    return _ALL_BANNED if logits.max() == -torch.inf else DAMAGED
+    return ALL_BANNED if logits.max() == -torch.inf else DAMAGED

@@ -117,6 +117,7 @@ class Scheduler:
         # The keys of these, and of those of a prompt that it is about to compute; else -1. What is
         # drawn is noted when its sequence is done: nobody begins like it before.
         self._keys = np.full((num_slots, 1), -1, np.int64)
+        self.num_prompt_tokens = self.num_copied_tokens = 0  # of all prompts so far
 
     @property
     def num_waiting(self) -> int:
@@ -266,6 +267,8 @@ class Scheduler:
             self.running.append(sequence)
             self.lengths[slot] = count
             self._promise(sequence)
+            self.num_prompt_tokens += length
+            self.num_copied_tokens += count
             budget -= length - count
         self._waiting[:0] = passed_over
         return copies

@@ -26,6 +26,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from convai_fast.archive import name_of
 from convai_fast.errors import UserError
 from convai_fast.files import flush, is_free, move_whole, scratch_folder, try_lock
 from convai_fast.options import as_yaml, options_file
@@ -290,7 +291,7 @@ def _explained(run: Path, what: str) -> AbstractContextManager[None]:
 def _new_folder(options: TrainOptions, claim: Claim) -> Path:
     """The folder of a new run, which if it is new appears with its options.yaml, and claimed."""
     check_output(options.output)
-    name = _name_of(options.model)
+    name = name_of(options.model)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     default = Path("runs") / f"{stamp}_{socket.gethostname()}_{name}"
     path = Path(options.output or default)
@@ -327,13 +328,6 @@ def _new_folder(options: TrainOptions, claim: Claim) -> Path:
                     path = default.with_name(f"{default.name}-{number}")
                     place = path.resolve()
     return path
-
-
-def _name_of(model: str) -> str:
-    """The last part of its path; of a checkpoint of a run (runs/mine/best) the run's: mine."""
-    path = Path(model)
-    is_checkpoint = path.name in ("best", "last") and options_file(path.parent) is not None
-    return (path.parent if is_checkpoint else path).name or "model"
 
 
 def _has_not_begun(run: Path) -> bool:
