@@ -1,8 +1,9 @@
 """The pages of the documentation: their fences, and how those are run.
 
 The info string of a fence says what becomes of it. `sh` and `python` run, `sh network`, `sh gpu`,
-`sh long` and `sh install` do not; with a title, any other language is a file, which is written, and
-without one it is output that is only shown.
+`sh long` and `sh install` do not; `sh server` and `python server` ask the server that a command
+`convai-fast serve` above them has started, on a port of its own. With a title, any other language
+is a file, which is written, and without one it is output that is only shown.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import io
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +21,10 @@ from convai_fast.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MARKS = ("network", "gpu", "long", "install")
+MARKS = ("network", "gpu", "long", "install", "server")
 SHOWN = ("text", "json", "yaml")
 MOST_STEPS = "2"
+DEFAULT_PORT = "8000"
 
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 _INFO = re.compile(r'(\w+)(?: (\w+))?(?: title="([^"]+)")?')
@@ -62,8 +65,14 @@ def run_page(page: Path) -> None:
 
     Training takes few steps; in `interact` is typed what the output below the command shows.
     """
+    with contextlib.ExitStack() as servers:
+        _run_fences(page, servers)
+
+
+def _run_fences(page: Path, servers: contextlib.ExitStack) -> None:
     names = {"__name__": "page"}
     found = fences(page)
+    port = ""
     for fence, after in zip(found, [*found[1:], Fence("", "", "", "")], strict=True):
         if fence.title:
             path = Path(fence.title)
@@ -71,10 +80,35 @@ def run_page(page: Path) -> None:
             path.write_text(fence.body, encoding="utf-8")
         elif fence.language == "python" and not fence.mark:
             exec(compile(fence.body, str(page), "exec"), names)
+        elif fence.mark == "server":
+            assert port, "the command that starts the server comes first"
+            body = fence.body.replace(DEFAULT_PORT, port)
+            if fence.language == "sh":
+                subprocess.run(["bash", "-ec", body], check=True, capture_output=True)
+            else:
+                exec(compile(body, str(page), "exec"), names)
+        elif fence.language == "sh" and not fence.mark and "convai-fast serve" in fence.body:
+            ((_, *words),) = commands(fence.body)
+            port = servers.enter_context(server(*words))
         elif fence.language == "sh" and not fence.mark:
             typed = re.findall(r"^>>> (.*)$", after.body, re.M) if after.language == "text" else []
             for words in commands(fence.body):
                 _run(words, typed or ["hello !", "/quit"])
+
+
+@contextlib.contextmanager
+def server(*words: str) -> Iterator[str]:
+    """The port of a server that runs until the block ends."""
+    command = [sys.executable, "-m", "convai_fast", *words, "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        match = re.search(r"http://[^:]+:(\d+)", process.stdout.readline())
+        assert match is not None, shlex.join(words)
+        yield match[1]
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def _run(words: list[str], typed: list[str]) -> None:

@@ -1,0 +1,85 @@
+"""The command `serve`, as a process."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+
+from convai_fast.cli.main import main
+
+BODY = {"messages": [{"role": "user", "content": "hello"}], "seed": 1}
+
+
+@pytest.fixture
+def serve(model):
+    """A function that starts a server; it gives the process and the address."""
+    processes = []
+
+    def serve(*options, **environment):
+        command = [sys.executable, "-m", "convai_fast", "serve", "--model", model, "--port", "0"]
+        process = subprocess.Popen(
+            [*command, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        processes.append(process)
+        line = process.stdout.readline()
+        return process, re.search(r"http://[\d.]+:\d+", line)[0]
+
+    yield serve
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_what_is_under_way_at_a_sigterm_is_answered_and_what_comes_is_refused(serve):
+    process, url = serve("--served_name", "mine", "--max_length", "50", "--min_length", "50")
+    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "mine"
+    lines = []
+    begun = threading.Event()
+
+    def ask():
+        body = BODY | {"stream": True, "model": "mine"}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as answer:
+            for line in answer.iter_lines():
+                lines.append(line)
+                if len(lines) > 3:
+                    begun.set()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert begun.wait(30)
+    process.send_signal(signal.SIGTERM)
+    thread.join(60)
+    assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert json.loads(lines[-5].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert process.wait(30) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+    assert "Traceback" not in process.stderr.read()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+
+
+def test_the_key_of_the_environment_is_asked_for(serve):
+    _, url = serve(CONVAI_FAST_API_KEY="s3cret")
+    assert httpx.post(f"{url}/v1/chat/completions", json=BODY).status_code == 401
+    headers = {"authorization": "Bearer s3cret"}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=BODY, headers=headers)
+    assert answer.status_code == 200 and answer.json()["choices"][0]["message"]["content"]
+
+
+def test_a_port_that_is_taken_is_one_sentence(model, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "--model", model, "--port", port]) == 2
+    error = capsys.readouterr().err
+    assert f"cannot listen at 127.0.0.1, port {port}" in error and "choose another --port" in error
