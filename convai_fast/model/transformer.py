@@ -91,6 +91,23 @@ def _norm(config: TransformerConfig) -> nn.Module:
     return kind(config.n_embd, eps=config.norm_eps)
 
 
+def add_norm(x: Tensor, residual: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """`x + residual`, and its norm: without a gradient on a GPU by one kernel."""
+    if not torch.is_grad_enabled() and has_fused_norm(x) and x.dtype == residual.dtype:
+        assert isinstance(norm, nn.LayerNorm | nn.RMSNorm) and norm.eps is not None
+        if norm.weight.dtype == x.dtype:
+            bias = norm.bias if isinstance(norm, nn.LayerNorm) else None
+            is_rms = isinstance(norm, nn.RMSNorm)
+            return ops.add_norm(x, residual, norm.weight, bias, eps=norm.eps, rms_norm=is_rms)
+    x = x + residual
+    return x, norm(x)
+
+
+def has_fused_norm(x: Tensor) -> bool:
+    """Whether `add_norm` has a kernel for rows like these."""
+    return x.device.type == "cuda" and x.shape[-1] <= 8192
+
+
 class Block(nn.Module):
     """Attention and MLP, each with a residual connection and a norm before or after it."""
 
@@ -116,11 +133,12 @@ class Block(nn.Module):
         attended = self.attention(
             self.attention_norm(x) if self.pre_norm else x, context, rotation, wanted
         )
-        x = _only(wanted, x) + attended
+        x = _only(wanted, x)
         if self.pre_norm:
-            return x + self.mlp(self.mlp_norm(x))
-        x = self.attention_norm(x)
-        return self.mlp_norm(x + self.mlp(x))
+            x, normed = add_norm(x, attended, self.mlp_norm)
+            return x + self.mlp(normed)
+        _, x = add_norm(x, attended, self.attention_norm)
+        return add_norm(x, self.mlp(x), self.mlp_norm)[1]
 
 
 class Transformer(nn.Module):

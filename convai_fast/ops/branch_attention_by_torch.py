@@ -13,6 +13,7 @@ from torch import Tensor
 from convai_fast.ops.key_index import check_layout, index_keys
 from convai_fast.ops.reference.branch_attention import attend, attend_backward
 from convai_fast.ops.schemas import library
+from convai_fast.ops.varlen_attention import attend_segments
 
 
 def _on_cuda(
@@ -46,43 +47,16 @@ def _on_cuda(
     keys, values = k.index_select(0, key_ids), v.index_select(0, key_ids)
     if cu_keys.dim() == 1:
         lengths = (cu_queries, cu_keys, max_queries, max_keys)
-        out, _ = _attend(q, keys, values, lengths, dropout_p, scale, True)
+        out, _ = attend_segments(q, keys, values, lengths, dropout_p, scale, True)
     else:  # an index of prefixes
         if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
             raise ValueError("branch_attention: by an index of prefixes there is no gradient")
         lengths = (cu_queries, cu_queries, max_queries, max_queries)
-        own = _attend(q, k, v, lengths, dropout_p, scale, True)
+        own = attend_segments(q, k, v, lengths, dropout_p, scale, True)
         lengths = (cu_keys[0], cu_keys[1], max_queries, max_keys)
-        of_prefix = _attend(q, keys, values, lengths, dropout_p, scale, False)
+        of_prefix = attend_segments(q, keys, values, lengths, dropout_p, scale, False)
         out = _merge(own, of_prefix, cu_queries, *cu_keys)
     return out[..., : shape[-1]].to(kind).contiguous(), logsumexp
-
-
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: tuple[Tensor, Tensor, int, int],
-    dropout_p: float,
-    scale: float,
-    is_causal: bool,
-) -> tuple[Tensor, Tensor]:
-    """Attention within segments, in which a last query sees its last key, and its log-sum-exp."""
-    if _takes_flash(q):
-        out, sums, *_ = torch.ops.aten._flash_attention_forward(
-            q, k, v, *lengths, dropout_p, is_causal, False, scale=scale
-        )
-        return out.view(q.shape), sums
-    if q.shape[1] != k.shape[1]:
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    if scale != q.shape[-1] ** -0.5:  # the width is padded, and it divides scores by its root
-        q = q * (q.shape[-1] ** 0.5 * scale)
-    batch = (q[None], k[None], v[None], None)
-    last_key_last = 2  # how the causal mask is aligned
-    out, sums, *_ = torch.ops.aten._efficient_attention_forward(
-        *batch, *lengths, dropout_p, last_key_last if is_causal else 0, True
-    )
-    return out.view(q.shape), sums
 
 
 def _merge(
@@ -92,7 +66,7 @@ def _merge(
     cu_branches: Tensor,
     cu_prefixes: Tensor,
 ) -> Tensor:
-    """What `_attend` gives to the keys of both, of what it gives to those of either, in float32."""
+    """What `attend_segments` gives to the keys of both, in float32, of what it gives to each's."""
     (out, sums), (other, other_sums) = own, of_prefix
     tokens = torch.arange(len(out), dtype=cu_queries.dtype, device=out.device)
 
@@ -110,12 +84,6 @@ def _merge(
     has_keys = (cu_prefixes.diff() > 0)[segments(cu_branches)][:, None, None]
     share, other = share[..., None].where(has_keys, 0), other.float().where(has_keys, 0)
     return torch.lerp(out.float(), other, share)
-
-
-def _takes_flash(q: Tensor) -> bool:
-    if q.dtype not in (torch.float16, torch.bfloat16) or q.shape[-1] > 256:
-        return False
-    return q.device.type != "cuda" or torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
 for _key in ("CUDA", "AutogradCUDA"):

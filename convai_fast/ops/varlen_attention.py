@@ -13,12 +13,10 @@ def varlen_attention(
     cu_keys: Tensor,
     max_queries: int,
     max_keys: int,
-    dropout_p: float = 0.0,
 ) -> Tensor:
-    """Causal attention within each of several sequences; the last query sees the last key.
+    """Causal attention within each of several sequences, whose last query sees its last key.
 
-    On CUDA nothing is padded, and torch's generator draws what is dropped. The gradient is torch's
-    own there; elsewhere, where it is computed a sequence at a time, there is no dropout.
+    For inference. On CUDA nothing is padded; elsewhere it is a sequence at a time.
 
     Args:
         q: [tokens, num_heads, head_dim], float32 or narrower.
@@ -31,7 +29,11 @@ def varlen_attention(
         [tokens, num_heads, head_dim].
     """
     if q.device.type == "cuda":
-        return _on_cuda(q, k, v, cu_queries, cu_keys, max_queries, max_keys, dropout_p)
+        head_dim = q.shape[-1]
+        q, k, v = (F.pad(x, (0, -head_dim % 8)) for x in (q, k, v))
+        lengths = (cu_queries, cu_keys, max_queries, max_keys)
+        out, _ = attend_segments(q, k, v, lengths, 0.0, head_dim**-0.5, True)
+        return out[..., :head_dim]
     out = torch.empty_like(q)
     begins, ends = cu_queries.tolist(), cu_keys.tolist()
     for i in range(len(begins) - 1):
@@ -48,37 +50,40 @@ def varlen_attention(
     return out
 
 
-def _on_cuda(
+def attend_segments(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_queries: Tensor,
-    cu_keys: Tensor,
-    max_queries: int,
-    max_keys: int,
+    lengths: tuple[Tensor, Tensor, int, int],
     dropout_p: float,
-) -> Tensor:
-    width, lengths = q.shape[-1], (cu_queries, cu_keys, max_queries, max_keys)
-    scale = width**-0.5
-    if padding := -width % 8:  # heads of such a width neither kernel takes
-        q, k, v = (F.pad(x, (0, padding)) for x in (q, k, v))
-    if takes_flash(q):
-        out, *_ = torch.ops.aten._flash_attention_forward(
-            q, k, v, *lengths, dropout_p, True, False, scale=scale
+    scale: float,
+    is_causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """Attention within segments by torch's CUDA kernels, and its log-sum-exp as they return it.
+
+    Args:
+        lengths: cu_queries, cu_keys, max_queries, max_keys, as for `varlen_attention`.
+        scale: of scores. head_dim is a multiple of 8, which neither kernel can do without.
+        is_causal: whether a segment's last query sees its last key, and each before it one less.
+    """
+    if _takes_flash(q):
+        out, sums, *_ = torch.ops.aten._flash_attention_forward(
+            q, k, v, *lengths, dropout_p, is_causal, False, scale=scale
         )
-    else:
-        if q.shape[1] != k.shape[1]:
-            group = q.shape[1] // k.shape[1]
-            k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
-        last_key_last = 2  # the mask's alignment: a sequence's last query sees its last key
-        out, *_ = torch.ops.aten._efficient_attention_forward(
-            q[None], k[None], v[None], None, *lengths, dropout_p, last_key_last, True, scale=scale
-        )
-    return out.view(q.shape)[..., :width]
+        return out.view(q.shape), sums
+    if q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    if scale != q.shape[-1] ** -0.5:  # the width is padded, and it divides scores by its root
+        q = q * (q.shape[-1] ** 0.5 * scale)
+    batch = (q[None], k[None], v[None], None)
+    last_key_last = 2  # how the causal mask is aligned
+    out, sums, *_ = torch.ops.aten._efficient_attention_forward(
+        *batch, *lengths, dropout_p, last_key_last if is_causal else 0, True
+    )
+    return out.view(q.shape), sums
 
 
-def takes_flash(q: Tensor) -> bool:
-    """Whether torch's FlashAttention computes queries like these."""
+def _takes_flash(q: Tensor) -> bool:
     if q.dtype not in (torch.float16, torch.bfloat16) or q.shape[-1] > 256:
         return False
     return q.device.type != "cuda" or torch.cuda.get_device_capability(q.device) >= (8, 0)

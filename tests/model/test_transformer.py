@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from convai_fast.model import DoubleHeadsModel, Transformer, TransformerConfig
+from convai_fast.model import DoubleHeadsModel, Transformer, TransformerConfig, transformer
 from convai_fast.model.context import Causal
+from convai_fast.ops import reference
 
 
 def make_config(architecture, **settings):
@@ -87,3 +88,21 @@ def test_it_compiles_to_one_graph(architecture):
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     ids = torch.randint(0, 101, (2, 12))
     torch.testing.assert_close(compiled(ids, ids), model(ids, ids))
+
+
+def test_without_a_gradient_a_residual_and_its_norm_may_be_one_operator(architecture, monkeypatch):
+    model, ids = Transformer(make_config(architecture)).eval(), torch.arange(12).view(2, 6)
+    expected, calls = model(ids), []
+
+    def counted(x, residual, weight, bias, eps, rms_norm):
+        calls.append(x)
+        return reference.add_norm(x, residual, weight, bias, eps, rms_norm)
+
+    monkeypatch.setattr(transformer, "has_fused_norm", lambda x: True)
+    monkeypatch.setattr(transformer.ops, "add_norm", counted)
+    assert torch.equal(model(ids), expected) and not calls
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), expected)
+        assert len(calls) == (2 if architecture == "gpt2" else 4)
+        with torch.autocast("cpu", torch.bfloat16):  # what is added has two dtypes
+            model(ids)
