@@ -32,7 +32,7 @@ from convai_fast.generation.request import (
     check_ranking,
     prompt_room,
 )
-from convai_fast.generation.sampler import ALL_BANNED, Drawn
+from convai_fast.generation.sampler import ALL_BANNED
 from convai_fast.generation.scheduler import Scheduler, TokenSequence
 from convai_fast.loading import check_fit
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -120,10 +120,10 @@ class GenerationEngine:
             UserError: it cannot be answered.
             ValueError: a request with this id is under way.
         """
-        self._add(id, request, self._prompt(request, stream), stream)
+        self._enter(id, request, self._prompt(request, stream), stream)
 
     @deferred_signals()
-    def _add(self, id: Hashable, request: Request, prompt: Prompt, stream: bool) -> None:
+    def _enter(self, id: Hashable, request: Request, prompt: Prompt, stream: bool) -> None:
         if id in self._jobs or any(event.id == id for event in self._events):
             raise ValueError(f"a request with the id {id!r} is under way")
         params = request.params
@@ -271,7 +271,7 @@ class GenerationEngine:
         id = object()
         try:
             self._mailboxes[id] = mailbox
-            self._add(id, request, prompt, stream=True)
+            self._enter(id, request, prompt, stream=True)
             while True:
                 while not mailbox:
                     self._advance()
@@ -380,7 +380,7 @@ class GenerationEngine:
             self._scheduler.land(sequence)
 
     def _take(self, outcome: Outcome) -> None:
-        draft, flight, tokens, score = outcome
+        draft, flight, tokens, logprobs, ending, score = outcome
         # A job that failed with another of its replies, or a draft that ended before.
         if self._jobs.get(draft.id) is not draft.job or draft.flight != flight:
             return
@@ -390,38 +390,35 @@ class GenerationEngine:
             else:
                 assert draft.reply is not None  # which has waited for its score
                 self._complete(draft, replace(draft.reply, score=score))
-        for token in tokens:
-            if token.failure:
-                self._fail(draft, token.failure)
-                return
-            self._take_token(draft, token)
+            return
+        # Where a text may end it, or somebody waits for it, one at a time.
+        size = 1 if draft.job.params.stop or draft.pieces else len(tokens)
+        for i in range(0, len(tokens), size or 1):
+            self._add(draft, tokens[i : i + size], logprobs[i : i + size])
             if draft.slot < 0 or draft.reply:
                 return
+        if ending == "eos":
+            self._finish(draft, "eos")
+        elif ending:
+            self._fail(draft, ending)
 
-    def _take_token(self, draft: Draft, drawn: Drawn) -> None:
-        length = len(draft.input_ids)
+    def _add(self, draft: Draft, tokens: list[int], logprobs: list[float]) -> None:
+        """Let a reply go on with tokens that do not end it, unless by their number or a text."""
+        params, length = draft.job.params, len(draft.input_ids)
         try:
-            self._add_token(draft, drawn)
-        except BaseException:  # of the detokenizer: the next step draws the token again
+            draft.logprobs[draft.num_drawn :] = logprobs
+            draft.extend(tokens, self.special_ids.speaker1)
+            stop_at = self._detokenizer.find_stop(draft.token_ids, params) if params.stop else -1
+            if stop_at >= 0:
+                self._finish(draft, "stop", stop_at)
+            elif draft.num_drawn == params.max_length:
+                self._finish(draft, "length")
+            elif draft.pieces:
+                certain = self._detokenizer.num_certain(draft.token_ids, params.stop)
+                self._tell_tokens(draft, certain)
+        except BaseException:  # of the detokenizer: the next step draws the tokens again
             self._scheduler.truncate(draft, length)
             raise
-
-    def _add_token(self, draft: Draft, drawn: Drawn) -> None:
-        params = draft.job.params
-        if drawn.token in self.special_ids:
-            self._finish(draft, "eos")
-            return
-        if params.logprobs:
-            assert drawn.logprob is not None
-            draft.logprobs[draft.num_drawn :] = [drawn.logprob]
-        draft.append(drawn.token, self.special_ids.speaker1)
-        stop_at = self._detokenizer.find_stop(draft.token_ids, params) if params.stop else -1
-        if stop_at >= 0:
-            self._finish(draft, "stop", stop_at)
-        elif draft.num_drawn == params.max_length:
-            self._finish(draft, "length")
-        elif draft.pieces:
-            self._tell_tokens(draft, self._detokenizer.num_certain(draft.token_ids, params.stop))
 
     def _finish(self, draft: Draft, reason: FinishReason, stop_at: int | None = None) -> None:
         token_ids, params = draft.token_ids, draft.job.params
@@ -436,7 +433,7 @@ class GenerationEngine:
             # Ranked as in training: at the <eos> after what is returned, in the next step.
             draft.reply = reply
             self._scheduler.truncate(draft, draft.prompt_length + count)
-            draft.append(self.special_ids.eos, self.special_ids.speaker1)
+            draft.extend([self.special_ids.eos], self.special_ids.speaker1)
         else:
             self._complete(draft, reply)
 

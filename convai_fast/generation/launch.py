@@ -1,6 +1,6 @@
 """What is computed of a step, and what comes of it: at once, or on a device that runs ahead."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
@@ -21,14 +21,21 @@ STEPS_AHEAD = 4  # tokens a row that one launch draws; a reply that ends wastes 
 
 
 class Outcome(NamedTuple):
-    """What came of a draft: tokens that were drawn for it, one after another, or its score.
+    """What came of a draft.
 
-    `flight` is what it was when they were drawn: of a draft that has landed since it is another.
+    Attributes:
+        flight: what the draft's was then: this is not of one that has landed since.
+        tokens, logprobs: what was drawn for it, none of which ends it; its logprobs, if they were
+            asked for.
+        ending: what comes after them: "eos", why no token could be drawn, or "" where it goes on.
+        score: of one that is written; nothing was drawn for it.
     """
 
     draft: Draft
     flight: int
-    tokens: Sequence[Drawn]
+    tokens: list[int]
+    logprobs: list[float]
+    ending: str = ""
     score: float | None = None
 
 
@@ -59,18 +66,24 @@ class Launcher:
             must_wait: whether the next step depends on tokens that the host has to see.
         """
         drafts, others, scores = self._forward(step)
-        drawn: Sequence[Drawn] = ()
+        outcomes: list[Outcome] = []
         if drafts:
             logits = self._backend.logits(others)
             drawn = self._sampler.draw(logits, [self._how(draft) for draft in drafts])
-        outcomes = [Outcome(draft, 0, [token]) for draft, token in zip(drafts, drawn, strict=True)]
+            outcomes += map(self._outcome, drafts, drawn)
         if scores is not None:
             written, values = scores
             outcomes += [
-                Outcome(draft, 0, (), score)
+                Outcome(draft, 0, [], [], score=score)
                 for draft, score in zip(written, values.squeeze(-1).tolist(), strict=True)
             ]
         return lambda: outcomes
+
+    def _outcome(self, draft: Draft, drawn: Drawn) -> Outcome:
+        token, logprob, failure = drawn
+        if failure or token in self._special_ids:
+            return Outcome(draft, 0, [], [], failure or "eos")
+        return Outcome(draft, 0, [token], [] if logprob is None else [logprob])
 
     def _forward(self, step: Step) -> tuple[list[Draft], Tensor, tuple[list[Draft], Tensor] | None]:
         """Those to draw for and their hidden states, and those that are written with their scores.
@@ -146,20 +159,59 @@ class AheadLauncher(Launcher):
         if everyone:
             slots = [draft.slot for draft in everyone]
             parts += self._loop.steps(slots, STEPS_AHEAD, **options)
-        drafts = written + everyone
-        flights = [draft.flight for draft in drafts]
+        flights = [draft.flight for draft in written + everyone]
         wait = fetch_later(*parts)
 
         def outcomes() -> list[Outcome]:
             fetched = [part.numpy() for part in wait()]
-            of_written = fetched.pop(0).ravel().tolist() if written else []
-            first = [part[None] for part in fetched[:2]] if new else []
-            drawn = _columns(first, fetched[-2:], len(everyone))
-            found = [((), score) for score in of_written] + [(tokens, None) for tokens in drawn]
-            each = zip(drafts, flights, found, strict=True)
-            return [Outcome(draft, flight, *what) for draft, flight, what in each]
+            scored = fetched.pop(0).ravel().tolist() if written else []
+            flight = iter(flights)
+            found = [
+                Outcome(draft, next(flight), [], [], score=score)
+                for draft, score in zip(written, scored, strict=True)
+            ]
+            if everyone:
+                first = fetched[:2] if new else (np.zeros(0),) * 2
+                found += self._of_rows(everyone, flight, first, fetched[-2:])
+            return found
 
         return outcomes
+
+    def _of_rows(
+        self,
+        drafts: list[Draft],
+        flights: Iterator[int],
+        first: Sequence[np.ndarray],
+        more: Sequence[np.ndarray],
+    ) -> Iterator[Outcome]:
+        """What was drawn for each draft, for some one token more than for the others.
+
+        Args:
+            first: int64 [new drafts], the first tokens of the first drafts, and float32, their
+                log-probabilities, or [0].
+            more: int64 [steps, drafts], and float32 [steps, drafts] or [steps, 0].
+        """
+        tokens, logprobs = more
+        columns = tokens.T.tolist()
+        known = logprobs.T.tolist() if logprobs.size else [[] for _ in columns]
+        for whole, before in zip((columns, known), first, strict=True):
+            for column, value in zip(whole, before.tolist(), strict=False):
+                column.insert(0, value)
+        # Few end within a launch: only those are looked through.
+        ends: np.ndarray = np.any((tokens < 0) | np.isin(tokens, self._special_ids), axis=0)
+        ends[: len(first[0])] = True
+        for i, draft in enumerate(drafts):
+            drawn, ending = self._until_end(columns[i]) if ends[i] else (columns[i], "")
+            yield Outcome(draft, next(flights), drawn, known[i][: len(drawn)], ending)
+
+    def _until_end(self, column: list[int]) -> tuple[list[int], str]:
+        """The tokens before the one that ends a reply, if one does, and how it ends."""
+        for i, token in enumerate(column):
+            if token in self._special_ids:
+                return column[:i], "eos"
+            if token < 0:
+                return column[:i], "" if token == ENDED else DAMAGED
+        return column, ""
 
 
 def make_launcher(
@@ -185,24 +237,3 @@ def _row_of(draft: Draft) -> RowState:
         min_p=params.min_p,
         repetition_penalty=params.repetition_penalty,
     )
-
-
-def _columns(
-    first: Sequence[np.ndarray], more: Sequence[np.ndarray], num_rows: int
-) -> list[list[Drawn]]:
-    """What was drawn for each row: of the first rows one token more, before the others.
-
-    Args:
-        first: int64 [1, new rows], their tokens, and float32, the log-probabilities; or nothing.
-        more: int64 [steps, rows], and float32 [steps, rows] or [steps, 0].
-    """
-    columns: list[list[Drawn]] = [[] for _ in range(num_rows)]
-    for tokens, known in filter(None, (first, more)):
-        logprobs = known.T.tolist() if known.size else [[None] * len(tokens)] * num_rows
-        for row, (drawn, of_them) in enumerate(zip(tokens.T.tolist(), logprobs, strict=False)):
-            columns[row] += [
-                Drawn(token, logprob, "" if token >= 0 else DAMAGED)
-                for token, logprob in zip(drawn, of_them, strict=True)
-                if token != ENDED
-            ]
-    return columns

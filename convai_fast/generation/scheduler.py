@@ -44,10 +44,10 @@ class TokenSequence:
         self.slot = -1
         self.flight = 0
 
-    def append(self, token: int, segment: int) -> None:
-        """Let the next step compute one more token."""
-        self.input_ids.append(token)
-        self.token_type_ids.append(segment)
+    def extend(self, tokens: Sequence[int], segment: int) -> None:
+        """Let the sequence go on with tokens, which the next step computes unless it flies."""
+        self.input_ids += tokens
+        self.token_type_ids += [segment] * len(tokens)
 
 
 class Copy(NamedTuple):

@@ -176,7 +176,7 @@ def test_an_interruption_while_steps_are_planned_leaves_no_prefix_that_is_not_th
     engine.step()
     engine.add("b", requests[1])
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
