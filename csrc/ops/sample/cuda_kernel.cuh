@@ -41,7 +41,7 @@ struct Edge {
   int ties_end;
 
   __device__ bool keeps(int i, uint32_t other) const {
-    return other < key || (other == key && i < ties_end);
+    return (other < key) | ((other == key) & (i < ties_end));  // without a branch
   }
 };
 
@@ -49,7 +49,7 @@ template <typename Row>
 __device__ Edge find_edge(Row& row, int64_t top_k, float top_p, float min_p) {
   Edge edge{kMasslessKey - 1, row.vocab_size()};
   if (top_k > 0 && top_k < row.vocab_size()) {
-    const auto one = [](uint32_t) { return uint64_t{1}; };
+    const auto one = [](uint32_t) { return uint32_t{1}; };
     // If fewer than k tokens have mass, all that have are kept.
     const auto k_at_most = [&](uint64_t total) { return min(static_cast<uint64_t>(top_k), total); };
     edge.key = row.select(edge.key + 1, one, k_at_most).key;
@@ -116,7 +116,10 @@ __device__ void sample_block(const Input<Logit>& in, const Output& out, BlockScr
   // u = random / 2^32, and u * total rounded down to a whole number, which changes no comparison
   // with one: exact, and below the total, so that a token that is kept is always found.
   const auto u_times = [&](uint64_t total) { return __umul64hi(random << 32, total); };
-  const auto kept_mass = [&](int i, uint32_t key) { return edge.keeps(i, key) ? mass(key) : 0; };
+  const auto kept_mass = [&](int i, uint32_t key) {
+    const uint64_t of_token = mass(key);
+    return edge.keeps(i, key) ? of_token : 0;
+  };
   const int token = row.locate(edge.key + 1, kept_mass, u_times);
 
   if (leads) {

@@ -71,22 +71,34 @@ class TeamLogits {
 
   __device__ static float larger(float a, float b) { return a > b || a != a ? a : b; }
 
-  // Calls f(token, logit) for those logits of a vector that are at least `lowest`.
-  template <typename F>
-  __device__ void for_each_of(int place, float lowest, F f) const {
-    if (place >= end_) return;
+  // The logits at a vector of places, and whether one of them is at least `lowest`.
+  struct Values {
+    float x[kVector];
+    bool any;
+  };
+  __device__ Values values(int place, float lowest) const {
+    Values result;
+    if (place >= end_) return {.x = {}, .any = false};
     const Vector vector = kInShared ? kept(place) : fetch(place);
+    float largest = -INFINITY;
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
-      const float x = static_cast<float>(vector.logits[j]);
-      if (x >= lowest) f(place + j - skew_, x);
+      result.x[j] = static_cast<float>(vector.logits[j]);
+      largest = fmaxf(largest, result.x[j]);
     }
+    result.any = largest >= lowest;
+    return result;
   }
 
+  // The token at a place.
+  __device__ int token(int place) const { return place - skew_; }
+
+  // Calls f(place, values) for the vectors that hold a logit of at least `lowest`.
   template <typename F>
   __device__ void for_each(float lowest, F f) const {
     for (int place = first_place(); place < end_; place += kStep) {
-      for_each_of(place, lowest, f);
+      const Values v = values(place, lowest);
+      if (v.any) f(place, v.x);
     }
   }
 

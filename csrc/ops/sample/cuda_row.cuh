@@ -13,31 +13,11 @@
 #include <cmath>
 #include <cstdint>
 
+#include "ops/sample/cuda_histogram.cuh"
 #include "ops/sample/cuda_logits.cuh"
+#include "ops/sample/cuda_mass.cuh"
 
 namespace convai_fast::sample {
-
-constexpr int kBins = 2 * kThreads, kLogBins = 10;  // two neighbours a thread
-
-// A token's *gap*, (largest logit - its logit) / temperature, is what its probability is below the
-// largest, as a power of e. Its *key*, the bits of the gap, orders tokens as the gap does, since
-// non-negative floats order like their bits: the likeliest token has key 0.
-//
-// Its *mass* is exp(-gap), rounded down to units of 2^-40. From a gap of 28 on (2^-40.4) a token
-// has no mass and is never drawn; 50,000 such tokens together should be, once in 3e7 draws. The
-// mass of a row is at least the 2^40 of its largest logit, and fits 64 bits for vocabularies below
-// 2^24.
-constexpr int kMasslessGap = 28;
-constexpr uint32_t kMasslessKey = 0x41e00000;  // the bits of 28.0f
-
-__device__ inline uint64_t mass(uint32_t key) {
-  if (key >= kMasslessKey) return 0;
-  // Shifts take fewer cycles than a conversion to 64 bits: with a mantissa of 24 bits the float is
-  // mantissa * 2^(exponent - 150), from 2^-40.4 to 1.
-  const uint32_t bits = __float_as_uint(exp2f(__uint_as_float(key) * -1.44269504f));
-  const uint64_t mantissa = (bits & 0x7fffff) | 0x800000;
-  return mantissa << 24 >> (134 - (bits >> 23));
-}
 
 // The last key that `select` takes, the weight of all smaller keys, and that of the key itself.
 struct Selected {
@@ -47,13 +27,14 @@ struct Selected {
 
 // A block's shared memory, beside its slice of the row.
 struct BlockScratch {
-  uint32_t low[kBins], high[kBins];  // the halves of a histogram's 64-bit weights
+  Histogram histogram;
   uint64_t sums[kWarps];
   float largest[kWarps];
   Selected selected;
   int found;
 };
 
+// What a team does with its row.
 template <typename Logit, bool kInShared>
 class TeamRow {
   using Logits = TeamLogits<Logit, kInShared>;
@@ -80,7 +61,10 @@ class TeamRow {
   // The mass of the row at temperature 1.
   __device__ uint64_t unfiltered_mass() {
     uint64_t sum = 0;
-    logits_.for_each(-INFINITY, [&](int, float x) { sum += mass(__float_as_uint(largest_ - x)); });
+    logits_.for_each(largest_ - kMasslessGap, [&](int, const float (&x)[kVector]) {
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) sum += mass(__float_as_uint(largest_ - x[j]));
+    });
     put_sum(sum);
     Team::sync();
     const uint64_t total = sums(0, Team::size()).total;
@@ -110,33 +94,20 @@ class TeamRow {
     for (bool first = true;; first = false) {
       const uint32_t width = end - begin;
       const int shift = max(0, 32 - __clz(width - 1) - kLogBins);  // (width - 1) >> shift < kBins
-      scratch_.low[even] = scratch_.low[odd] = scratch_.high[even] = scratch_.high[odd] = 0;
+      scratch_.histogram.clear(even);
+      scratch_.histogram.clear(odd);
       __syncthreads();
-      // In flat rows a lane's tokens fall into one bin, to which they are added together.
-      int bin = 0;
-      uint64_t pending = 0;
-      logits_.for_each(lowest_below(end), [&](int, float x) {
-        const uint32_t key = this->key(x);
-        if (key - begin >= width) return;
-        const int next = first ? first_bin(key) : (key - begin) >> shift;
-        if (next != bin) {
-          add_to_bin(bin, pending);
-          bin = next;
-          pending = 0;
-        }
-        pending += weigh(key);
-      });
-      if (tile().all(bin == tile().shfl(bin, 0))) {  // or those of a whole warp
-        pending = cg::reduce(tile(), pending, cg::plus<uint64_t>());
-        if (lane() != 0) pending = 0;
+      if (first) {
+        fill_bins(begin, end, weigh, first_bin);
+      } else {
+        fill_bins(begin, end, weigh, [&](uint32_t key) { return (key - begin) >> shift; });
       }
-      add_to_bin(bin, pending);
       Team::sync();
       uint64_t of_even = 0, of_odd = 0;
       for (int rank = 0; rank < Team::size(); ++rank) {
-        const BlockScratch& peer = *Team::peer(&scratch_, rank);
-        of_even += peer.low[even] + (static_cast<uint64_t>(peer.high[even]) << 32);
-        of_odd += peer.low[odd] + (static_cast<uint64_t>(peer.high[odd]) << 32);
+        const Histogram& peer = *Team::peer(&scratch_.histogram, rank);
+        of_even += peer.weight(even);
+        of_odd += peer.weight(odd);
       }
       uint64_t until = cg::inclusive_scan(tile(), of_even + of_odd, cg::plus<uint64_t>());
       if (lane() == 31) scratch_.sums[warp()] = until;
@@ -170,8 +141,12 @@ class TeamRow {
   template <typename Weigh, typename Threshold>
   __device__ int locate(uint32_t end, Weigh weigh, Threshold threshold_of) {
     const float lowest = lowest_below(end);
+    const auto weigh_at = [&](int place, float x) { return weigh(logits_.token(place), key(x)); };
     uint64_t own = 0;
-    logits_.for_each(lowest, [&](int i, float x) { own += weigh(i, key(x)); });
+    logits_.for_each(lowest, [&](int place, const float (&x)[kVector]) {
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) own += weigh_at(place + j, x[j]);
+    });
     own = put_sum(own);
     Team::sync();
     const Sums of_warps = sums(0, Team::size());
@@ -179,19 +154,24 @@ class TeamRow {
     uint64_t so_far = of_warps.before;
     if (so_far <= threshold && threshold < so_far + own) {  // true of one warp
       for (int place = logits_.first_place();; place += Logits::kStep) {
+        const auto values = logits_.values(place, lowest);
         uint64_t of_vector = 0;
-        logits_.for_each_of(place, lowest, [&](int i, float x) { of_vector += weigh(i, key(x)); });
+        if (values.any) {
+#pragma unroll
+          for (int j = 0; j < kVector; ++j) of_vector += weigh_at(place + j, values.x[j]);
+        }
         uint64_t until = so_far + cg::inclusive_scan(tile(), of_vector, cg::plus<uint64_t>());
         const unsigned exceeding = tile().ballot(until > threshold);
         so_far = tile().shfl(until, 31);
         if (exceeding == 0) continue;
         if (lane() == __ffs(exceeding) - 1) {
-          until -= of_vector;
-          int found = -1;
-          logits_.for_each_of(place, lowest, [&](int i, float x) {
-            until += weigh(i, key(x));
-            if (found < 0 && until > threshold) found = i;
-          });
+          int found = 0;  // in the vector: from its end on, the first token to exceed
+#pragma unroll
+          for (int j = kVector - 1; j >= 0; --j) {
+            if (until > threshold) found = j;
+            until -= weigh_at(place + j, values.x[j]);
+          }
+          found = logits_.token(place + found);
           for (int rank = 0; rank < Team::size(); ++rank)
             *Team::peer(&scratch_.found, rank) = found;
         }
@@ -203,6 +183,7 @@ class TeamRow {
   }
 
  private:
+  static constexpr int kVector = Logits::kVector;
   static constexpr int kFirstBins = 32;  // a unit of the gap, in the first histogram of `select`
   static_assert(kMasslessGap * kFirstBins <= kBins && kBins == 1 << kLogBins);
   struct Sums {
@@ -229,14 +210,47 @@ class TeamRow {
     return __float_as_uint(sum) & (kBins - 1);
   }
 
-  // A 64-bit addition from two of 32 bits, which shared memory does natively: the second one is
-  // needed only for a mass of 2^32 or more, exp(-5.5), and where the lower half wraps around.
-  __device__ void add_to_bin(int bin, uint64_t weight) {
-    if (weight == 0) return;
-    const uint32_t low = static_cast<uint32_t>(weight);
-    const uint32_t old = atomicAdd(&scratch_.low[bin], low);
-    const uint32_t high = static_cast<uint32_t>(weight >> 32) + (old + low < old);
-    if (high != 0) atomicAdd(&scratch_.high[bin], high);
+  // Adds the tokens with keys from `begin` to below `end` to their bins.
+  template <typename Weigh, typename BinOf>
+  __device__ void fill_bins(uint32_t begin, uint32_t end, Weigh weigh, BinOf bin_of) {
+    using Weight = decltype(weigh(begin));
+    constexpr int kGroup = 4;  // tokens at a time: registers are few
+    int last_bin = 0;
+    Weight pending = 0;
+    const auto add = [&](const float* x) {
+      int bins[kGroup];
+      Weight weights[kGroup], sum = 0;
+      bool one_bin = true;
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j) {
+        const uint32_t key = this->key(x[j]), counted = min(max(key, begin), end - 1);
+        bins[j] = bin_of(counted);
+        weights[j] = key == counted ? weigh(counted) : 0;
+        sum += weights[j];
+        one_bin = one_bin && bins[j] == bins[0];
+      }
+      if (!one_bin) {
+#pragma unroll
+        for (int j = 0; j < kGroup; ++j) scratch_.histogram.add(bins[j], weights[j]);
+        return;
+      }
+      // In flat rows most are alike, and additions to one bin would wait for each other.
+      if (bins[0] != last_bin) {
+        scratch_.histogram.add(last_bin, pending);
+        last_bin = bins[0];
+        pending = 0;
+      }
+      pending += sum;
+    };
+    logits_.for_each(lowest_below(end), [&](int, const float (&x)[kVector]) {
+#pragma unroll
+      for (int j = 0; j < kVector; j += kGroup) add(x + j);
+    });
+    if (tile().all(last_bin == tile().shfl(last_bin, 0))) {
+      pending = cg::reduce(tile(), pending, cg::plus<Weight>());
+      if (lane() != 0) pending = 0;
+    }
+    scratch_.histogram.add(last_bin, pending);
   }
 
   __device__ uint64_t put_sum(uint64_t of_thread) {
