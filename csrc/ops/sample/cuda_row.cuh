@@ -98,7 +98,7 @@ class TeamRow {
       scratch_.histogram.clear(odd);
       __syncthreads();
       if (first) {
-        fill_bins(begin, end, weigh, first_bin);
+        fill_bins(0, end, weigh, first_bin);
       } else {
         fill_bins(begin, end, weigh, [&](uint32_t key) { return (key - begin) >> shift; });
       }
