@@ -26,7 +26,8 @@ PARTS = {
     "sanitizer": Part(60, ("numpy",)),
     "sampling": Part(60, ("numpy",)),
     "collating": Part(10, ("numpy",)),
+    "attending": Part(15, ("numpy",)),
     "training": Part(75, _MODELS),
     "ranking": Part(25, _MODELS),
-    "decoding": Part(115, _MODELS),
+    "decoding": Part(100, _MODELS),
 }

@@ -26,11 +26,22 @@ def collate(device: torch.device) -> None:
     ops.collate_shared(*store.tables(device), *store.shared)
 
 
+def attend(device: torch.device) -> None:
+    """Rows of no past and of much, and heads that share keys."""
+    for num_heads, num_kv_heads, head_dim in ((2, 2, 64), (4, 2, 24)):
+        cache = torch.zeros(2, 3, 200, num_kv_heads, head_dim, device=device)
+        q = torch.randn(3, num_heads, head_dim, device=device)
+        k, v = torch.randn(2, 3, num_kv_heads, head_dim, device=device)
+        slots, lengths = torch.tensor([[2, 0, 1], [0, 199, 33]], device=device)
+        ops.decode_attention(q, k, v, *cache, slots, lengths)
+
+
 def main() -> None:
     """Run all of them."""
     device = torch.device(sys.argv[1])
     draw(device)
     collate(device)
+    attend(device)
     if device.type == "cuda":
         torch.cuda.synchronize()
 
