@@ -75,29 +75,25 @@ sanitize: $(VENV)/installed
 build: $(VENV)/packages
 	$(BIN)/python setup.py build_ext --inplace
 
-# What a CUDA build compiles, and what is linked of it: all but the library c10_cuda, which only a
-# torch for CUDA brings. Registers that spill into memory are an error.
-CUDA_OBJECTS := $(patsubst csrc/ops/%.cu,.cuda-check/%.o,$(wildcard csrc/ops/*/*.cu))
+# The CUDA sources as one file, since most of the time goes into torch's headers; registers that
+# spill into memory are an error. What is linked lacks the library c10_cuda alone, which only a torch
+# for CUDA brings. Its CPU wheels hold the headers but for one generated file; a line stands in.
+CUDA_SOURCES := $(wildcard csrc/ops/*/*.cu)
 TORCH = $(shell $(BIN)/python -c \
   'from importlib.util import find_spec; print(*find_spec("torch").submodule_search_locations)')
 cuda-check: $(VENV)/packages
-	$(MAKE) -j $$(nproc) .cuda-check/linked
-
-.cuda-check/linked: $(CUDA_OBJECTS)
-	nvcc -shared -cudart shared -o $@.so $^ -L$(TORCH)/lib -ltorch_cpu -lc10 \
-	  -Xlinker --no-undefined,--warn-unresolved-symbols > $@.log 2>&1 || { cat $@.log; false; }
-	! grep -i undefined $@.log | grep -v 'c10::cuda::'
-	touch $@
-
-# The CPU wheels of torch hold its CUDA headers but for one generated file; this line stands in.
-.cuda-check/%.o: csrc/ops/%.cu $(shell find csrc -name '*.h' -o -name '*.cuh')
-	mkdir -p $(@D) .cuda-check/c10/cuda/impl
+	mkdir -p .cuda-check/c10/cuda/impl
 	echo '#define C10_CUDA_BUILD_SHARED_LIBS' > .cuda-check/c10/cuda/impl/cuda_cmake_macros.h
-	nvcc -c -o $@ -O3 -std=c++20 --extended-lambda --expt-relaxed-constexpr -Xcompiler -fPIC \
-	  -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
-	  -Xptxas -v,--warn-on-spills,--warning-as-error \
-	  -Icsrc -I.cuda-check -isystem $(TORCH)/include -isystem $(TORCH)/include/torch/csrc/api/include \
-	  $<
+	printf '#include "../%s"\n' $(CUDA_SOURCES) > .cuda-check/all.cu
+	nvcc -c -o .cuda-check/all.o -O3 -std=c++20 --extended-lambda --expt-relaxed-constexpr \
+	  -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 --threads 0 \
+	  -Xptxas -v,--warn-on-spills,--warning-as-error -Xcompiler -fPIC -Icsrc -I.cuda-check \
+	  $(foreach folder,include include/torch/csrc/api/include,-isystem $(TORCH)/$(folder)) \
+	  .cuda-check/all.cu
+	nvcc -shared -cudart shared -o .cuda-check/all.so .cuda-check/all.o -L$(TORCH)/lib \
+	  -ltorch_cpu -lc10 -Xlinker --no-undefined,--warn-unresolved-symbols > .cuda-check/log 2>&1 \
+	  || { cat .cuda-check/log; false; }
+	! grep -i undefined .cuda-check/log | grep -v 'c10::cuda::'
 
 # On a machine with a GPU, by $(PYTHON) and its own torch: needs no $(VENV).
 gpu-check:

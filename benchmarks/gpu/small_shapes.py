@@ -36,12 +36,20 @@ def attend(device: torch.device) -> None:
         ops.decode_attention(q, k, v, *cache, slots, lengths)
 
 
+def add_and_norm(device: torch.device) -> None:
+    """A width of whole vectors, and another."""
+    for n_embd in (768, 99):
+        x, residual, weight, bias = torch.randn(4, 3, n_embd, device=device)
+        ops.add_norm(x, residual, weight[0], bias[0], eps=1e-5)
+
+
 def main() -> None:
     """Run all of them."""
     device = torch.device(sys.argv[1])
     draw(device)
     collate(device)
     attend(device)
+    add_and_norm(device)
     if device.type == "cuda":
         torch.cuda.synchronize()
 

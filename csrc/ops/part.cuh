@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <type_traits>
 
+namespace c10 {
+struct BFloat16;  // torch's
+}
+
 namespace convai_fast {
 
 constexpr int kPart = 8;
@@ -12,6 +16,8 @@ constexpr int kPart = 8;
 // Whether a type is the upper half of float32, as bfloat16 is.
 template <typename Scalar>
 inline constexpr bool kIsUpperHalf = false;
+template <>
+inline constexpr bool kIsUpperHalf<c10::BFloat16> = true;
 
 // What a thread has of a row of features: one load of 16 bytes, or two in float32. Words of 32 bits
 // are what a register holds: 16-bit numbers by themselves would take twice as many.

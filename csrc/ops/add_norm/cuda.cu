@@ -7,9 +7,6 @@
 #include "ops/add_norm/check.h"
 #include "ops/add_norm/cuda_kernel.cuh"
 
-template <>
-inline constexpr bool convai_fast::kIsUpperHalf<at::BFloat16> = true;
-
 namespace convai_fast::add_norm {
 namespace {
 

@@ -7,9 +7,6 @@
 #include "ops/decode_attention/check.h"
 #include "ops/decode_attention/cuda_kernel.cuh"
 
-template <>
-inline constexpr bool convai_fast::kIsUpperHalf<at::BFloat16> = true;
-
 namespace convai_fast::decode_attention {
 namespace {
 
