@@ -37,6 +37,7 @@ class AsyncEngine:
         self.engine = engine
         self._calls: deque[Callable[[], None]] = deque()  # for the engine's thread to make
         self._callers: dict[Hashable, Callable[[Event], None]] = {}
+        self._gone: set[Hashable] = set()  # callers that need no reply any more
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -147,6 +148,8 @@ class AsyncEngine:
         id = object()
 
         def add() -> None:
+            if id in self._gone:  # before its turn: to read its prompt would keep the others
+                return
             self._callers[id] = put
             try:
                 self.engine.add(id, request, stream=stream)
@@ -160,9 +163,11 @@ class AsyncEngine:
 
     def _forget(self, id: Hashable) -> None:
         def cancel() -> None:
+            self._gone.discard(id)
             self._callers.pop(id, None)
             self.engine.cancel(id)
 
+        self._gone.add(id)
         with suppress(UserError):  # closed: whatever is under way will end, and nobody listens
             self._call(cancel)
 

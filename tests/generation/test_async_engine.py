@@ -114,6 +114,23 @@ def test_callers_that_go_away_free_their_slots(shared, ask):
     assert len(num_steps) <= PARAMS.max_length + 3  # the four are gone, and nobody waited for them
 
 
+def test_a_caller_that_goes_away_before_its_turn_costs_none(shared, ask, monkeypatch):
+    added, free = [], threading.Event()
+    monkeypatch.setattr(shared.engine, "add", lambda *args, **options: added.append(args))
+    shared._call(free.wait)  # as a long prompt keeps the engine's thread
+
+    async def leave():
+        task = asyncio.ensure_future(shared.generate_async(ask(0, PARAMS)))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(leave())
+    free.set()
+    shared.close()
+    assert not added and not shared._gone
+
+
 def test_closing_answers_what_is_under_way_and_takes_nothing_more(model, tokenizer, ask):
     shared = AsyncEngine(GenerationEngine(model, tokenizer, max_batch_size=1))
     may_step, step = threading.Event(), shared.engine.step
