@@ -1,5 +1,6 @@
 """`convai-fast serve`: a model behind OpenAI's HTTP interface."""
 
+import math
 import os
 import socket
 
@@ -23,6 +24,8 @@ def run(options: ServeOptions) -> None:
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package, "serving")
     check_at_least(options, {"port": 0, "max_requests": 1, "max_body": 1, "timeout": 0})
+    if options.max_history is not None:
+        check_at_least(options, {"max_history": 0})
     with _listening(options.host, options.port) as listener:
         _serve(options, listener)
 
@@ -56,10 +59,18 @@ def _serve(options: ServeOptions, listener: socket.socket) -> None:
         only_local=is_local,
     )
     host, port = listener.getsockname()[:2]
-    print(f"{settings.model} answers at http://{host}:{port}/v1 (Ctrl-C ends)", flush=True)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    print(f"{settings.model} answers at http://{address}/v1 (Ctrl-C ends)", flush=True)
     if not is_local and not key:
         print("without --api_key whoever reaches this machine may ask", flush=True)
-    config = uvicorn.Config(make_app(engine, settings), log_level="warning", access_log=False)
+    # What is under way is answered by then, and who has not sent all of a request is left.
+    grace = math.ceil(options.timeout) + 1 if options.timeout else None
+    config = uvicorn.Config(
+        make_app(engine, settings),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=grace,
+    )
     uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -67,8 +78,9 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"cannot listen at {host}, port {port} ({error.strerror}): choose another --port, or "
+            f"cannot listen at {host}, port {port} ({reason}): choose another --port, or "
             "an address of this machine as --host"
         ) from error

@@ -8,10 +8,14 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import httpx
 import pytest
+import uvicorn
 
+from convai_fast.cli import serve as serve_command
 from convai_fast.cli.main import main
 
 BODY = {"messages": [{"role": "user", "content": "hello"}], "seed": 1}
@@ -76,6 +80,34 @@ def test_the_key_of_the_environment_is_asked_for(serve):
     headers = {"authorization": "Bearer s3cret"}
     answer = httpx.post(f"{url}/v1/chat/completions", json=BODY, headers=headers)
     assert answer.status_code == 200 and answer.json()["choices"][0]["message"]["content"]
+
+
+def test_who_never_sends_all_of_a_request_does_not_keep_it_from_ending(model, monkeypatch):
+    servers = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: servers.append(server))
+    for timeout in ("2.5", "0"):
+        assert main(["serve", "--model", model, "--port", "0", "--timeout", timeout]) == 0
+    assert [server.config.timeout_graceful_shutdown for server in servers] == [4, None]
+
+
+def test_an_address_of_version_6_is_told_as_a_browser_takes_it(model, monkeypatch, capsys):
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: None)
+    listener = SimpleNamespace(getsockname=lambda: ("::1", 8000, 0, 0))
+    monkeypatch.setattr(serve_command, "_listening", lambda host, port: nullcontext(listener))
+    assert main(["serve", "--model", model, "--host", "::1"]) == 0
+    assert "answers at http://[::1]:8000/v1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--port", "70000"], "port must be 0-65535"),
+        (["--max_history", "-1"], "--max_history must be at least 0"),
+    ],
+)
+def test_a_number_that_cannot_be_is_one_sentence(model, capsys, options, says):
+    assert main(["serve", "--model", model, *options]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_one_sentence(model, capsys):
