@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
@@ -35,6 +36,8 @@ from convai_fast.serving.schema import described, errors
 
 T = TypeVar("T")
 
+_LOG = logging.getLogger(__name__)
+_SECONDS_FOR_THE_LAST = 1.0  # of a stream, that it has taken too long
 _HTTP_ERRORS = {404: "there is nothing at this address", 405: "this address takes another method"}
 
 
@@ -46,9 +49,10 @@ class Settings:
         model: the name under which it is asked for.
         params: how replies are drawn where a request does not say.
         max_history: exchanges of history that the model sees.
-        max_requests: that are answered or wait at a time; more are refused.
+        max_requests: that are answered or wait at a time, each as often as it draws replies; more
+            are refused.
         max_body_bytes: of a request.
-        timeout_s: seconds that an answer may take; 0: as long as it takes.
+        timeout_s: seconds that a body may take, and then its answer; 0: as long as they take.
         api_key: that requests must give; empty: none.
         allow_origins: of pages whose scripts may ask (CORS).
         only_local: whether only names of this machine are answered for.
@@ -96,7 +100,9 @@ def make_app(engine: GenerationEngine, settings: Settings) -> FastAPI:
     app.add_api_route("/v1/models", server.models, **others)
     app.add_api_route("/health", server.health, **others)
     app.add_api_route("/metrics", server.show_metrics, response_class=PlainTextResponse, **others)
-    app.add_middleware(BodyLimit, most_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimit, most_bytes=settings.max_body_bytes, most_seconds=settings.timeout_s or None
+    )
     if settings.api_key:
         app.add_middleware(KeyRequired, key=settings.api_key, open_paths=["/", "/health"])
     if settings.allow_origins:
@@ -104,7 +110,7 @@ def make_app(engine: GenerationEngine, settings: Settings) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.allow_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # OpenAI's client in a browser sends some of its own
         )
     if settings.only_local:
         app.add_middleware(OnlyLocalHosts)
@@ -184,13 +190,16 @@ class _Server:
             raise RefusedError(404, message, "model_not_found")
         if engine is None or not engine.is_open:
             raise RefusedError(503, "the server is closing")
-        count = len(asked.requests)
+        count = sum(each.params.num_drafts for each in asked.requests)
+        if count > settings.max_requests:
+            message = f"this asks for {count:,} replies, but at most {settings.max_requests:,} are"
+            raise RefusedError(400, f"{message} written at a time: ask for fewer in one request")
         if self._num_open + count > settings.max_requests:
             raise RefusedError(429, "too many requests are waiting: try again later", "queue_full")
         answer = Answer(kind, settings.model, self._engine.tokenizer)
         self._num_open += count
         if asked.stream:
-            return await self._stream(engine, asked, answer, started)
+            return await self._stream(request, engine, asked, answer, started)
         try:
             done = await _unless_left(request, self._whole(engine, asked))
         finally:
@@ -216,25 +225,26 @@ class _Server:
                 task.cancel()
 
     async def _stream(
-        self, engine: AsyncEngine, asked: Asked, answer: Answer, started: float
+        self, client: Request, engine: AsyncEngine, asked: Asked, answer: Answer, started: float
     ) -> Response:
         """Chunks as the tokens are drawn; what fails before the first is an error by itself."""
-        events = engine.events_async(asked.requests[0], stream=True)
+        (request,) = asked.requests
+        events = engine.events_async(request, stream=True)
         deadline = started + (self._settings.timeout_s or float("inf"))
 
         async def close() -> None:
-            self._num_open -= 1
+            self._num_open -= request.params.num_drafts
             await events.aclose()
 
         try:
-            first = await self._next(events, deadline)
+            first = await _unless_left(client, self._next(events, deadline))
         except BaseException:
             await close()
             raise
         if isinstance(first, Tokens):
             self.metrics.first_token_seconds.observe(time.perf_counter() - started)
         chunks = self._chunks(first, events, asked, answer, started, deadline)
-        return _EventStream(chunks, close)
+        return _EventStream(chunks, close, deadline)
 
     async def _chunks(
         self,
@@ -283,18 +293,27 @@ class _Server:
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events; `close` is called when they end or the client has left."""
+    """Server-sent events; `close` is called when they end or the client has left.
 
-    def __init__(self, chunks: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]) -> None:
+    A client that does not read them all by the deadline is left.
+    """
+
+    def __init__(
+        self, chunks: AsyncIterator[bytes], close: Callable[[], Awaitable[None]], deadline: float
+    ) -> None:
         # A proxy shall pass each on as it comes.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(chunks, media_type="text/event-stream", headers=headers)
-        self._close = close
+        self._close, self._deadline = close, deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See `StreamingResponse`."""
+        left = self._deadline - time.perf_counter() + _SECONDS_FOR_THE_LAST
         try:
-            await super().__call__(scope, receive, send)
+            async with asyncio.timeout(None if left == float("inf") else left):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            _LOG.warning("a client has read too slowly, and its stream is cut off")
         finally:
             await self._close()
 
@@ -320,6 +339,8 @@ async def _unless_left(request: Request, answer: Coroutine[Any, Any, T]) -> T:
 
 def _done(event: Event) -> Done:
     if isinstance(event, Failed):
+        if not event.is_requests_fault:
+            _LOG.error("no reply: %s", event.reason)
         raise RefusedError(400 if event.is_requests_fault else 500, event.reason)
     assert isinstance(event, Done)
     return event

@@ -3,6 +3,7 @@
 Each is an ASGI application around another one; errors have OpenAI's shape.
 """
 
+import asyncio
 import hmac
 import json
 from collections.abc import Collection
@@ -40,7 +41,7 @@ class OnlyLocalHosts:
         if scope["type"] == "http":
             host = _header(scope, b"host")
             name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-            if name not in _LOCAL_HOSTS:
+            if name.lower() not in _LOCAL_HOSTS:
                 await refuse(send, 421, f"this server answers for {_LOCAL_HOSTS[0]} alone")
                 return
         await self.app(scope, receive, send)
@@ -65,13 +66,13 @@ class KeyRequired:
 
 
 class BodyLimit:
-    """Takes bodies of JSON alone, of at most so many bytes.
+    """Takes bodies of JSON alone, of at most so many bytes and seconds (None: any).
 
     A foreign page can have a browser send other types without asking; for JSON it has to ask.
     """
 
-    def __init__(self, app: ASGIApp, most_bytes: int) -> None:
-        self.app, self.most_bytes = app, most_bytes
+    def __init__(self, app: ASGIApp, most_bytes: int, most_seconds: float | None) -> None:
+        self.app, self.most_bytes, self._most_seconds = app, most_bytes, most_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -84,23 +85,33 @@ class BodyLimit:
         if length.isdecimal() and int(length) > self.most_bytes:
             await self._refuse(send)
             return
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return  # the client has left
-            body += message.get("body", b"")
-            if len(body) > self.most_bytes:
-                await self._refuse(send)
-                return
-            if not message.get("more_body"):
-                break
-        whole: list[Message] = [{"type": "http.request", "body": bytes(body)}]
+        try:
+            async with asyncio.timeout(self._most_seconds):
+                body = await self._read(receive)
+        except TimeoutError:
+            message = f"the body has not come within {self._most_seconds:g} seconds"
+            await refuse(send, 408, message, connection="close")
+            return
+        if body is None:  # the client has left
+            return
+        if len(body) > self.most_bytes:
+            await self._refuse(send)
+            return
+        whole: list[Message] = [{"type": "http.request", "body": body}]
 
         async def receive_whole() -> Message:
             return whole.pop() if whole else await receive()
 
         await self.app(scope, receive_whole, send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The body, or as much of it as shows that it is too large."""
+        body = bytearray()
+        while (message := await receive())["type"] == "http.request":
+            body += message.get("body", b"")
+            if len(body) > self.most_bytes or not message.get("more_body"):
+                return bytes(body)
+        return None
 
     async def _refuse(self, send: Send) -> None:
         await refuse(

@@ -24,6 +24,7 @@ _ASKS = {
     "chat": {"messages", "conversations", "conversation"},
     "text": {"prompt", "history", "input_ids"},
 }
+_MOST_PROMPTS, _MOST_STOPS = 256, 256  # in one body; every token is compared with the stop texts
 _FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
@@ -65,8 +66,11 @@ def read_body(
     requests = []
     for each in prompts:
         request, _ = request_of(each, params, secrets.randbits(63))
+        if len(request.params.stop) > _MOST_STOPS:
+            count = len(request.params.stop)
+            raise UserError(f"stop is a list of {count:,}, but may have at most {_MOST_STOPS}")
         requests.append(replace(request, history=request.history[-(2 * max_history + 1) :]))
-    if not body.keys() & _ASKS[kind]:
+    if all(body.get(name) is None for name in _ASKS[kind]):
         needed = "messages are" if kind == "chat" else "prompt is"
         raise UserError(f"{needed} missing, which says what is answered")
     stream = bool(fields.get("stream"))
@@ -91,10 +95,12 @@ def _prompts(fields: dict[str, Any]) -> list[dict[str, Any]]:
     prompt = fields.pop("prompt")
     if not isinstance(prompt, list):
         return [{**fields, "prompt": prompt}]
-    if not prompt or len(prompt) > 256:
-        raise UserError(f"prompt is a list of {len(prompt)}, but must have 1 to 256")
-    if all(type(token) is int for token in prompt):
+    if prompt and all(type(token) is int for token in prompt):
         return [{**fields, "input_ids": prompt}]
+    if not 1 <= len(prompt) <= _MOST_PROMPTS:
+        raise UserError(f"prompt is a list of {len(prompt)}, but must have 1 to {_MOST_PROMPTS}")
+    if None in prompt:
+        raise UserError("prompt is a list that holds null: give a text, or token ids, for each")
     return [
         {**fields, "input_ids" if isinstance(each, list) else "prompt": each} for each in prompt
     ]

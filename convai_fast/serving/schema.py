@@ -104,6 +104,7 @@ _STATUSES = {
     400: "The request cannot be answered: one sentence says why.",
     401: "The key is missing or wrong.",
     404: "There is no such model.",
+    408: "The body has not come in time.",
     413: "The body is too large.",
     415: "The body is not JSON.",
     421: "The host is another one.",

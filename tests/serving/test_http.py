@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import httpx
@@ -11,10 +12,13 @@ import openai
 import pytest
 import torch
 
+from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
+from convai_fast.serving import app
 from convai_fast.serving.app import Settings
+from convai_fast.serving.openai_api import read_body
 from tests.helpers.http_server import serving
 
 PARAMS = SamplingParams(max_length=12, min_length=4, temperature=1.5)
@@ -23,6 +27,11 @@ MESSAGES = [
     {"role": "system", "content": "i like tea .\ni have a cat ."},
     {"role": "user", "content": "hello , how are you ?"},
 ]
+HEAD = (
+    "POST /v1/chat/completions HTTP/1.1\r\nHost: LocalHost\r\n"
+    "Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+)
+LONG = {"messages": MESSAGES, "max_tokens": 60, "min_length": 60}
 PERSONA, QUESTION = ["i like tea .", "i have a cat ."], "hello , how are you ?"
 
 
@@ -181,6 +190,9 @@ def test_without_a_seed_each_answer_is_another(client):
         ({"messages": MESSAGES, "stream": True, "best_of": 2}, 400, "cannot be streamed"),
         ({"messages": MESSAGES, "model": "gpt-4"}, 404, "there is no model 'gpt-4' here"),
         ({"messages": MESSAGES, "body": {}}, 400, "there is no field 'body'"),
+        ({"messages": None}, 400, "messages are missing"),
+        ({"messages": MESSAGES, "n": 513}, 400, "this asks for 513 replies, but at most 512"),
+        ({"messages": MESSAGES, "stop": ["x"] * 257}, 400, "stop is a list of 257"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -230,14 +242,57 @@ def test_counters_tell_what_was_answered(url):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_slots(served, stream):
     engine, url = served
-    long = {"messages": MESSAGES, "n": 8, "max_tokens": 60, "min_length": 60, "stream": stream}
-    body = json.dumps(long).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
-    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
-        connection.sendall(f"{head}\r\nContent-Type: application/json\r\n\r\n".encode() + body)
+    with asking(url, LONG | {"n": 8, "stream": stream}):
         wait_until(lambda: engine.load.running == 8)
     wait_until(lambda: engine.load.running == 0)
     assert post(url, messages=MESSAGES).status_code == 200
+
+
+def test_a_stream_whose_client_leaves_before_its_first_token_is_not_begun(model, tokenizer):
+    engine = GenerationEngine(model, tokenizer, max_batch_size=1)
+    with serving(engine, SETTINGS) as url, asking(url, LONG | {"n": 100}):
+        wait_until(lambda: engine.load.running == 1)
+        of_one = engine.load.prompt_tokens
+        with asking(url, LONG | {"n": 200, "stream": True}):
+            wait_until(lambda: engine.load.waiting >= 200)
+        wait_until(lambda: engine.load.waiting < 100)
+        assert engine.load.prompt_tokens < 100 * of_one  # the first is not answered yet
+
+
+def test_a_client_that_does_not_read_is_left_at_the_deadline(monkeypatch):
+    monkeypatch.setattr(app, "_SECONDS_FOR_THE_LAST", 0.02)
+    closed = []
+
+    async def chunks():
+        yield b"data: {}\n\n"
+
+    async def close():
+        closed.append(True)
+
+    async def never(*_):
+        await asyncio.Event().wait()
+
+    answer = app._EventStream(chunks(), close, deadline=time.perf_counter())
+    scope = {"type": "http", "asgi": {"spec_version": "2.3"}}
+    asyncio.run(asyncio.wait_for(answer(scope, never, never), 30))
+    assert closed == [True]
+
+
+def test_a_prompt_of_token_ids_may_be_longer_than_a_list_of_prompts():
+    (request,) = read_body({"prompt": [5] * 300}, "text", PARAMS, 2).requests
+    assert request.input_ids == [5] * 300
+    for prompt in (["a"] * 257, [], ["a", None]):
+        with pytest.raises(UserError, match="prompt is a list"):
+            read_body({"prompt": prompt}, "text", PARAMS, 2)
+
+
+@contextmanager
+def asking(url, body):
+    """A client that has sent a request, and leaves without reading the answer."""
+    sent = json.dumps(body).encode()
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
+        connection.sendall(HEAD.format(length=len(sent)).encode() + sent)
+        yield
 
 
 def wait_until(is_so):
@@ -263,6 +318,11 @@ def test_limits_are_told_with_their_status(model, tokenizer, monkeypatch):
     settings = replace(SETTINGS, max_requests=2, max_body_bytes=1000, timeout_s=0.3)
     with serving(engine, settings) as url:
         assert post(url, messages=MESSAGES, user="x" * 1000).status_code == 413
+
+        port = int(url.rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port)) as slow:
+            slow.sendall(HEAD.format(length=9).encode() + b"{")
+            assert slow.recv(100).startswith(b"HTTP/1.1 408")
 
         async def ask_three():
             async with httpx.AsyncClient(timeout=30) as client:
@@ -290,8 +350,10 @@ def test_a_key_is_asked_for_everywhere_but_for_health(model, tokenizer):
         assert httpx.get(f"{url}/health").json() == {"status": "ok"}
         for origin, allowed in (("https://a.example", True), ("https://b.example", False)):
             headers = {"origin": origin, "access-control-request-method": "POST"}
+            headers["access-control-request-headers"] = "authorization,x-stainless-os"
             answer = httpx.options(f"{url}/v1/chat/completions", headers=headers)
             assert ("access-control-allow-origin" in answer.headers) == allowed
+            assert (answer.status_code == 200) == allowed
 
 
 def test_a_request_that_fails_touches_no_other(model, tokenizer, monkeypatch, alone):

@@ -28,11 +28,13 @@ class LimitOptions:
     """Limits: what is refused."""
 
     max_requests: int = 512
-    """Requests that are answered or wait at a time; others get the status 429."""
+    """Requests that are answered or wait at a time, each as often as it draws replies; others get
+    the status 429."""
     max_body: int = 1_048_576
     """Bytes of a request; a larger one gets the status 413."""
     timeout: float = 60.0
-    """Seconds that an answer may take before it is the status 504; 0: as long as it takes."""
+    """Seconds that an answer may take before it is the status 504, and before that the body of the
+    request (408); 0: as long as they take."""
 
 
 @dataclass
