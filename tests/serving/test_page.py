@@ -143,6 +143,21 @@ def test_a_reply_is_stopped_by_escape_and_what_there_is_of_it_stays(page, engine
         wait_until_answered(page)
         assert len(turns(page)) == 2 and turns(page)[1]
         wait_until(lambda: engine.load.running == 0)
+        page.get_by_role("button", name="Retry").click()
+        wait_until(lambda: len(turns(page)) == 2 and len(turns(page)[1]) > 5)
+        page.get_by_role("button", name="New").click()
+        wait_until_answered(page)
+        assert turns(page) == [] and page.evaluate("history") == []  # nothing comes after it
+
+
+def test_a_page_streams_one_reply_whatever_the_server_draws_by_default(page, engine):
+    params = replace(PARAMS, n=2, best_of=3)
+    with serving(engine, replace(SETTINGS, params=params)) as url:
+        page.goto(url)
+        page.get_by_label("Your turn").fill("hello")
+        page.keyboard.press("Enter")
+        wait_until_answered(page)
+        assert len(turns(page)) == 2 and page.problems == []
 
 
 def test_errors_are_told_and_the_question_can_be_asked_again(page, engine):
