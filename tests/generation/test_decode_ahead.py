@@ -2,14 +2,16 @@
 
 import copy
 import random
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
 from convai_fast.generation import launch
-from convai_fast.generation.backends import CudaBackend
+from convai_fast.generation.backends import CudaBackend, decode_loop
 from convai_fast.generation.backends.decode_loop import DecodeLoop
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.events import Done, Failed, Tokens
@@ -164,6 +166,21 @@ def test_the_cache_stays_where_it_is_from_the_first_request_on(make, ask):
     before = engine._backend.keys.data_ptr(), engine._backend.values.data_ptr()
     engine.generate([ask(i, WAYS[i % 3], turns=60) for i in range(5)])
     assert before == (engine._backend.keys.data_ptr(), engine._backend.values.data_ptr())
+
+
+def test_graphs_are_recorded_on_the_loops_own_stream(monkeypatch):
+    """On which they share memory, also where it is not the first device's."""
+    recorded, stream = [], MagicMock()
+    for name in ("CUDAGraph", "device", "current_stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(
+        torch.cuda, "graph", lambda *_, **options: recorded.append(options) or nullcontext()
+    )
+    loop = SimpleNamespace(
+        device=torch.device("cpu"), nobodys_slot=3, pool=(0, 1), stream=stream, step=MagicMock()
+    )
+    decode_loop._Recorded(loop, 2, False, False)
+    assert recorded == [{"pool": (0, 1), "stream": stream, "capture_error_mode": "thread_local"}]
 
 
 @pytest.mark.cuda

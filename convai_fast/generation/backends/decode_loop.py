@@ -93,8 +93,10 @@ class DecodeLoop:
         self._floats = torch.ones(num_rows, 4, device=self.device)
         self._seen: Tensor | None = None  # [rows, vocab_size], once a penalty needs it
         self._graphs: dict[tuple[int, bool, bool], _Recorded] = {}
-        # Graphs run one after another, and so may use the same memory.
-        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        if self.device.type == "cuda":
+            # Graphs run one after another, and so may use the same memory. It is shared only where
+            # they are recorded on one stream, and torch's own is the first device's.
+            self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)
 
     def enter(self, rows: Sequence[RowState]) -> Tensor:
         """Keep new rows, of which no token is drawn yet; returns their slots on the device."""
@@ -210,13 +212,18 @@ class _Recorded:
         step = partial(loop.step, self._rows, penalise=penalise, logprobs=logprobs)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(loop.device):
-            current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-            aside.wait_stream(current)
-            with torch.cuda.stream(aside):  # libraries make what they need at their first call
+            current = torch.cuda.current_stream()
+            loop.stream.wait_stream(current)
+            with torch.cuda.stream(loop.stream):  # libraries make what they need at a first call
                 for _ in range(2):
                     step()
-            current.wait_stream(aside)
-            with torch.cuda.graph(self._graph, pool=loop.pool):
+            current.wait_stream(loop.stream)
+            with torch.cuda.graph(
+                self._graph,
+                pool=loop.pool,
+                stream=loop.stream,
+                capture_error_mode="thread_local",  # others may use CUDA, for another model say
+            ):
                 self._drawn = step()
 
     def of(self, rows: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
