@@ -43,7 +43,12 @@ class Detokenizer:
         # "wait <st" may go on to "<stop>": its last three characters are not certain, nor is one of
         # which only some bytes have come.
         whole = self.text(token_ids).rstrip(_UNFINISHED)
-        open_lengths = [n for each in stop for n in range(1, len(each)) if whole.endswith(each[:n])]
+        open_lengths = [
+            n
+            for each in stop
+            for n in range(1, min(len(each), len(whole) + 1))
+            if whole.endswith(each[:n])
+        ]
         return self.num_within(token_ids, len(whole) - max(open_lengths, default=0))
 
     def num_within(self, token_ids: Sequence[int], end: int) -> int:

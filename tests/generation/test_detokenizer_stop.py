@@ -1,5 +1,6 @@
 """Texts that end a reply."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -38,6 +39,13 @@ def say(engine, monkeypatch):
             return reply, list(engine.stream(request))
 
     return say
+
+
+def test_what_is_certain_takes_no_longer_for_a_stop_text_of_any_length(tokenizer):
+    began = time.process_time()
+    ids = encode(tokenizer, ["wait"])[0]
+    assert Detokenizer(tokenizer).num_certain(ids, ["z" * 300_000]) == len(ids)
+    assert time.process_time() - began < 0.5
 
 
 def test_without_a_stop_text_a_reply_goes_on_to_its_end(say, tokenizer):
