@@ -3,6 +3,7 @@
 Source: OpenAI's API reference, "Chat" and "Completions".
 """
 
+import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ _ASKS = {
     "text": {"prompt", "history", "input_ids"},
 }
 _MOST_PROMPTS, _MOST_STOPS = 256, 256  # in one body; every token is compared with the stop texts
+_MOST_BESIDE = 1 << 20  # characters that stand beside a prompt, over all prompts of a body
 _FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
@@ -101,6 +103,12 @@ def _prompts(fields: dict[str, Any]) -> list[dict[str, Any]]:
         raise UserError(f"prompt is a list of {len(prompt)}, but must have 1 to {_MOST_PROMPTS}")
     if None in prompt:
         raise UserError("prompt is a list that holds null: give a text, or token ids, for each")
+    beside = len(json.dumps(fields))
+    if len(prompt) * beside > _MOST_BESIDE:
+        raise UserError(
+            f"what stands beside prompt is read for each of its {len(prompt)} texts, and "
+            f"{beside:,} characters are too many for that: ask for fewer at a time"
+        )
     return [
         {**fields, "input_ids" if isinstance(each, list) else "prompt": each} for each in prompt
     ]

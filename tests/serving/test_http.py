@@ -281,6 +281,8 @@ def test_a_client_that_does_not_read_is_left_at_the_deadline(monkeypatch):
 def test_a_prompt_of_token_ids_may_be_longer_than_a_list_of_prompts():
     (request,) = read_body({"prompt": [5] * 300}, "text", PARAMS, 2).requests
     assert request.input_ids == [5] * 300
+    with pytest.raises(UserError, match="read for each of its 200 texts"):
+        read_body({"prompt": ["a"] * 200, "persona": "i\n" * 9000}, "text", PARAMS, 2)
     for prompt in (["a"] * 257, [], ["a", None]):
         with pytest.raises(UserError, match="prompt is a list"):
             read_body({"prompt": prompt}, "text", PARAMS, 2)
