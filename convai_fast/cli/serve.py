@@ -64,7 +64,7 @@ def _serve(options: ServeOptions, listener: socket.socket) -> None:
     if not is_local and not key:
         print("without --api_key whoever reaches this machine may ask", flush=True)
     # What is under way is answered by then, and who has not sent all of a request is left.
-    grace = math.ceil(options.timeout) + 1 if options.timeout else None
+    grace = math.ceil(options.timeout) + 1 if 0 < options.timeout < math.inf else None
     config = uvicorn.Config(
         make_app(engine, settings),
         log_level="warning",

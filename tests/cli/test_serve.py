@@ -85,9 +85,9 @@ def test_the_key_of_the_environment_is_asked_for(serve):
 def test_who_never_sends_all_of_a_request_does_not_keep_it_from_ending(model, monkeypatch):
     servers = []
     monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: servers.append(server))
-    for timeout in ("2.5", "0"):
+    for timeout in ("2.5", "0", "inf"):
         assert main(["serve", "--model", model, "--port", "0", "--timeout", timeout]) == 0
-    assert [server.config.timeout_graceful_shutdown for server in servers] == [4, None]
+    assert [server.config.timeout_graceful_shutdown for server in servers] == [4, None, None]
 
 
 def test_an_address_of_version_6_is_told_as_a_browser_takes_it(model, monkeypatch, capsys):
