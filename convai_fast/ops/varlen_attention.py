@@ -30,7 +30,8 @@ def varlen_attention(
     """
     if q.device.type == "cuda":
         head_dim = q.shape[-1]
-        q, k, v = (F.pad(x, (0, -head_dim % 8)) for x in (q, k, v))
+        if padding := -head_dim % 8:
+            q, k, v = (F.pad(x, (0, padding)) for x in (q, k, v))
         lengths = (cu_queries, cu_keys, max_queries, max_keys)
         out, _ = attend_segments(q, k, v, lengths, 0.0, head_dim**-0.5, True)
         return out[..., :head_dim]

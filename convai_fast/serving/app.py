@@ -62,7 +62,7 @@ class Settings:
     params: SamplingParams = field(default_factory=SamplingParams)
     max_history: int = 2
     max_requests: int = 512
-    max_body_bytes: int = 1 << 20
+    max_body_bytes: int = 1 << 18
     timeout_s: float = 60.0
     api_key: str = ""
     allow_origins: tuple[str, ...] = ()
@@ -98,6 +98,7 @@ def make_app(engine: GenerationEngine, settings: Settings) -> FastAPI:
     app.add_api_route("/", page, response_class=HTMLResponse, include_in_schema=False)
     others: dict[str, Any] = {"openapi_extra": {"responses": errors()}}
     app.add_api_route("/v1/models", server.models, **others)
+    app.add_api_route("/v1/models/{name:path}", server.model, **others)
     app.add_api_route("/health", server.health, **others)
     app.add_api_route("/metrics", server.show_metrics, response_class=PlainTextResponse, **others)
     app.add_middleware(
@@ -146,14 +147,19 @@ class _Server:
         return await self._answer(request, "text")
 
     async def models(self) -> dict[str, Any]:
-        """The one model."""
-        model = {
-            "id": self._settings.model,
-            "object": "model",
-            "created": self._started,
-            "owned_by": "convai_fast",
-        }
-        return {"object": "list", "data": [model]}
+        """The one model, in a list."""
+        return {"object": "list", "data": [await self.model(self._settings.model)]}
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """The model, if that is its name."""
+        if name != self._settings.model:
+            raise self._no_model(name)
+        owner = {"object": "model", "created": self._started, "owned_by": "convai_fast"}
+        return {"id": name, **owner}
+
+    def _no_model(self, name: str) -> RefusedError:
+        message = f"there is no model {name!r} here, but {self._settings.model!r}"
+        return RefusedError(404, message, "model_not_found")
 
     async def health(self) -> JSONResponse:
         """Whether requests are answered."""
@@ -186,8 +192,7 @@ class _Server:
         except UserError as error:
             raise RefusedError(400, str(error)) from None
         if asked.model not in (None, settings.model):
-            message = f"there is no model {asked.model!r} here, but {settings.model!r}"
-            raise RefusedError(404, message, "model_not_found")
+            raise self._no_model(asked.model)
         if engine is None or not engine.is_open:
             raise RefusedError(503, "the server is closing")
         count = sum(each.params.num_drafts for each in asked.requests)

@@ -30,7 +30,7 @@ class LimitOptions:
     max_requests: int = 512
     """Requests that are answered or wait at a time, each as often as it draws replies; others get
     the status 429."""
-    max_body: int = 1_048_576
+    max_body: int = 262_144
     """Bytes of a request; a larger one gets the status 413."""
     timeout: float = 60.0
     """Seconds that an answer may take before it is the status 504, and before that the body of the

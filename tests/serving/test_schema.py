@@ -11,7 +11,10 @@ from convai_fast.generation.params import SamplingParams
 from convai_fast.serving.app import Settings
 from tests.helpers.http_server import serving
 
-PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics"]
+PATHS = [
+    *("/v1/chat/completions", "/v1/completions"),
+    *("/v1/models", "/v1/models/{name}", "/health", "/metrics"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -208,7 +208,10 @@ def test_what_clients_raise_says_why(client):
         client.chat.completions.create(model="mine", messages=MESSAGES, top_p=2)
     with pytest.raises(openai.NotFoundError, match="there is no model 'other' here"):
         client.chat.completions.create(model="other", messages=MESSAGES)
+    with pytest.raises(openai.NotFoundError, match="there is no model 'other' here"):
+        client.models.retrieve("other")
     assert [each.id for each in client.models.list()] == ["mine"]
+    assert client.models.retrieve("mine").owned_by == "convai_fast"
 
 
 def test_other_addresses_methods_types_and_hosts_are_refused(url):
