@@ -13,7 +13,9 @@ EXTRA_OF = {
     "pyarrow": "hub",
     "sacrebleu": "eval",
     "tensorboard": "train",
+    "trackio": "report",
     "uvicorn": "serve",
+    "wandb": "report",
 }
 
 

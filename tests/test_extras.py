@@ -32,9 +32,23 @@ def test_training_asks_for_its_extra_before_it_begins(absent, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for arguments in (["train", "--data", "none.json"], ["demo"]):
         assert main(arguments) == 2
-        sentence = "training needs tensorboard: pip install 'convai-fast[train]'"
+        sentence = (
+            "recording a run in tensorboard needs tensorboard: pip install 'convai-fast[train]'"
+        )
         assert capsys.readouterr().err == f"convai-fast {arguments[0]}: {sentence}\n"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("absent", ["tensorboard"], indirect=True)
+def test_what_is_recorded_nowhere_else_asks_for_no_tensorboard(absent):
+    TrainOptions(report_to="none").check()
+
+
+@pytest.mark.parametrize("absent", ["wandb"], indirect=True)
+def test_only_who_names_wandb_is_asked_for_it(absent):
+    TrainOptions().check()
+    with pytest.raises(UserError, match=r"recording a run in wandb needs wandb: .*\[report\]"):
+        TrainOptions(report_to=["wandb"]).check()
 
 
 @pytest.mark.parametrize("absent", ["peft"], indirect=True)

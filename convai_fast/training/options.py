@@ -4,11 +4,14 @@ A class is a group of them, as `convai-fast train --help` shows it.
 """
 
 from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
-from convai_fast.data.options import DataOptions, Layout
+from convai_fast.data.options import DataOptions, Layout, texts
 from convai_fast.errors import UserError
 from convai_fast.extras import require
 from convai_fast.options import Precision, check_at_least
+
+ReportTo = Literal["tensorboard", "wandb", "trackio", "none"]
 
 
 @dataclass
@@ -141,13 +144,17 @@ class RunOptions:
     """Optimizer steps between two checkpoints, the most that a kill can lose; 0: save only after
     each evaluation."""
     log_every: int = 10
-    """Optimizer steps between two records in metrics.jsonl and TensorBoard."""
+    """Optimizer steps between two records in metrics.jsonl."""
+    report_to: tuple[ReportTo, ...] = ("tensorboard",)
+    """Where else they are recorded: tensorboard's events in the run folder; wandb or trackio, whose
+    project WANDB_PROJECT or TRACKIO_PROJECT names (by default convai-fast) and where a run that
+    goes on continues; none: nowhere."""
     resume: str = ""
     """Continue the run in this folder from its last checkpoint, with its own options: only
-    n_epochs, max_steps, patience, eval_every, save_every, log_every, dataset_path, dataset_cache
-    and device may be given anew; a reader that is a function must be, since it is code. auto: the
-    run in --output, or else the newest run under runs/ that is unfinished, not running, and has the
-    options given here; a new run where there is none."""
+    n_epochs, max_steps, patience, eval_every, save_every, log_every, report_to, dataset_path,
+    dataset_cache and device may be given anew; a reader that is a function must be, since it is
+    code. auto: the run in --output, or else the newest run under runs/ that is unfinished, not
+    running, and has the options given here; a new run where there is none."""
 
 
 @dataclass
@@ -163,16 +170,24 @@ class TrainOptions(  # the fields of the last come first
 ):
     """Fine-tune a GPT or GPT-2 double-heads model on dialogues.
 
-    Makes a run folder with options.yaml, TensorBoard events, metrics.jsonl, and the last and the
+    Makes a run folder with options.yaml, metrics.jsonl, TensorBoard events, and the last and the
     best checkpoint, which `convai-fast interact` and transformers open.
     """
 
-    def check(self) -> None:
-        """Raise UserError at the first option whose value makes no sense, or that needs a package.
+    def __post_init__(self) -> None:
+        """Take a single name in `report_to`, too, for a tuple of one."""
+        super().__post_init__()
+        self.report_to = cast(tuple[ReportTo, ...], texts(self.report_to))
 
-        TensorBoard's is needed by every run.
-        """
-        require("tensorboard", "training")
+    def check(self) -> None:
+        """Raise UserError at the first option that makes no sense, or that needs a package."""
+        for place in self.report_to:
+            if place not in get_args(ReportTo):
+                raise UserError(
+                    f"`report_to` must be of {', '.join(get_args(ReportTo))}, not {place}"
+                )
+            if place != "none":
+                require(place, f"recording a run in {place}")
         if self.lora_r:
             require("peft", "`lora_r`")
         at_least = {

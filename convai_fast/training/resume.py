@@ -26,6 +26,7 @@ CHANGEABLE = (
     "eval_every",
     "save_every",
     "log_every",
+    "report_to",
     "dataset_path",
     "dataset_cache",
     "device",

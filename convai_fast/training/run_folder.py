@@ -1,7 +1,8 @@
-"""The run folder: options, metrics, TensorBoard events, and two checkpoints.
+"""The run folder: options, metrics, what TensorBoard reads, and two checkpoints.
 
     runs/<time>_<host>_<model>/
-        options.yaml  metrics.jsonl  events.out.tfevents…
+        options.yaml  metrics.jsonl
+        events.out.tfevents…  run_id    see `recorders.py`
         checkpoints/step-000120/    see `checkpoints.py`
         last -> checkpoints/step-000120
         best -> checkpoints/step-000080
@@ -38,6 +39,7 @@ from convai_fast.training.checkpoints import (
     write_file,
 )
 from convai_fast.training.options import TrainOptions
+from convai_fast.training.recorders import open_recorders
 
 # Folders in checkpoints/ that were made here; all else there is the user's.
 _OWN_NAME = re.compile(r"\.?step-\d+")
@@ -149,9 +151,7 @@ class RunFolder:
                     (self.path / link).unlink(missing_ok=True)
             self._remove_unused()
         (self.path / "checkpoints").mkdir(exist_ok=True)
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(self.path), purge_step=step + 1)
+        self._recorders = open_recorders(options.report_to, self.path, step, _values_of(options))
 
     def _check_links(self) -> None:
         """Raise UserError on a file system without links, best known before hours of work."""
@@ -172,7 +172,7 @@ class RunFolder:
         return _explained(self.path, what)
 
     def log(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Record figures of optimizer step `step` in metrics.jsonl and in TensorBoard.
+        """Record figures of optimizer step `step` in metrics.jsonl and where `report_to` says.
 
         Raises UserError when they cannot be written, as on a full disk.
         """
@@ -180,8 +180,8 @@ class RunFolder:
         with self._explained(f"cannot record the figures of step {step:,}"):
             self._metrics.write(json.dumps(record) + "\n")
             self._metrics.flush()
-            for name, value in values.items():
-                self._writer.add_scalar(f"{split}/{name}", value, step)
+            for recorder in self._recorders:
+                recorder.log(step, split, values)
 
     def save(
         self,
@@ -274,7 +274,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Flush what is still buffered."""
-        for close in (self._writer.close, self._metrics.close):
+        for close in (*(recorder.close for recorder in self._recorders), self._metrics.close):
             try:
                 close()
             except OSError as error:
@@ -346,6 +346,10 @@ def _finite_or_text(value: Any) -> Any:
 
 
 def _options_yaml(options: TrainOptions) -> str:
+    return as_yaml(_values_of(options))
+
+
+def _values_of(options: TrainOptions) -> dict[str, Any]:
     values = dataclasses.asdict(options)
     del values["resume"], values["output"]  # so that a run like this one may begin elsewhere
-    return as_yaml(values)
+    return values
