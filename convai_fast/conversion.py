@@ -21,7 +21,7 @@ from convai_fast.dialogue.format import SPECIAL_TOKENS
 from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.dialogue.tokenizer import read_tokenizer, special_ids
 from convai_fast.errors import UserError, reason_of
-from convai_fast.files import fill, is_free, locked_folder, move_whole, scratch_folder
+from convai_fast.files import check_is_free, new_folder
 from convai_fast.loading import check_fit
 from convai_fast.model import adapter, checkpoint, families, legacy
 from convai_fast.model.config import TransformerConfig
@@ -65,10 +65,9 @@ def convert(old: str, new: str) -> list[tuple[str, str]]:
     Raises:
         UserError: it cannot be read or written, or computes something else than it did.
     """
-    place = Path(new).expanduser().absolute()
+    place = Path(new).expanduser()
     try:
-        is_there = place.exists()
-        _check_is_free(place, new)
+        check_is_free(place)
     except OSError as error:
         raise UserError(f"{new} cannot be read: {error.strerror}.") from error
     with unpacked(old) as unpacked_old:
@@ -77,21 +76,12 @@ def convert(old: str, new: str) -> list[tuple[str, str]]:
         model = DoubleHeadsModel.from_pretrained(folder)
         source = _read(folder)
     trained = TrainedWith.read(old)
-    ancestor = next(parent for parent in place.parents if parent.is_dir())
     try:
-        with scratch_folder(place if is_there else ancestor, ".converting-") as scratch:
-            staging = scratch / "model"
+        with new_folder(place, ".converting-") as staging:
             model.save_pretrained(staging, source.tokenizer)
             if trained is not None:
                 trained.write(staging)
             difference = _check(staging, source)
-            if is_there:
-                with locked_folder(place):
-                    _check_is_free(place, new)  # others may have filled it meanwhile
-                    fill(staging, place)
-            else:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                move_whole(staging, place)
     except OSError as error:
         raise UserError(f"{new} cannot be written: {error.strerror}.") from error
     return [
@@ -99,11 +89,6 @@ def convert(old: str, new: str) -> list[tuple[str, str]]:
         ("checked", f"logits differ from those of the source by {difference:.1e} at most"),
         ("written", new),
     ]
-
-
-def _check_is_free(place: Path, new: str) -> None:
-    if not is_free(place):
-        raise UserError(f"{new} is there already: name a folder that is not, or is empty.")
 
 
 def _read(folder: Path) -> _Source:

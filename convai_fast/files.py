@@ -282,6 +282,32 @@ def is_free(place: Path) -> bool:
     return not place.exists() or (place.is_dir() and is_empty(place))
 
 
+def check_is_free(place: Path) -> None:
+    """Raise UserError unless `is_free`."""
+    if not is_free(place):
+        raise UserError(f"{place} is there already: name a folder that is not, or is empty.")
+
+
+@contextmanager
+def new_folder(place: Path, prefix: str) -> Iterator[Path]:
+    """A path at which to make a folder, which at the end is at `place`, unless an error is raised.
+
+    It appears complete or not at all. `place` must be free then; an empty folder there is filled.
+    """
+    is_there = place.exists()
+    ancestor = next(parent for parent in place.absolute().parents if parent.is_dir())
+    with scratch_folder(place if is_there else ancestor, prefix) as scratch:
+        staging = scratch / "new"
+        yield staging
+        if is_there:
+            with locked_folder(place):
+                check_is_free(place)  # others may have filled it meanwhile
+                fill(staging, place)
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            move_whole(staging, place)
+
+
 def try_lock(descriptor: int) -> bool:
     """Take the lock of an open file, which lasts until it is closed; False if another has it.
 

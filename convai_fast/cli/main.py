@@ -33,6 +33,7 @@ COMMANDS = {
     "rank": ("RankOptions", "rank candidate replies in bulk, from JSONL or a dataset"),
     "benchmark": ("BenchmarkOptions", "measure a model here and in transformers, side by side"),
     "convert": ("ConvertOptions", "bring an old checkpoint into today's layout, or merge LoRA"),
+    "push": ("PushOptions", "upload a model to the Hugging Face Hub, with a card"),
     "info": ("InfoOptions", "print versions, what is compiled, and which devices there are"),
 }
 
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name == "interact" and sys.stdout.isatty():
             print(f"loading {options.model} …", flush=True)  # before the seconds of importing torch
         module = _import(name, process.threads)
-        if is_process and name not in ("prepare", "convert", "info"):
+        if is_process and name not in ("prepare", "convert", "push", "info"):
             _tell_of(others)
         if name == "train":
             # A run that is continued has to know which options were given.

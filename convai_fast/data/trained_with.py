@@ -6,7 +6,7 @@ measured on another split of its own dialogues is measured on what it has learnt
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -72,6 +72,17 @@ class TrainedWith:
                             )
         return ""
 
+    def shareable(self) -> "TrainedWith":
+        """The same without the folders that data lay in, which are nobody else's concern."""
+
+        def named(sources: Sequence[TrainedSource]) -> tuple[TrainedSource, ...]:
+            return tuple(
+                replace(each, path=Path(each.path).name, reader=_without_folder(each.reader))
+                for each in sources
+            )
+
+        return replace(self, sources=named(self.sources), before=named(self.before))
+
     def write(self, folder: Path) -> None:
         """Write the file into a checkpoint's folder."""
         values = asdict(self)
@@ -103,6 +114,12 @@ class TrainedWith:
                     f"{file} does not say what the model was trained with ({error}): it is damaged "
                     "or of another version; restore it, or delete it and name the settings"
                 ) from error
+
+
+def _without_folder(reader: str) -> str:
+    """A reader by name, whose function may lie in a file."""
+    file, colon, function = reader.rpartition(":")
+    return f"{Path(file).name}{colon}{function}" if colon else reader
 
 
 def _checked(cls: type, values: dict[str, Any]) -> Any:

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from convai_fast import ops
 from convai_fast.archive import unpacked
+from convai_fast.card import CARD, UNKNOWN_ID, model_card
 from convai_fast.dialogue.format import IGNORED
 from convai_fast.errors import UserError
+from convai_fast.files import scratch_folder
+from convai_fast.hub import upload
 from convai_fast.model import adapter, checkpoint
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.context import Branches, Causal, Context
@@ -323,6 +326,33 @@ class DoubleHeadsModel(nn.Module):
             tokenizer,
             head_is_new=self.head_is_new,
         )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        private: bool = False,
+        card: str = "",
+    ) -> str:
+        """Upload what `save_pretrained` writes, and a model card, to the Hugging Face Hub.
+
+        Args:
+            repo_id: OWNER/NAME of the repository, which is made where missing.
+            private: whether only its owner sees it; then one that is public is left alone.
+            card: its README.md; by default what the model's shape says. `convai-fast push` makes
+                one of all that is known of a run.
+
+        Returns the address. The token is the one that huggingface_hub finds.
+
+        Raises:
+            UserError: the tokenizer has more tokens than the model, or nothing can be uploaded.
+        """
+        with scratch_folder(None, "convai-fast-") as folder:
+            self.save_pretrained(folder, tokenizer)
+            text = card or model_card(folder)
+            (folder / CARD).write_text(text.replace(UNKNOWN_ID, repo_id), encoding="utf-8")
+            return upload(folder, repo_id, private)
 
 
 def _targets(

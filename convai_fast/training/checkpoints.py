@@ -1,6 +1,7 @@
 """Checkpoints on the disk: how they are written, found, and read to continue a run.
 
-    run/checkpoints/step-000120/    what `save_pretrained` writes, metrics.json, training_state.pt
+    run/checkpoints/step-000120/    what `save_pretrained` writes, metrics.json, README.md (the
+                                    card), training_state.pt
 
 A checkpoint is written beside its place, flushed to the disk and renamed. So at any moment it is
 complete or absent, and a kill while saving loses nothing.

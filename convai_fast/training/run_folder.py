@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from convai_fast.archive import name_of
+from convai_fast.card import CARD, model_card
 from convai_fast.errors import UserError
 from convai_fast.files import flush, is_free, move_whole, scratch_folder, try_lock
 from convai_fast.options import as_yaml, options_file
@@ -221,6 +222,7 @@ class RunFolder:
             # Their checksums too: those of now would bless a file that was damaged in between.
             state.checksums = self._checksums
             write_file(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+            write_file(folder / CARD, model_card(folder))
             state.write(folder / STATE_FILE)
             return folder
         scratch = folder.with_name(f".{folder.name}")
@@ -228,6 +230,7 @@ class RunFolder:
             shutil.rmtree(scratch, ignore_errors=True)
             write_model(scratch)
             (scratch / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+            (scratch / CARD).write_text(model_card(scratch), encoding="utf-8")
             state.checksums = self._checksums = checksums(scratch)
             state.write(scratch / STATE_FILE)
             move_whole(scratch, folder)
