@@ -1,7 +1,9 @@
 """The turns of a dataset as a source of requests."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
+from convai_fast.bulk.shard import ALL, Shard
 from convai_fast.data.spool import fingerprint
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.generation.identified import IdentifiedRequest, request_of_turn, turn_id
@@ -12,19 +14,31 @@ class DatasetRequests:
     """A request for every turn of `dialogues`, to be iterated over like a `RequestFile`."""
 
     def __init__(
-        self, dialogues: Sequence[Dialogue], split: str, max_history: int, params: SamplingParams
+        self,
+        dialogues: Sequence[Dialogue],
+        split: str,
+        max_history: int,
+        params: SamplingParams,
+        shard: Shard = ALL,
     ) -> None:
         self.dialogues, self.split, self.params = dialogues, split, params
         self.max_history = max_history
-        self.num_requests = sum(len(dialogue.utterances) for dialogue in dialogues)
+        self.shard = shard
+        self.positions = shard.positions(sum(len(dialogue.utterances) for dialogue in dialogues))
+        self.num_requests = len(self.positions)
         self.settings = {
             "data": fingerprint({split: dialogues}),
             "split": split,
             "max_history": max_history,
+            **shard.settings,
         }
 
     def __iter__(self) -> Iterator[IdentifiedRequest]:
-        for number, dialogue in enumerate(self.dialogues):
-            for turn in range(len(dialogue.utterances)):
-                id = turn_id(self.split, number, turn)
-                yield request_of_turn(id, dialogue, turn, self.max_history, self.params)
+        turns = (
+            (number, dialogue, turn)
+            for number, dialogue in enumerate(self.dialogues)
+            for turn in range(len(dialogue.utterances))
+        )
+        for number, dialogue, turn in islice(turns, self.positions.start, self.positions.stop):
+            id = turn_id(self.split, number, turn)
+            yield request_of_turn(id, dialogue, turn, self.max_history, self.params)

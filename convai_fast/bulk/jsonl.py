@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from convai_fast.bulk.request_line import read_id, read_object, to_ranking, to_request
+from convai_fast.bulk.shard import ALL, Shard
 from convai_fast.data.readers.fields import is_blank
 from convai_fast.data.readers.text_file import TextFile
 from convai_fast.errors import UserError
@@ -48,17 +49,17 @@ class BadLine:
 class RequestFile:
     """The requests of a JSON lines file, or of a Parquet file's rows, read at each iteration.
 
-    Iterating yields an `IdentifiedRequest` or a `BadLine` for each line but blank ones. An id
-    belongs to the first line that has it. The id of a line without one is its number, or, where
-    that is the id of some line, "line 2" for 2.
+    Iterating yields an `IdentifiedRequest` or a `BadLine` for each line of `shard` but blank ones.
+    An id belongs to the first line of the file that has it. The id of a line without one is its
+    number, or, where that is the id of some line, "line 2" for 2.
 
     Args:
         params: how replies are drawn where the line does not say.
         with_candidates: the lines have candidates, to be ranked.
 
     Attributes:
-        num_requests: how many lines are not blank.
-        settings: what the requests depend on, by name: a hash of the file.
+        num_requests: how many lines of `shard` are not blank.
+        settings: what the requests depend on, by name: a hash of the file, and the shard.
 
     Raises:
         UserError: the file cannot be read, or not one line of it is an object; while iterating,
@@ -66,10 +67,16 @@ class RequestFile:
     """
 
     def __init__(
-        self, path: Path, params: SamplingParams = _PARAMS, *, with_candidates: bool = False
+        self,
+        path: Path,
+        params: SamplingParams = _PARAMS,
+        shard: Shard = ALL,
+        *,
+        with_candidates: bool = False,
     ) -> None:
         self.path, self.params, self.with_candidates = path, params, with_candidates
-        self.num_requests = 0
+        self.shard = shard
+        num_lines = 0
         self._first_lines: dict[str, int] = {}  # of the ids that stand in the file
         self._hashes = array("q")  # of the lines
         digest = hashlib.sha256()
@@ -79,7 +86,7 @@ class RequestFile:
             self._hashes.append(hash(line))
             if not line.strip():
                 continue
-            self.num_requests += 1
+            num_lines += 1
             try:
                 record = read_object(line)
                 num_objects += 1
@@ -87,22 +94,27 @@ class RequestFile:
                     self._first_lines.setdefault(id_key(id), number)
             except UserError as error:
                 first_bad = first_bad or f"line {number}: {error}"
-        if not self.num_requests:
+        if not num_lines:
             raise UserError(f"{path} is empty: write one JSON object with a request a line")
         if not num_objects:
             raise UserError(
                 f"{path} holds no requests, since not one line is a JSON object ({first_bad}): "
                 "write one a line; dialogues are answered with `dataset_path`"
             )
-        self.settings = {"input": digest.hexdigest()[:16]}
+        self.positions = shard.positions(num_lines)
+        self.num_requests = len(self.positions)
+        self.settings = {"input": digest.hexdigest()[:16], **shard.settings}
 
     def __iter__(self) -> Iterator[IdentifiedRequest | BadLine]:
         number = 0
+        position = -1
         for number, line in self._lines():
             if number > len(self._hashes) or hash(line) != self._hashes[number - 1]:
                 raise self._changed(number)
             if line.strip():
-                yield self._read(number, line)
+                position += 1
+                if position in self.positions:
+                    yield self._read(number, line)
         if number < len(self._hashes):
             raise self._changed(number + 1)
 

@@ -89,10 +89,10 @@ class ReplyFile:
         """Bad lines so far."""
         return len(self._error_positions)
 
-    def finish(self, keys: Sequence[str]) -> None:
+    def finish(self, keys: Sequence[str], *, may_be_empty: bool = False) -> None:
         """Put the replies in the order of `keys`, and each file in its place.
 
-        Without any key there is no file of replies.
+        Without any key there is no file of replies, unless it `may_be_empty`.
         """
         with self._writing(self.errors):
             if self._error_positions:
@@ -102,7 +102,7 @@ class ReplyFile:
             else:
                 self.errors.unlink(missing_ok=True)
         with self._writing(self.output):
-            if keys:
+            if keys or may_be_empty:
                 with open(self.partial, "rb") as source:
                     _write_lines(self.output, source, [self.positions[key] for key in keys])
             self.partial.unlink()

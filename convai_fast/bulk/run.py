@@ -60,7 +60,8 @@ class BulkRun:
                 file=sys.stderr,
             )
             raise
-        self.replies.finish(list(self.keys))
+        # Of a part, there must be a file to be put behind those of the others.
+        self.replies.finish(list(self.keys), may_be_empty=not self.source.shard.is_all)
         self._report()
 
     def _answer(self) -> None:
@@ -110,7 +111,7 @@ class BulkRun:
     def _report(self) -> None:
         answers = self.answers
         bad = self.replies.num_errors
-        if not self.keys:
+        if not self.keys and self.source.shard.is_all:
             first = self.first_bad
             assert first is not None  # no source is empty
             where = first.id if first.line is None else f"line {first.line}"

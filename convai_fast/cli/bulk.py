@@ -8,6 +8,7 @@ from pathlib import Path
 
 from convai_fast.bulk.dataset import DatasetRequests
 from convai_fast.bulk.reply_file import check_absent, written_paths
+from convai_fast.bulk.shard import Shard
 from convai_fast.cli.options.bulk import BulkOptions
 from convai_fast.data.dataset import read_dialogues
 from convai_fast.data.options import DataOptions
@@ -36,6 +37,7 @@ def checked_output(options: BulkOptions) -> Path:
     if "-" in (str(options.input), str(options.output)):
         raise UserError("a run that can be continued needs files: - is not one")
     check_at_least(options, {"max_history": 0})
+    Shard.parse(options.shard)  # before anything is read
     if options.output.exists() and not options.output.is_file():
         raise UserError(f"{options.output} is not a regular file: name one with --output")
     sources = [options.input] if options.input else map(Path, options.dataset_path)
@@ -49,15 +51,15 @@ def checked_output(options: BulkOptions) -> Path:
 
 
 def requests_of(options: BulkOptions, data: DataOptions, params: SamplingParams) -> DatasetRequests:
-    """A request for every turn of the split; UserError where it has none."""
+    """A request for every turn of the split, or of a part of it; UserError where it has none."""
     assert options.max_history is not None  # recalled
     dialogues = read_dialogues(data).dialogues[options.split]
-    source = DatasetRequests(dialogues, options.split, options.max_history, params)
-    if not source.num_requests:
+    if not any(dialogue.utterances for dialogue in dialogues):
         raise UserError(
             f"the {options.split} split of {' and '.join(options.dataset_path)} is empty"
         )
-    return source
+    shard = Shard.parse(options.shard)
+    return DatasetRequests(dialogues, options.split, options.max_history, params, shard)
 
 
 @contextmanager

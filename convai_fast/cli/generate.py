@@ -10,6 +10,7 @@ from convai_fast.bulk.dataset import DatasetRequests
 from convai_fast.bulk.jsonl import RequestFile, candidates_record, reply_record
 from convai_fast.bulk.reply_file import ReplyFile
 from convai_fast.bulk.run import BulkRun
+from convai_fast.bulk.shard import Shard
 from convai_fast.cli.bulk import check_given, checked_output, exit_on_sigterm, requests_of
 from convai_fast.cli.options.generate import GenerateOptions
 from convai_fast.cli.remembered import recall
@@ -42,7 +43,7 @@ def run(options: GenerateOptions) -> None:
     params = replace(options.sampling, n=options.num_return, logprobs=options.logprobs)
     source: RequestFile | DatasetRequests
     if options.input:
-        source = RequestFile(options.input, params)
+        source = RequestFile(options.input, params, Shard.parse(options.shard))
     else:  # distractors are not read
         source = requests_of(options, replace(options.data, fill_candidates=1), params)
     device = resolve_device(options.device)

@@ -6,6 +6,7 @@ from convai_fast.bulk.dataset import DatasetRequests
 from convai_fast.bulk.jsonl import RequestFile
 from convai_fast.bulk.reply_file import ReplyFile
 from convai_fast.bulk.run import BulkRun
+from convai_fast.bulk.shard import Shard
 from convai_fast.cli.bulk import check_given, checked_output, exit_on_sigterm, requests_of
 from convai_fast.cli.options.rank import RankOptions
 from convai_fast.cli.remembered import recall
@@ -23,7 +24,8 @@ def run(options: RankOptions) -> None:
     output = checked_output(options)
     source: RequestFile | DatasetRequests
     if options.input:
-        source = RequestFile(options.input, with_candidates=True)
+        shard = Shard.parse(options.shard)
+        source = RequestFile(options.input, shard=shard, with_candidates=True)
     else:
         source = requests_of(options, options.data, SamplingParams())
     device = resolve_device(options.device)

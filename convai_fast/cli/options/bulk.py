@@ -16,6 +16,9 @@ class RequestOptions:
     row."""
     split: Literal["train", "valid"] = "valid"
     """Split of the dialogues to answer; the ids are SPLIT/DIALOGUE/TURN, counted from 0."""
+    shard: str = "1/1"
+    """Part of the requests to answer, such as 3/16 for the third of 16, for an array of jobs: the
+    files of all parts, one after another, are that of one run."""
 
 
 @dataclass
