@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .PHONY: demo test lint docs bench faults sanitize build build-packages cuda-check gpu-check clean help
-.PHONY: sdist wheel repair wheel-check test-installed wheels release-check
+.PHONY: ray-check sdist wheel repair wheel-check test-installed wheels release-check
 
 help:
 	@echo "make demo        train the small built-in model and see what it learnt (about a minute)"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint        ruff, mypy and clang-format, as CI runs them"
 	@echo "make docs        the documentation as a site, in build/site"
 	@echo "make bench       run the benchmarks (half an hour; those of generation are the longest)"
+	@echo "make ray-check   generate on a Ray cluster of this machine, and kill its processes (minutes)"
 	@echo "make faults      let every call that touches a file fail once (an hour; Linux)"
 	@echo "make sanitize    the operators' tests under AddressSanitizer and UBSan (gcc), CUDA kernels"
 	@echo "                 in their emulator among them, and so many"
@@ -45,6 +46,9 @@ docs: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only
+
+ray-check: $(VENV)/installed
+	$(BIN)/python -m pytest -q -m ray tests/bulk/test_ray.py
 
 faults: $(VENV)/installed
 	$(BIN)/python tests/faults/faults.py

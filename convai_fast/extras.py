@@ -11,6 +11,7 @@ EXTRA_OF = {
     "peft": "lora",
     "prometheus_client": "serve",
     "pyarrow": "hub",
+    "ray": "ray",
     "sacrebleu": "eval",
     "tensorboard": "train",
     "trackio": "report",

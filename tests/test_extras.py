@@ -17,7 +17,7 @@ from convai_fast.training.options import TrainOptions
 
 PACKAGE = Path(convai_fast.__file__).parent
 # Imported once their packages are known to be there.
-LAZY = {PACKAGE / "evaluation" / "plots.py"} | {
+LAZY = {PACKAGE / "evaluation" / "plots.py", PACKAGE / "bulk" / "ray.py"} | {
     PACKAGE / "serving" / f"{name}.py" for name in ("app", "metrics", "page")
 }
 
@@ -63,6 +63,13 @@ def test_only_bleu_asks_for_the_extra_of_evaluation(absent):
     check_metrics(["hits@1", "f1"])
     with pytest.raises(UserError, match=r"bleu among `metrics` needs sacrebleu: .*\[eval\]"):
         check_metrics(["hits@1", "bleu"])
+
+
+@pytest.mark.parametrize("absent", ["ray"], indirect=True)
+def test_only_a_cluster_asks_for_ray(absent, capsys):
+    assert main(["generate", "--model", "m", "--input", "i", "--output", "o", "--ray"]) == 2
+    sentence = "--ray needs ray: pip install 'convai-fast[ray]'"
+    assert capsys.readouterr().err == f"convai-fast generate: {sentence}\n"
 
 
 def test_every_package_is_in_its_extra():

@@ -12,10 +12,19 @@ from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.identified import IdentifiedRequest
 from convai_fast.generation.ranking import rank
-from convai_fast.generation.request import Reply, Request
+from convai_fast.generation.request import Reply, Request, find_blank_turn
 from convai_fast.model.double_heads import DoubleHeadsModel
 
 Fail = Callable[[IdentifiedRequest, str], None]
+
+
+def refusal(request: Request, tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """Why a request of a user's is not answered, though the engine would: a turn of it is blank."""
+    try:
+        blank = find_blank_turn(request.history, tokenizer)
+    except UserError as error:
+        return str(error)
+    return None if blank is None else f"history[{blank}] is blank: leave it out"
 
 
 class Answers(ABC):

@@ -17,7 +17,7 @@ import codecs
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,8 +152,7 @@ class RequestFile:
                 raise UserError(f"{self.path} is not a regular file: name a file of requests")
             if is_parquet(self.path):
                 for number, row in enumerate(parquet_rows(self.path)[1], start=1):
-                    given = {name: value for name, value in row.items() if value is not None}
-                    yield number, json.dumps(given, default=str).encode() + b"\n"
+                    yield number, row_line(row)
                 return
             with open_bytes(self.path) as file:
                 TextFile(self.path)  # which names what is no text
@@ -168,6 +167,12 @@ class RequestFile:
             f"{self.path} is not what it was when this run began (line {number}): put it back for "
             "the same command to continue, or choose another `output`"
         )
+
+
+def row_line(row: Mapping[str, Any]) -> bytes:
+    """A row of a table as a line; what it has no value for is not there."""
+    given = {name: value for name, value in row.items() if value is not None}
+    return json.dumps(given, default=str).encode() + b"\n"
 
 
 def reply_record(

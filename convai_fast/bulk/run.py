@@ -5,13 +5,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from convai_fast.bulk.answers import Answers
+from convai_fast.bulk.answers import Answers, refusal
 from convai_fast.bulk.dataset import DatasetRequests
 from convai_fast.bulk.jsonl import BadLine, RequestFile
 from convai_fast.bulk.reply_file import ReplyFile
 from convai_fast.errors import UserError
 from convai_fast.generation.identified import IdentifiedRequest, id_key
-from convai_fast.generation.request import find_blank_turn
 from convai_fast.terminal import counted, progress_bar, say
 
 
@@ -89,11 +88,7 @@ class BulkRun:
     def _refusal(self, item: IdentifiedRequest) -> str | None:
         if item.line is None:  # what the turns of a dataset hold is its reader's business
             return None
-        try:
-            blank = find_blank_turn(item.request.history, self.answers.tokenizer)
-        except UserError as error:
-            return str(error)
-        return None if blank is None else f"history[{blank}] is blank: leave it out"
+        return refusal(item.request, self.answers.tokenizer)
 
     def _fail(self, item: IdentifiedRequest, reason: str) -> None:
         del self.keys[id_key(item.id)]

@@ -380,4 +380,7 @@ def test_a_mistake_in_the_options_is_one_sentence_and_code_2(model, tmp_path, ca
     assert "leaves no room for a prompt" in error(*given, "--max_length", 64)
     assert "top_p is 2.0" in error(*given, "--top_p", 2)
     assert "device nowhere" in error(*given, "--device", "nowhere")
+    assert "--ray_cpus is for the actors of --ray" in error(*given, "--ray_cpus", 2)
+    assert "--ray_gpus must be between 0 and 1, not 2" in error(*given, "--ray_gpus", 2)
+    assert "give --ray_gpus" in error(*given, "--ray", "--device", "cpu")
     assert files(tmp_path) == ["empty", "requests.jsonl"]

@@ -34,7 +34,22 @@ class WritingOptions:
 
 
 @dataclass
-class GenerateOptions(WritingOptions, ReplyOptions, WrittenOptions, BulkOptions):
+class RayOptions:
+    """Ray: many machines, on each as many actors as have room, and in each actor an engine."""
+
+    ray: bool = False
+    """Let the actors of a Ray cluster write the replies: of the one at RAY_ADDRESS, or of one on
+    this machine, which is started. Replies are the same. --batch_size is that of each actor."""
+    ray_actors: int = 0
+    """How many actors; 0: as many as the cluster has room for."""
+    ray_cpus: int = 1
+    """Cores of an actor, and its threads."""
+    ray_gpus: float = 0.0
+    """GPUs of an actor: 1, or a share of one for several actors; 0: it computes on the CPU."""
+
+
+@dataclass
+class GenerateOptions(RayOptions, WritingOptions, ReplyOptions, WrittenOptions, BulkOptions):
     """Write replies in bulk: to the requests of a JSONL file, or to every turn of a dataset.
 
     A request is a line such as {"id": "a7", "persona": ["i like tea ."], "history": ["hello !"]},
