@@ -2,8 +2,8 @@
 
 python -m pytest benchmarks/bench_ray.py --benchmark-only
 
-What is measured begins with the first answers: a cluster and its engines take seconds to begin,
-once. The driver's own cost is measured with actors that answer at once.
+What is measured begins with the first request that an engine takes: that a cluster and its engines
+begin takes seconds, once. The driver's own cost is measured with actors that answer at once.
 """
 
 import json
@@ -11,7 +11,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,6 @@ import torch
 from benchmarks import shapes
 from benchmarks.timing import record
 from benchmarks.workers import Work, Worker, take_turns
-from convai_fast._native import keep_freed_memory
 from convai_fast.bulk.answers import Answers, Replies
 from convai_fast.bulk.jsonl import RequestFile
 from convai_fast.bulk.reply_file import ReplyFile
@@ -35,7 +34,7 @@ ray = pytest.importorskip("ray", reason="needs ray: pip install 'convai-fast[ray
 from convai_fast.bulk import ray as on_ray  # noqa: E402
 
 ROUNDS, NUM_SLOTS, WEIGHTS = 2, 64, "bfloat16"
-SHAPE = shapes.GenerateShape(160, new_tokens=16)
+SHAPE = shapes.GenerateShape(192, new_tokens=16)
 NUM_LINES = 20_000
 THREADS = torch.get_num_threads()
 
@@ -53,21 +52,25 @@ def begin_cluster() -> None:
 
 
 def seconds_a_reply(answers: Answers, turn: int) -> float:
-    """Of those after the first, which are all that an engine writes at a time."""
+    """From the first request that an engine takes, which is there by then, to the last reply."""
     _, requests = shapes.generate_requests(SHAPE, answers.tokenizer)
-    items = [IdentifiedRequest(f"{turn} {i}", request) for i, request in enumerate(requests)]
-    times = [time.perf_counter() for _ in answers.answer(items, lambda item, reason: None)]
-    first = next(i for i, at in enumerate(times) if at > times[0] + 0.1)
-    return (times[-1] - times[0]) / (len(times) - first)
+    started: list[float] = []
+
+    def items() -> Iterator[IdentifiedRequest]:
+        started.append(time.perf_counter())
+        for i, request in enumerate(requests):
+            yield IdentifiedRequest(f"{turn} {i}", request)
+
+    for _ in answers.answer(items(), lambda item, reason: None):
+        pass
+    return (time.perf_counter() - started[0]) / len(requests)
 
 
 def make_plain() -> Work:
     model, tokenizer = shapes.model_and_tokenizer("gpt2")
-    keep_freed_memory()
-    engine = GenerationEngine(model, tokenizer, max_batch_size=NUM_SLOTS, weights=WEIGHTS)
 
-    def work(turn: int) -> float:
-        engine.clear_prefixes()
+    def work(turn: int) -> float:  # with a new engine, as the actors have
+        engine = GenerationEngine(model, tokenizer, max_batch_size=NUM_SLOTS, weights=WEIGHTS)
         return seconds_a_reply(Replies(engine), turn)
 
     return work
