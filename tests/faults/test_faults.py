@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and cc")
 def test_commands_survive_calls_that_fail_and_power_cuts():
     script = Path(__file__).with_name("faults.py")
-    arguments = ["--every", "101", "--kinds", "EIO", "power cut"]
+    arguments = ["--every", "157", "--kinds", "EIO", "power cut"]
     commands = ["prepare", "generate", "convert", "evaluate"]
     in_memory = {"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {}
     process = subprocess.run(

@@ -17,7 +17,7 @@ CALLED = [f"{name} {how}" for name in MAKERS for how in ("computed", "refused")]
     ("name", "count", "expected"),
     [
         ("operators", 4_000, CALLED),
-        ("readers", 1_200, READ),
+        ("readers", 800, READ),
         ("requests", 2_000, ["asked", "refused"]),
         ("converter", 70, ["converted", "refused"]),
     ],

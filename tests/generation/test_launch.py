@@ -43,13 +43,13 @@ def texts(replies):
 
 
 @pytest.mark.parametrize("slots", [1, 3, 8])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_whatever_is_under_way_replies_are_those_of_the_cpu(
     model, tokenizer, ask, monkeypatch, slots, seed
 ):
     rng = random.Random(seed)
     ways = [*WAYS, WITH_NGRAMS] if seed else WAYS
-    requests = [ask(i % 7, rng.choice(ways), turns=rng.choice([1, 3, 60])) for i in range(25)]
+    requests = [ask(i % 7, rng.choice(ways), turns=rng.choice([1, 3, 60])) for i in range(16)]
     expected = GenerationEngine(model, tokenizer).generate(requests)
     monkeypatch.setattr("convai_fast.generation.engine.make_backend", CudaBackend)
     engine = GenerationEngine(model, tokenizer, max_batch_size=slots, weights="float32")
@@ -59,8 +59,8 @@ def test_whatever_is_under_way_replies_are_those_of_the_cpu(
             if left:
                 id, request = left.pop()
                 engine.add(id, request, stream=request.params.best_of == 1 and id % 2 == 0)
-        if rng.random() < 0.1 and len(left) < 20:
-            cancelled.add(id := rng.randrange(25))
+        if rng.random() < 0.1 and len(left) < 12:
+            cancelled.add(id := rng.randrange(16))
             engine.cancel(id)
         for event in engine.step():
             if isinstance(event, Done):
@@ -68,7 +68,7 @@ def test_whatever_is_under_way_replies_are_those_of_the_cpu(
             else:
                 told.setdefault((event.id, event.index), []).append(event.text)
         engine._scheduler.check_integrity()
-    assert {*found} | cancelled == {*range(25)}
+    assert {*found} | cancelled == {*range(16)}
     for id, replies in found.items():
         assert texts(replies) == texts(expected[id])
         for index, reply in enumerate(replies):

@@ -42,7 +42,7 @@ def test_what_is_sent_gets_an_answer_as_described(schema, path, mode):
     )
 
     @settings(
-        max_examples=50,
+        max_examples=25,
         deadline=None,
         derandomize=True,
         database=None,
