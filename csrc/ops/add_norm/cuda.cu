@@ -6,6 +6,7 @@
 
 #include "ops/add_norm/check.h"
 #include "ops/add_norm/cuda_kernel.cuh"
+#include "ops/for_float.h"
 
 namespace convai_fast::add_norm {
 namespace {
@@ -39,7 +40,7 @@ std::tuple<at::Tensor, at::Tensor> add_norm_cuda(const at::Tensor& x, const at::
   const at::Tensor xs = x.contiguous(), residuals = residual.contiguous();
   const at::Tensor weights = weight.contiguous();
   const at::Tensor biases = bias ? bias->contiguous() : at::Tensor();
-  const auto run = [&]<typename Scalar>(Scalar) {
+  for_float(x, [&]<typename Scalar>(Scalar) {
     launch(Input<Scalar>{.x = xs.const_data_ptr<Scalar>(),
                          .residual = residuals.const_data_ptr<Scalar>(),
                          .weight = weights.const_data_ptr<Scalar>(),
@@ -50,17 +51,7 @@ std::tuple<at::Tensor, at::Tensor> add_norm_cuda(const at::Tensor& x, const at::
                          .eps = static_cast<float>(eps),
                          .rms_norm = rms_norm},
            x.numel() / n_embd);
-  };
-  switch (x.scalar_type()) {
-    case at::kFloat:
-      run(float{});
-      break;
-    case at::kBFloat16:
-      run(at::BFloat16{});
-      break;
-    default:  // `check_arguments` lets no other through
-      run(at::Half{});
-  }
+  });
   return {sum, normed};
 }
 

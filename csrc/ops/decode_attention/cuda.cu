@@ -6,6 +6,7 @@
 
 #include "ops/decode_attention/check.h"
 #include "ops/decode_attention/cuda_kernel.cuh"
+#include "ops/for_float.h"
 
 namespace convai_fast::decode_attention {
 namespace {
@@ -64,7 +65,7 @@ at::Tensor decode_attention_cuda(const at::Tensor& q, const at::Tensor& k, const
   if (rows == 0) return out;
   const at::Tensor queries = with_dense_features(q), new_keys = with_dense_features(k),
                    new_values = with_dense_features(v);
-  const auto run = [&]<typename Scalar>(Scalar) {
+  for_float(q, [&]<typename Scalar>(Scalar) {
     launch(Input<Scalar>{.q = heads_of<const Scalar>(queries),
                          .k = heads_of<const Scalar>(new_keys),
                          .v = heads_of<const Scalar>(new_values),
@@ -81,17 +82,7 @@ at::Tensor decode_attention_cuda(const at::Tensor& q, const at::Tensor& k, const
                          .log_lanes = log_lanes_for(q.size(2)),
                          .scale = scale_for(q.size(2))},
            rows);
-  };
-  switch (q.scalar_type()) {
-    case at::kFloat:
-      run(float{});
-      break;
-    case at::kBFloat16:
-      run(at::BFloat16{});
-      break;
-    default:  // `check_arguments` lets no other through
-      run(at::Half{});
-  }
+  });
   return out;
 }
 

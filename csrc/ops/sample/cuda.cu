@@ -3,6 +3,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "ops/for_float.h"
 #include "ops/sample/check.h"
 #include "ops/sample/cuda_kernel.cuh"
 
@@ -104,8 +105,8 @@ Result sample_cuda(const at::Tensor& logits, const at::Tensor& temperature, cons
   auto& [token_ids, logprobs] = result;
   const Output out{.token_ids = token_ids.mutable_data_ptr<int64_t>(),
                    .logprobs = return_logprobs ? logprobs.mutable_data_ptr<float>() : nullptr};
-  const auto run = [&]<typename Logit>(const Logit* data) {
-    const Input<Logit> in{.logits = data,
+  for_float(logits, [&]<typename Logit>(Logit) {
+    const Input<Logit> in{.logits = logits.const_data_ptr<Logit>(),
                           .row_stride = logits.stride(0),
                           .column_stride = logits.stride(1),
                           .vocab_size = static_cast<int>(vocab_size),
@@ -116,17 +117,7 @@ Result sample_cuda(const at::Tensor& logits, const at::Tensor& temperature, cons
                           .seeds = per_row<int64_t>(seeds),
                           .steps = per_row<int64_t>(steps)};
     launch(in, out, rows);
-  };
-  switch (logits.scalar_type()) {
-    case at::kFloat:
-      run(logits.const_data_ptr<float>());
-      break;
-    case at::kBFloat16:
-      run(logits.const_data_ptr<at::BFloat16>());
-      break;
-    default:  // `check_arguments` lets no other through
-      run(logits.const_data_ptr<at::Half>());
-  }
+  });
   return result;
 }
 
