@@ -1,6 +1,6 @@
 """What is computed of a step, and what comes of it: at once, or on a device that runs ahead."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
@@ -94,17 +94,14 @@ class Launcher:
             self._backend.copy_prefix(copy)
         drafts: list[Draft] = step.sequences  # type: ignore[assignment]
         hidden = self._backend.forward(step)
-        written = [draft for draft in drafts if draft.reply]
-        if not written:
+        num_written = sum(draft.reply is not None for draft in drafts)
+        if not num_written:
             return drafts, hidden, None
-        rows = torch.tensor(
-            [i for i, draft in enumerate(drafts) if draft.reply]
-            + [i for i, draft in enumerate(drafts) if not draft.reply]
-        )
-        hidden = hidden.index_select(0, to_device(rows, hidden.device))
-        ends, others = hidden.split([len(written), len(drafts) - len(written)])
-        unfinished = [draft for draft in drafts if not draft.reply]
-        return unfinished, others, (written, self._score(ends))
+        order = sorted(range(len(drafts)), key=lambda i: drafts[i].reply is None)
+        hidden = hidden.index_select(0, to_device(torch.tensor(order), hidden.device))
+        drafts = [drafts[i] for i in order]
+        scores = self._score(hidden[:num_written])
+        return drafts[num_written:], hidden[num_written:], (drafts[:num_written], scores)
 
     def _how(self, draft: Draft) -> Draw:
         if draft.constraints is None:
@@ -165,28 +162,28 @@ class AheadLauncher(Launcher):
         def outcomes() -> list[Outcome]:
             fetched = [part.numpy() for part in wait()]
             scored = fetched.pop(0).ravel().tolist() if written else []
-            flight = iter(flights)
             found = [
-                Outcome(draft, next(flight), [], [], score=score)
-                for draft, score in zip(written, scored, strict=True)
+                Outcome(draft, flight, [], [], score=score)
+                for draft, flight, score in zip(written, flights, scored, strict=False)
             ]
             if everyone:
                 first = fetched[:2] if new else (np.zeros(0),) * 2
-                found += self._of_rows(everyone, flight, first, fetched[-2:])
+                rows = zip(everyone, flights[len(written) :], strict=True)
+                found += self._of_rows(rows, first, fetched[-2:])
             return found
 
         return outcomes
 
     def _of_rows(
         self,
-        drafts: list[Draft],
-        flights: Iterator[int],
+        rows: Iterable[tuple[Draft, int]],
         first: Sequence[np.ndarray],
         more: Sequence[np.ndarray],
     ) -> Iterator[Outcome]:
         """What was drawn for each draft, for some one token more than for the others.
 
         Args:
+            rows: drafts and their flights.
             first: int64 [new drafts], the first tokens of the first drafts, and float32, their
                 log-probabilities, or [0].
             more: int64 [steps, drafts], and float32 [steps, drafts] or [steps, 0].
@@ -200,9 +197,9 @@ class AheadLauncher(Launcher):
         # Few end within a launch: only those are looked through.
         ends: np.ndarray = np.any((tokens < 0) | np.isin(tokens, self._special_ids), axis=0)
         ends[: len(first[0])] = True
-        for i, draft in enumerate(drafts):
+        for i, (draft, flight) in enumerate(rows):
             drawn, ending = self._until_end(columns[i]) if ends[i] else (columns[i], "")
-            yield Outcome(draft, next(flights), drawn, known[i][: len(drawn)], ending)
+            yield Outcome(draft, flight, drawn, known[i][: len(drawn)], ending)
 
     def _until_end(self, column: list[int]) -> tuple[list[int], str]:
         """The tokens before the one that ends a reply, if one does, and how it ends."""
@@ -226,7 +223,7 @@ def _row_of(draft: Draft) -> RowState:
     params = draft.job.params
     return RowState(
         slot=draft.slot,
-        length=len(draft.input_ids),
+        length=len(draft.input_ids) - 1,
         counter=draft.step,
         last_counter=draft.first_step + params.max_length - 1,
         first_end=draft.first_step + params.min_length,

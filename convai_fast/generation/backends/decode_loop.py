@@ -24,10 +24,10 @@ class RowState(NamedTuple):
 
     Attributes:
         slot: where its keys and values are.
-        length: tokens that the slot holds, all that there are.
+        length: tokens before the last one, which has just been computed, too.
         counter, last_counter: of the random numbers for its next token, and for its last.
         first_end: the counter from which on a special token may end it.
-        no_sample, temperature, top_k, top_p, min_p, seed, repetition_penalty: as in
+        temperature, top_k, top_p, min_p, seed, repetition_penalty: as in
             `SamplingParams`.
     """
 
@@ -158,6 +158,7 @@ class DecodeLoop:
         )
         ends = (tokens < 0) | (tokens[:, None] == self._special_ids).any(1)
         ends |= counter >= state[:, _LAST_COUNTER]
+        state[:, _LENGTH] += runs
         state[:, _COUNTER] += runs
         state[:, _TOKEN] = tokens.clamp(min=0)
         state[:, _RUNS] = runs & ~ends
@@ -177,8 +178,6 @@ class DecodeLoop:
         context = Attend(self._keys, self._values, slots, lengths)
         segments = self._segment.expand(len(rows))
         hidden = self._transformer(state[:, _TOKEN], segments, context)
-        state[:, _LENGTH] += runs
-        self._integers.index_copy_(0, rows, state)
         return self.draw(hidden, rows, penalise=penalise, logprobs=logprobs)
 
     def steps(
