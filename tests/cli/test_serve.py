@@ -1,12 +1,8 @@
 """The command `serve`, as a process."""
 
 import json
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -17,6 +13,7 @@ import uvicorn
 
 from convai_fast.cli import serve as serve_command
 from convai_fast.cli.main import main
+from tests.helpers.command_line import start_server
 
 BODY = {"messages": [{"role": "user", "content": "hello"}], "seed": 1}
 
@@ -27,17 +24,9 @@ def serve(model):
     processes = []
 
     def serve(*options, **environment):
-        command = [sys.executable, "-m", "convai_fast", "serve", "--model", model, "--port", "0"]
-        process = subprocess.Popen(
-            [*command, *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **environment},
-        )
+        process, url = start_server("--model", model, *options, **environment)
         processes.append(process)
-        line = process.stdout.readline()
-        return process, re.search(r"http://[\d.]+:\d+", line)[0]
+        return process, url
 
     yield serve
     for process in processes:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 
@@ -39,3 +40,18 @@ def start(options, **environment):
         text=True,
         env={**os.environ, **environment},
     )
+
+
+def start_server(*options, **environment):
+    """The command `serve` on a port of its own: the process, and its address once it answers."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "convai_fast", "serve", *options, "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    line = process.stdout.readline()
+    match = re.search(r"http://[\d.]+:\d+", line)
+    assert match is not None, f"{options}: {line}{process.communicate()[1]}"
+    return process, match[0]

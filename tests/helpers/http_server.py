@@ -1,6 +1,7 @@
 """A server in a thread of this process."""
 
 import threading
+import time
 from contextlib import contextmanager
 
 import uvicorn
@@ -31,3 +32,11 @@ def serving(engine, settings):
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+def wait_until(is_so):
+    for _ in range(2000):
+        if is_so():
+            return
+        time.sleep(0.005)
+    raise AssertionError("it does not come")

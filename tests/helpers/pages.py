@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convai_fast.cli.main import main
+from tests.helpers.command_line import start_server
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,8 +89,8 @@ def _run_fences(page: Path, servers: contextlib.ExitStack) -> None:
             else:
                 exec(compile(body, str(page), "exec"), names)
         elif fence.language == "sh" and not fence.mark and "convai-fast serve" in fence.body:
-            ((_, *words),) = commands(fence.body)
-            port = servers.enter_context(server(*words))
+            ((_, _, *options),) = commands(fence.body)
+            port = servers.enter_context(server(*options))
         elif fence.language == "sh" and not fence.mark:
             typed = re.findall(r"^>>> (.*)$", after.body, re.M) if after.language == "text" else []
             for words in commands(fence.body):
@@ -97,18 +98,14 @@ def _run_fences(page: Path, servers: contextlib.ExitStack) -> None:
 
 
 @contextlib.contextmanager
-def server(*words: str) -> Iterator[str]:
+def server(*options: str) -> Iterator[str]:
     """The port of a server that runs until the block ends."""
-    command = [sys.executable, "-m", "convai_fast", *words, "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process, url = start_server(*options)
     try:
-        assert process.stdout is not None
-        match = re.search(r"http://[^:]+:(\d+)", process.stdout.readline())
-        assert match is not None, shlex.join(words)
-        yield match[1]
+        yield url.rsplit(":", 1)[1]
     finally:
         process.terminate()
-        process.wait(30)
+        process.communicate(timeout=30)
 
 
 def _run(words: list[str], typed: list[str]) -> None:

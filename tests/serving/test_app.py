@@ -19,7 +19,7 @@ from convai_fast.generation.request import Request
 from convai_fast.serving import app
 from convai_fast.serving.app import Settings
 from convai_fast.serving.openai_api import read_body
-from tests.helpers.http_server import serving
+from tests.helpers.http_server import serving, wait_until
 
 PARAMS = SamplingParams(max_length=12, min_length=4, temperature=1.5)
 SETTINGS = Settings(model="mine", params=PARAMS)
@@ -298,14 +298,6 @@ def asking(url, body):
     with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
         connection.sendall(HEAD.format(length=len(sent)).encode() + sent)
         yield
-
-
-def wait_until(is_so):
-    for _ in range(2000):
-        if is_so():
-            return
-        time.sleep(0.005)
-    raise AssertionError("it does not come")
 
 
 def slowed(engine, monkeypatch):

@@ -11,7 +11,7 @@ from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
 from convai_fast.serving.app import Settings
-from tests.helpers.http_server import serving
+from tests.helpers.http_server import serving, wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PARAMS = SamplingParams(max_length=12, min_length=4, temperature=1.5)
@@ -54,14 +54,6 @@ def turns(page):
 
 def wait_until_answered(page):
     page.wait_for_selector("#stop:disabled", timeout=20_000)
-
-
-def wait_until(is_so):
-    for _ in range(1000):
-        if is_so():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it does not come")
 
 
 def shown(text):
