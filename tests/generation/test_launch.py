@@ -168,6 +168,21 @@ def test_the_cache_stays_where_it_is_from_the_first_request_on(make, ask):
     assert before == (engine._backend.keys.data_ptr(), engine._backend.values.data_ptr())
 
 
+def test_a_cache_that_grows_under_way_changes_no_reply(make, ask, monkeypatch):
+    requests = [ask(i, WAYS[i % 3], turns=turns) for i, turns in enumerate([1, 2, 60])]
+    expected = make(3).generate(requests)
+    monkeypatch.setattr(CudaBackend, "first_capacity", 16)
+    engine, events = make(3), []
+    for id, request in enumerate(requests):
+        engine.add(id, request)
+        events += engine.step()
+    assert engine._backend.capacity > 64
+    while engine.num_unfinished:
+        events += engine.step()
+    found = {event.id: event.replies for event in events if isinstance(event, Done)}
+    assert [texts(found[id]) for id in range(3)] == [texts(replies) for replies in expected]
+
+
 def test_graphs_are_recorded_on_the_loops_own_stream(monkeypatch):
     """On which they share memory, also where it is not the first device's."""
     recorded, stream = [], MagicMock()

@@ -16,24 +16,24 @@ from convai_fast.ops.varlen_attention import varlen_attention
 
 
 class CudaBackend(TorchBackend):
-    """The weights of `TorchBackend`, and a cache that is never made anew.
+    """The weights of `TorchBackend`, and a cache that is made anew for long sequences alone.
 
     Attributes:
-        keys, values: [layers, slots + 1, n_positions, num_kv_heads, head_dim]. The last slot is
+        keys, values: [layers, slots + 1, capacity, num_kv_heads, head_dim]. The last slot is
             nobody's: there the loop leaves what nobody wants.
     """
 
     prefill_tokens = 16_384
+    first_capacity = 2048  # of models with more positions, which few sequences use
 
     def __init__(self, model: DoubleHeadsModel, num_slots: int, weights: str = "float32") -> None:
-        super().__init__(model, num_slots + 1, weights, capacity=model.config.n_positions)
+        capacity = min(model.config.n_positions, self.first_capacity)
+        super().__init__(model, num_slots + 1, weights, capacity)
         self.vocab_size = model.config.vocab_size
 
     def decode_loop(self, special_ids: Sequence[int], segment: int) -> DecodeLoop:
         """Steps that draw by themselves, of tokens in this segment."""
-        return DecodeLoop(
-            self.transformer, self.lm_head, self.keys, self.values, special_ids, segment
-        )
+        return DecodeLoop(self, special_ids, segment)
 
     def context(self, step: Step) -> Context:
         """See `TorchBackend`."""

@@ -8,13 +8,16 @@ On other devices the same step runs without being recorded.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from convai_fast import ops
 from convai_fast.model.layers import to_device
+
+if TYPE_CHECKING:
+    from convai_fast.generation.backends.torch import TorchBackend
 
 ENDED = -2  # instead of a token, of a row that has ended before
 
@@ -67,25 +70,20 @@ class DecodeLoop:
     """The state of the rows, and the steps that change it.
 
     Args:
-        transformer, lm_head: the model for inference.
-        keys, values: [layers, slots + 1, capacity, num_kv_heads, head_dim]; rows that have ended
-            write to the last slot, which is nobody's.
+        backend: has the model for inference and the cache, with a slot more than rows; rows that
+            have ended write to the last one, which is nobody's.
         special_ids: the tokens that end a reply.
         segment: the segment of what is drawn.
     """
 
     def __init__(
         self,
-        transformer: torch.nn.Module,
-        lm_head: Callable[[Tensor], Tensor],
-        keys: Tensor,
-        values: Tensor,
+        backend: "TorchBackend",
         special_ids: Sequence[int],
         segment: int,
     ) -> None:
-        self._transformer, self._lm_head = transformer, lm_head
-        self._keys, self._values = keys, values
-        self.device, num_rows = keys.device, keys.shape[1]
+        self._backend = backend
+        self.device, num_rows = backend.keys.device, backend.keys.shape[1]
         self.nobodys_slot = num_rows - 1
         self._special_ids = torch.tensor(list(special_ids), device=self.device)
         self._segment = torch.tensor(segment, device=self.device)
@@ -93,6 +91,7 @@ class DecodeLoop:
         self._floats = torch.ones(num_rows, 4, device=self.device)
         self._seen: Tensor | None = None  # [rows, vocab_size], once a penalty needs it
         self._graphs: dict[tuple[int, bool, bool], _Recorded] = {}
+        self._recorded_capacity = backend.capacity
         if self.device.type == "cuda":
             # Graphs run one after another, and so may use the same memory. It is shared only where
             # they are recorded on one stream, and torch's own is the first device's.
@@ -135,7 +134,7 @@ class DecodeLoop:
             and float32 [rows], its log-probability, or [0].
         """
         state, how = self._integers.index_select(0, slots), self._floats.index_select(0, slots)
-        logits = self._lm_head(hidden)
+        logits = self._backend.lm_head(hidden)
         if penalise:
             assert self._seen is not None  # `remember` was called
             seen, penalty = self._seen.index_select(0, slots), how[:, _PENALTY, None]
@@ -175,9 +174,9 @@ class DecodeLoop:
         runs = state[:, _RUNS] > 0
         slots = rows.masked_fill(~runs, self.nobodys_slot)
         lengths = state[:, _LENGTH].masked_fill(~runs, 0)
-        context = Attend(self._keys, self._values, slots, lengths)
+        context = Attend(self._backend.keys, self._backend.values, slots, lengths)
         segments = self._segment.expand(len(rows))
-        hidden = self._transformer(state[:, _TOKEN], segments, context)
+        hidden = self._backend.transformer(state[:, _TOKEN], segments, context)
         return self.draw(hidden, rows, penalise=penalise, logprobs=logprobs)
 
     def steps(
@@ -192,6 +191,9 @@ class DecodeLoop:
         padding = [self.nobodys_slot] * (num_rows - len(slots))
         rows = to_device(torch.tensor([*slots, *padding]), self.device)
         if self.device.type == "cuda":
+            if self._backend.capacity != self._recorded_capacity:  # another cache than they read
+                self._graphs.clear()
+                self._recorded_capacity = self._backend.capacity
             key = (num_rows, penalise, logprobs)
             if key not in self._graphs:
                 self._graphs[key] = _Recorded(self, *key)
