@@ -95,7 +95,7 @@ def make_driver(number: int, folder: str) -> Work:
         output, times = Path(folder) / f"{number}-{turn}", []
         with ReplyFile(output, {}) as file:
             add = file.add
-            file.add = lambda answer: (times.append(time.perf_counter()), add(answer))
+            file.add = lambda *given: (times.append(time.perf_counter()), add(*given))
             BulkRun(answers, RequestFile(path), file, report=lambda line: None).run()
         return (times[-1] - times[0]) / len(times)
 

@@ -35,10 +35,11 @@ class DatasetRequests:
 
     def __iter__(self) -> Iterator[IdentifiedRequest]:
         turns = (
-            (number, dialogue, turn)
-            for number, dialogue in enumerate(self.dialogues)
+            (dialogue_number, dialogue, turn)
+            for dialogue_number, dialogue in enumerate(self.dialogues)
             for turn in range(len(dialogue.utterances))
         )
-        for number, dialogue, turn in islice(turns, self.positions.start, self.positions.stop):
-            id = turn_id(self.split, number, turn)
-            yield request_of_turn(id, dialogue, turn, self.max_history, self.params)
+        own = islice(turns, self.positions.start, self.positions.stop)
+        for number, (dialogue_number, dialogue, turn) in enumerate(own):
+            id = turn_id(self.split, dialogue_number, turn)
+            yield request_of_turn(id, dialogue, turn, self.max_history, self.params, number)

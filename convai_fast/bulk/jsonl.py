@@ -16,13 +16,14 @@ Where it has candidates to be ranked, it is::
 import codecs
 import hashlib
 import json
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from convai_fast.bulk.request_line import read_id, read_object, to_ranking, to_request
+from convai_fast.bulk.scratch import room_for_scratch, scratch_database
 from convai_fast.bulk.shard import ALL, Shard
 from convai_fast.data.readers.fields import is_blank
 from convai_fast.data.readers.text_file import TextFile
@@ -35,13 +36,27 @@ from convai_fast.generation.ranking import RankedCandidate
 from convai_fast.generation.request import Reply
 
 _PARAMS = SamplingParams()
+_TABLES = """
+CREATE TABLE lines (number INTEGER PRIMARY KEY, hash INTEGER, key TEXT);
+CREATE TABLE repeated (number INTEGER PRIMARY KEY, first INTEGER);
+"""
+# Both sort on disk; to look up each key in turn would read the disk in no order.
+_FIND_REPEATED = """
+CREATE INDEX keys ON lines (key) WHERE key IS NOT NULL;
+INSERT INTO repeated SELECT number, first FROM (
+    SELECT number, min(number) OVER (PARTITION BY key) AS first FROM lines WHERE key IS NOT NULL
+) WHERE number > first;
+"""
+_ALL_LINES = """
+SELECT number, hash, first FROM lines LEFT JOIN repeated USING (number) ORDER BY number
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
     """A line that cannot be answered, and why; the id is None where not even that can be read."""
 
-    line: int | None
+    number: int
     id: Id | None
     reason: str
 
@@ -66,6 +81,7 @@ class RequestFile:
             that it has changed since.
     """
 
+    @room_for_scratch()
     def __init__(
         self,
         path: Path,
@@ -76,24 +92,27 @@ class RequestFile:
     ) -> None:
         self.path, self.params, self.with_candidates = path, params, with_candidates
         self.shard = shard
-        num_lines = 0
-        self._first_lines: dict[str, int] = {}  # of the ids that stand in the file
-        self._hashes = array("q")  # of the lines
+        self._scratch = scratch_database(self, _TABLES)
         digest = hashlib.sha256()
-        num_objects, first_bad = 0, ""
-        for number, line in self._lines():
-            digest.update(line)
-            self._hashes.append(hash(line))
-            if not line.strip():
-                continue
-            num_lines += 1
-            try:
-                record = read_object(line)
-                num_objects += 1
-                if (id := read_id(record)) is not None:
-                    self._first_lines.setdefault(id_key(id), number)
-            except UserError as error:
-                first_bad = first_bad or f"line {number}: {error}"
+        num_lines, num_objects, first_bad = 0, 0, ""
+
+        def rows() -> Iterator[tuple[int, int, str | None]]:
+            nonlocal num_lines, num_objects, first_bad
+            for number, line in self._lines():
+                digest.update(line)
+                key = None
+                if line.strip():
+                    num_lines += 1
+                    try:
+                        record = read_object(line)
+                        num_objects += 1
+                        if (id := read_id(record)) is not None:
+                            key = id_key(id)
+                    except UserError as error:
+                        first_bad = first_bad or f"line {number}: {error}"
+                yield number, hash(line), key
+
+        self._scratch.executemany("INSERT INTO lines VALUES (?, ?, ?)", rows())
         if not num_lines:
             raise UserError(f"{path} is empty: write one JSON object with a request a line")
         if not num_objects:
@@ -101,47 +120,45 @@ class RequestFile:
                 f"{path} holds no requests, since not one line is a JSON object ({first_bad}): "
                 "write one a line; dialogues are answered with `dataset_path`"
             )
+        self._scratch.executescript(_FIND_REPEATED)
         self.positions = shard.positions(num_lines)
         self.num_requests = len(self.positions)
         self.settings = {"input": digest.hexdigest()[:16], **shard.settings}
 
     def __iter__(self) -> Iterator[IdentifiedRequest | BadLine]:
-        number = 0
         position = -1
-        for number, line in self._lines():
-            if number > len(self._hashes) or hash(line) != self._hashes[number - 1]:
-                raise self._changed(number)
+        known = self._scratch.execute(_ALL_LINES)
+        for found, row in zip_longest(self._lines(), known):
+            if found is None or row is None or hash(found[1]) != row[1]:
+                raise self._changed((found or row)[0])
+            number, line = found
             if line.strip():
                 position += 1
                 if position in self.positions:
-                    yield self._read(number, line)
-        if number < len(self._hashes):
-            raise self._changed(number + 1)
+                    yield self._read(number, line, first=row[2])
 
-    def _read(self, number: int, line: bytes) -> IdentifiedRequest | BadLine:
+    def _read(self, number: int, line: bytes, first: int | None) -> IdentifiedRequest | BadLine:
         id = None
         try:
             record = read_object(line)
             id = read_id(record)
             if id is None:
                 id = self._free_id(number)
-            elif (first := self._first_lines[id_key(id)]) != number:
+            elif first is not None:
                 raise UserError(f"line {first} has the same id, {quoted(id)}")
             if self.with_candidates:
                 request, candidates, unused = to_ranking(record)
-                return IdentifiedRequest(
-                    id, request, line=number, unused=unused, candidates=candidates
-                )
+                return IdentifiedRequest(id, request, number, unused=unused, candidates=candidates)
             seed = seed_of(self.params.seed, id)
             request, unused = to_request(record, self.params, seed)
-            return IdentifiedRequest(id, request, line=number, unused=unused)
+            return IdentifiedRequest(id, request, number, unused=unused)
         except UserError as error:
             return BadLine(number, id, str(error))
 
     def _free_id(self, number: int) -> Id:
         """The id of a line without one, which is none that stands in the file."""
         id: Id = number
-        while id_key(id) in self._first_lines:
+        while self._scratch.execute("SELECT 1 FROM lines WHERE key = ?", [id_key(id)]).fetchone():
             id = f"line {id}"
         return id
 

@@ -1,54 +1,57 @@
 """The file of replies: safe at every moment while it grows, complete or absent in the end.
 
 While a run lasts, `OUTPUT.partial` holds a header and then a line for each request, in the order in
-which they were answered. A line is handed to the operating system as soon as it is there, so a
-kill costs at most a torn last line, and the next run continues behind the last whole one. At the
-end the lines are put in the order of the requests, beside `OUTPUT`, and renamed to it; where
-`OUTPUT` is a link, beside what it points to. `OUTPUT.errors.jsonl` holds the bad lines of the
-requests, if there are any; each run finds them anew. No other file is touched: what a run writes
-meanwhile has no name, or one that nobody else has.
+which they were answered, with the number of the request before what `OUTPUT` will hold. A line is
+handed to the operating system as soon as it is there, so a kill costs at most a torn last line, and
+the next run continues behind the last whole one. At the end the lines are put in the order of the
+requests, beside `OUTPUT`, and renamed to it; where `OUTPUT` is a link, beside what it points to.
+`OUTPUT.errors.jsonl` holds the bad lines of the requests, if there are any; each run finds them
+anew. No other file is touched: what a run writes meanwhile has no name, or one that nobody else
+has.
 """
 
 import json
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from convai_fast.bulk.jsonl import BadLine
+from convai_fast.bulk.scratch import room_for_scratch, scratch_database
 from convai_fast.errors import UserError
 from convai_fast.files import try_lock, write_whole
-from convai_fast.generation.identified import id_key
 
-_FORMAT = "convai_fast replies 1"
+_FORMAT = "convai_fast replies 2"
+_NUMBER = "number"  # what a line of the partial file begins with, and one of the output does not
+# By the number of the request: where its line begins in the partial file, or why there is none.
+_TABLES = """
+CREATE TABLE replies (number INTEGER PRIMARY KEY, position INTEGER);
+CREATE TABLE errors (number INTEGER PRIMARY KEY, line BLOB);
+"""
 
 
 class ReplyFile:
     """Where the replies of a run go; see the top of this file. A context manager.
 
     `settings` are what the replies depend on, by name: replies that were drawn with other settings
-    are not continued. A file that is there is replaced only with `overwrite`. Only ids and
-    positions are kept in memory.
+    are not continued. A file that is there is replaced only with `overwrite`.
 
     Attributes:
-        positions: by `id_key`, where in the partial file the replies to a request begin.
+        num_replies, num_errors: requests with replies, also of earlier runs, and bad lines, so far.
 
     Raises:
         UserError: a file cannot be written, belongs to other settings, or to a run that goes on.
     """
 
+    @room_for_scratch()
     def __init__(self, output: Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:
         self.output = output
         _, self.partial, self.errors = written_paths(output)
-        self.positions: dict[str, int] = {}
-        self._error_positions: list[tuple[int, int]] = []  # line of the requests, place in the list
+        self.num_replies = self.num_errors = 0
+        self._scratch = scratch_database(self, _TABLES)
         try:
             _check_is_ours(self.errors)
             for folder in (output.parent, output.resolve().parent):  # that of a link's target
                 folder.mkdir(parents=True, exist_ok=True)
-            self._errors_file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
             self._file = open(self.partial, "ab", buffering=0)  # noqa: SIM115
             self._lock()
             if not overwrite:
@@ -63,49 +66,55 @@ class ReplyFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # what could not be written has been reported
-            self._errors_file.close()
-        if not self.positions:  # there is nothing to continue
+        if not self.num_replies:  # there is nothing to continue
             self.partial.unlink(missing_ok=True)
         self._file.close()  # last, since it ends the lock
 
-    def add(self, record: dict[str, Any]) -> None:
+    def __contains__(self, number: int) -> bool:
+        """Whether there are replies to the request with this number."""
+        found = self._scratch.execute("SELECT 1 FROM replies WHERE number = ?", (number,))
+        return found.fetchone() is not None
+
+    def add(self, number: int, record: dict[str, Any]) -> None:
         """Append the replies to one request; once this returns, a kill cannot lose them."""
-        line = _to_line(record)
+        line = _to_line({_NUMBER: number, **record})
+        position = self._end
         with self._writing(self.partial):
             self._append(line)
-        self.positions[id_key(record["id"])] = self._end - len(line)
+        self.num_replies += 1
+        self._note(number, position)
 
-    def add_error(self, bad: BadLine) -> None:
-        """Note a line that cannot be answered."""
-        record = {name: value for name, value in asdict(bad).items() if value is not None}
-        with self._writing(self.errors):
-            position = self._errors_file.tell()
-            self._errors_file.write(_to_line(record))
-        self._error_positions.append((bad.line or 0, position))
+    def add_error(self, number: int, record: dict[str, Any]) -> None:
+        """Note why the request with this number cannot be answered."""
+        self._scratch.execute("INSERT INTO errors VALUES (?, ?)", (number, _to_line(record)))
+        self.num_errors += 1
 
-    @property
-    def num_errors(self) -> int:
-        """Bad lines so far."""
-        return len(self._error_positions)
+    def finish(self, *, may_be_empty: bool = False) -> None:
+        """Put replies and errors in the order of the requests, and each file in its place.
 
-    def finish(self, keys: Sequence[str], *, may_be_empty: bool = False) -> None:
-        """Put the replies in the order of `keys`, and each file in its place.
-
-        Without any key there is no file of replies, unless it `may_be_empty`.
+        Without any reply there is no file of replies, unless it `may_be_empty`.
         """
         with self._writing(self.errors):
-            if self._error_positions:
-                _write_lines(
-                    self.errors, self._errors_file, [at for _, at in sorted(self._error_positions)]
-                )
+            if self.num_errors:
+                lines = self._scratch.execute("SELECT line FROM errors ORDER BY number")
+                write_whole(self.errors, lambda file: file.writelines(line for (line,) in lines))
             else:
                 self.errors.unlink(missing_ok=True)
         with self._writing(self.output):
-            if keys or may_be_empty:
-                with open(self.partial, "rb") as source:
-                    _write_lines(self.output, source, [self.positions[key] for key in keys])
+            if self.num_replies or may_be_empty:
+                write_whole(self.output, self._write_replies)
             self.partial.unlink()
+
+    def _write_replies(self, file: BinaryIO) -> None:
+        positions = self._scratch.execute("SELECT position FROM replies ORDER BY number")
+        with open(self.partial, "rb") as source:
+            for (position,) in positions:
+                source.seek(position)
+                _, _, rest = source.readline().partition(b", ")  # behind the number
+                file.write(b"{" + rest)
+
+    def _note(self, number: int, position: int) -> None:
+        self._scratch.execute("REPLACE INTO replies VALUES (?, ?)", (number, position))
 
     def _lock(self) -> None:
         if not try_lock(self._file.fileno()):
@@ -128,11 +137,12 @@ class ReplyFile:
                 raise UserError(self._mismatch(header, first))
             self._end = len(first)
             for line in file:
-                key = _key_of(line)
-                if key is None:
+                number = _number_of(line)
+                if number is None:
                     break
-                self.positions[key] = self._end
+                self._note(number, self._end)
                 self._end += len(line)
+        (self.num_replies,) = self._scratch.execute("SELECT count(*) FROM replies").fetchone()
         self._file.truncate(self._end)
 
     def _mismatch(self, header: dict[str, Any], line: bytes) -> str:
@@ -180,17 +190,6 @@ def written_paths(output: Path) -> tuple[Path, Path, Path]:
     return output, Path(f"{output}.partial"), Path(f"{output}.errors.jsonl")
 
 
-def _write_lines(path: Path, source: BinaryIO, positions: Iterable[int]) -> None:
-    """Make a file of the lines of `source` that begin at `positions`, which appears complete."""
-
-    def write(file: BinaryIO) -> None:
-        for position in positions:
-            source.seek(position)
-            file.write(source.readline())
-
-    write_whole(path, write)
-
-
 def _check_is_ours(errors: Path) -> None:
     """Raise UserError if there is a file that is no list of bad lines."""
     try:
@@ -210,11 +209,11 @@ def _to_line(record: dict[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n"
 
 
-def _key_of(line: bytes) -> str | None:
-    """The key of the request that a whole line answers; None if it is torn."""
+def _number_of(line: bytes) -> int | None:
+    """The number of the request that a whole line answers; None if it is torn."""
     if not line.endswith(b"\n"):
         return None
     try:
-        return id_key(json.loads(line)["id"])
+        return int(json.loads(line)[_NUMBER])
     except (ValueError, TypeError, KeyError):
         return None

@@ -9,8 +9,9 @@ from convai_fast.bulk.answers import Answers, refusal
 from convai_fast.bulk.dataset import DatasetRequests
 from convai_fast.bulk.jsonl import BadLine, RequestFile
 from convai_fast.bulk.reply_file import ReplyFile
+from convai_fast.bulk.scratch import room_for_scratch
 from convai_fast.errors import UserError
-from convai_fast.generation.identified import IdentifiedRequest, id_key
+from convai_fast.generation.identified import IdentifiedRequest
 from convai_fast.terminal import counted, progress_bar, say
 
 
@@ -33,12 +34,13 @@ class BulkRun:
         report: Callable[[str], None] = say,
     ) -> None:
         self.answers, self.source, self.replies = answers, source, replies
+        self.are_lines = isinstance(source, RequestFile)
         self.report = report
-        self.num_earlier = len(replies.positions)
-        self.keys: dict[str, None] = {}  # what the file of replies will hold, in its order
+        self.num_earlier = replies.num_replies
         self.first_bad: BadLine | None = None
         self.unused: Counter[str] = Counter()  # lines with a field that changes nothing
 
+    @room_for_scratch()
     def run(self) -> None:
         """Answer what is not answered yet, then put the file of replies in its place.
 
@@ -54,18 +56,18 @@ class BulkRun:
                 self._answer()
         except (KeyboardInterrupt, SystemExit):
             print(
-                f"stopped: {len(self.replies.positions):,} of {self.source.num_requests:,} "
+                f"stopped: {self.replies.num_replies:,} of {self.source.num_requests:,} "
                 f"requests are answered; the same command continues from {self.replies.partial}",
                 file=sys.stderr,
             )
             raise
         # Of a part, there must be a file to be put behind those of the others.
-        self.replies.finish(list(self.keys), may_be_empty=not self.source.shard.is_all)
+        self.replies.finish(may_be_empty=not self.source.shard.is_all)
         self._report()
 
     def _answer(self) -> None:
-        for _, record in self.answers.answer(self._unanswered(), self._fail):
-            self.replies.add(record)
+        for item, record in self.answers.answer(self._unanswered(), self._fail):
+            self.replies.add(item.number, record)
             self.progress.set_postfix_str(self._speed(), refresh=False)
             self.progress.update()
 
@@ -76,26 +78,25 @@ class BulkRun:
                 self._reject(item)
                 continue
             self.unused.update(item.unused)
-            key = id_key(item.id)
-            is_answered = key in self.replies.positions
-            if not is_answered and (reason := self._refusal(item)):
-                self._reject(BadLine(item.line, item.id, reason))
+            if self.num_earlier and item.number in self.replies:
                 continue
-            self.keys[key] = None
-            if not is_answered:
+            if reason := self._refusal(item):
+                self._reject(BadLine(item.number, item.id, reason))
+            else:
                 yield item
 
     def _refusal(self, item: IdentifiedRequest) -> str | None:
-        if item.line is None:  # what the turns of a dataset hold is its reader's business
+        if not self.are_lines:  # what the turns of a dataset hold is its reader's business
             return None
         return refusal(item.request, self.answers.tokenizer)
 
     def _fail(self, item: IdentifiedRequest, reason: str) -> None:
-        del self.keys[id_key(item.id)]
-        self._reject(BadLine(item.line, item.id, reason))
+        self._reject(BadLine(item.number, item.id, reason))
 
     def _reject(self, bad: BadLine) -> None:
-        self.replies.add_error(bad)
+        line = {"line": bad.number} if self.are_lines else {}
+        id = {} if bad.id is None else {"id": bad.id}
+        self.replies.add_error(bad.number, {**line, **id, "reason": bad.reason})
         self.progress.update()
         self.first_bad = self.first_bad or bad
 
@@ -106,10 +107,10 @@ class BulkRun:
     def _report(self) -> None:
         answers = self.answers
         bad = self.replies.num_errors
-        if not self.keys and self.source.shard.is_all:
+        if not self.replies.num_replies and self.source.shard.is_all:
             first = self.first_bad
             assert first is not None  # no source is empty
-            where = first.id if first.line is None else f"line {first.line}"
+            where = f"line {first.number}" if self.are_lines else first.id
             raise UserError(
                 f"not one request can be answered ({where}: {first.reason}): {self.replies.errors} "
                 "lists them all; dialogues are answered with `dataset_path`"

@@ -17,7 +17,7 @@ class IdentifiedRequest:
     """A request whose replies will be found again by its id.
 
     Attributes:
-        line: its number in the file it comes from, if it comes from one.
+        number: its place in what it comes from: of a file, that of the line, from 1.
         expected: the true reply, where it is known.
         unused: names of what stands in the line and changes nothing.
         candidates: replies to be ranked.
@@ -25,7 +25,7 @@ class IdentifiedRequest:
 
     id: Id
     request: Request
-    line: int | None = None
+    number: int = 0
     expected: str | None = None
     unused: Sequence[str] = ()
     candidates: Texts = ()
@@ -48,7 +48,12 @@ def turn_id(split: str, dialogue: int, turn: int) -> str:
 
 
 def request_of_turn(
-    id: str, dialogue: Dialogue, turn: int, max_history: int, params: SamplingParams
+    id: str,
+    dialogue: Dialogue,
+    turn: int,
+    max_history: int,
+    params: SamplingParams,
+    number: int = 0,
 ) -> IdentifiedRequest:
     """A request for the reply to one turn, of which the last `2 * max_history + 1` turns are seen.
 
@@ -61,4 +66,4 @@ def request_of_turn(
         params=replace(params, seed=seed_of(params.seed, id)),
     )
     candidates = utterance.candidates
-    return IdentifiedRequest(id, request, expected=candidates[-1], candidates=candidates)
+    return IdentifiedRequest(id, request, number, candidates[-1], candidates=candidates)

@@ -34,7 +34,7 @@ def read(tmp_path):
 
 def test_a_line_is_a_request_drawn_with_the_params_of_the_run(read):
     (item,) = read({"id": "a", "persona": ["i like tea ."], "history": ["hello !"]})
-    assert (item.id, item.line, item.expected) == ("a", 1, None)
+    assert (item.id, item.number, item.expected) == ("a", 1, None)
     assert item.request == Request(
         persona=["i like tea ."],
         history=["hello !"],
@@ -91,7 +91,7 @@ def test_a_byte_order_mark_carriage_returns_and_blank_lines_are_no_matter(tmp_pa
     path.write_bytes(b'\xef\xbb\xbf{"history": ["a"]}\r\n\r\n  \n{"history": ["b"]}')
     requests = RequestFile(path, PARAMS)
     assert requests.num_requests == 2
-    assert [(item.line, item.request.history) for item in requests] == [(1, ["a"]), (4, ["b"])]
+    assert [(item.number, item.request.history) for item in requests] == [(1, ["a"]), (4, ["b"])]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_byte_order_mark_carriage_returns_and_blank_lines_are_no_matter(tmp_pa
 def test_a_bad_line_is_named_and_the_others_are_read(read, line, id, says):
     bad, good = read(line, {"history": ["hello !"]})
     assert isinstance(bad, BadLine)
-    assert (bad.line, bad.id) == (1, id)
+    assert (bad.number, bad.id) == (1, id)
     assert says in bad.reason
     assert "\n" not in bad.reason
     assert isinstance(good, IdentifiedRequest)
@@ -139,10 +139,10 @@ def test_a_bad_line_is_named_and_the_others_are_read(read, line, id, says):
 
 def test_an_id_belongs_to_the_first_line_that_has_it(read):
     items = read({"id": "a"}, {"id": "a"}, {"id": 4}, {}, {"id": "b", "top_p": 2}, {"id": "b"})
-    good = [(item.line, item.id) for item in items if isinstance(item, IdentifiedRequest)]
+    good = [(item.number, item.id) for item in items if isinstance(item, IdentifiedRequest)]
     # The number of a line without an id may be the id of another.
     assert good == [(1, "a"), (3, 4), (4, "line 4")]
-    assert [(item.line, item.reason) for item in items if isinstance(item, BadLine)] == [
+    assert [(item.number, item.reason) for item in items if isinstance(item, BadLine)] == [
         (2, 'line 1 has the same id, "a"'),
         (5, "top_p is 2, but must be between 0 and 1"),
         (6, 'line 5 has the same id, "b"'),

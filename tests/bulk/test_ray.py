@@ -88,8 +88,8 @@ def test_actors_that_are_killed_lose_nothing_and_replies_are_those_of_one_proces
 ):
     added, killed, add = [], [], ReplyFile.add
 
-    def killing(self, record):
-        add(self, record)
+    def killing(self, number, record):
+        add(self, number, record)
         added.append(record["id"])
         if len(added) in (1, 60, 140):
             killed.append(random.choice(actors()))
@@ -131,15 +131,15 @@ def test_a_driver_that_is_killed_is_continued_and_repeats_nothing_that_was_done(
     assert f"(and those to {before} requests before)" in capsys.readouterr().out
     assert found(tmp_path) == undisturbed
     answered = {record["id"]: record for record in read_lines(tmp_path / "replies")}
-    assert all(answered[record["id"]] == record for record in done)
+    assert all({**record, **answered[record["id"]]} == record for record in done)
 
 
 def test_a_run_goes_on_with_ray_or_without(cluster, arguments, tmp_path, undisturbed, monkeypatch):
     add = ReplyFile.add
 
-    def stopping(self, record):
-        add(self, record)
-        if len(self.positions) == 100:
+    def stopping(self, number, record):
+        add(self, number, record)
+        if self.num_replies == 100:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -5,17 +5,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convai_fast.bulk.jsonl import BadLine, id_key
 from convai_fast.bulk.reply_file import ReplyFile
 from convai_fast.errors import UserError
 
 SETTINGS = {"input": "0123", "temperature": 0.7, "stop": (".",)}
 IDS = ["a", 1, "1", 2.5, "naïve 🙂", "line\nbreak", "{", 0]
-KEYS = [id_key(id) for id in IDS]
 
 
 def record(id):
     return {"id": id, "replies": [{"text": f"to {id}\n"}]}
+
+
+def add(replies, id):
+    replies.add(IDS.index(id), record(id))
 
 
 def content(output):
@@ -26,9 +28,9 @@ def complete(output, order=IDS):
     """Do what a run does: answer, in some order, what is not answered yet."""
     with ReplyFile(output, SETTINGS, overwrite=True) as replies:
         for id in order:
-            if id_key(id) not in replies.positions:
-                replies.add(record(id))
-        replies.finish(KEYS)
+            if IDS.index(id) not in replies:
+                add(replies, id)
+        replies.finish()
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +53,13 @@ def test_replies_are_on_disk_once_added_and_the_output_only_in_the_end(tmp_path)
     output = tmp_path / "replies.jsonl"
     with ReplyFile(output, SETTINGS) as replies:
         for done, id in enumerate(IDS, start=1):
-            replies.add(record(id))
+            add(replies, id)
             _, *lines = replies.partial.read_bytes().split(b"\n")[:-1]
-            assert [json.loads(line) for line in lines] == [record(id) for id in IDS[:done]]
+            assert [json.loads(line) for line in lines] == [
+                {"number": number, **record(id)} for number, id in enumerate(IDS[:done])
+            ]
             assert not output.exists()
-        replies.finish(KEYS)
+        replies.finish()
         assert output.exists()
         assert not replies.partial.exists()
 
@@ -64,14 +68,17 @@ def test_a_partial_file_torn_at_any_byte_is_continued_to_the_same_file(tmp_path,
     whole = tmp_path / "whole.jsonl"
     with ReplyFile(whole, SETTINGS) as replies:
         for id in IDS[::-1]:
-            replies.add(record(id))
+            add(replies, id)
     partial = replies.partial.read_bytes()
     output = tmp_path / "replies.jsonl"
     for cut in range(len(partial) + 1):
         (tmp_path / "replies.jsonl.partial").write_bytes(partial[:cut])
         with ReplyFile(output, SETTINGS) as replies:
             kept = max(partial.count(b"\n", 0, cut) - 1, 0)
-            assert list(replies.positions) == KEYS[::-1][:kept]
+            assert replies.num_replies == kept
+            assert [id in replies for id in reversed(range(len(IDS)))] == [
+                place < kept for place in range(len(IDS))
+            ]
         complete(output)
         assert content(output) == undisturbed
         output.unlink()
@@ -83,11 +90,11 @@ def test_any_number_of_interruptions_leave_the_same_file(tmp_path_factory, undis
     output = tmp_path_factory.mktemp("torn") / "replies.jsonl"
     for _ in range(data.draw(st.integers(1, 4))):
         with ReplyFile(output, SETTINGS) as replies:
-            left = [id for id in IDS if id_key(id) not in replies.positions]
+            left = [id for number, id in enumerate(IDS) if number not in replies]
             for id in data.draw(st.permutations(left))[: data.draw(st.integers(0, len(left)))]:
-                replies.add(record(id))
+                add(replies, id)
             size = replies.partial.stat().st_size
-        if not replies.positions:
+        if not replies.num_replies:
             assert not replies.partial.exists()  # there is nothing to continue
             continue
         os.truncate(replies.partial, size - data.draw(st.integers(0, min(40, size))))
@@ -102,7 +109,7 @@ def test_any_number_of_interruptions_leave_the_same_file(tmp_path_factory, undis
 def test_replies_drawn_otherwise_are_not_continued(tmp_path):
     output = tmp_path / "replies.jsonl"
     with ReplyFile(output, SETTINGS) as replies:
-        replies.add(record("a"))
+        add(replies, "a")
     before = content(replies.partial)
     with pytest.raises(UserError, match="begun with another temperature, n: delete it, or"):
         ReplyFile(output, {**SETTINGS, "temperature": 0.8, "n": 2})
@@ -130,14 +137,14 @@ def test_bad_lines_are_listed_anew_by_each_run_and_the_list_goes_with_the_last(t
     errors = tmp_path / "replies.jsonl.errors.jsonl"
     for _ in range(2):  # interrupted the first time
         with ReplyFile(output, SETTINGS) as replies:
-            replies.add_error(BadLine(1, "ä", "it is bad"))
-            replies.add_error(BadLine(2, None, "so is this"))
+            replies.add_error(2, {"line": 2, "reason": "so is this"})
+            replies.add_error(1, {"line": 1, "id": "ä", "reason": "it is bad"})
             assert replies.num_errors == 2
             assert not errors.exists()
-            if replies.positions:
-                replies.finish(KEYS[:1])
+            if replies.num_replies:
+                replies.finish()
             else:
-                replies.add(record(IDS[0]))
+                add(replies, IDS[0])
     assert errors.read_text("utf-8") == (
         '{"line": 1, "id": "ä", "reason": "it is bad"}\n{"line": 2, "reason": "so is this"}\n'
     )
@@ -147,8 +154,8 @@ def test_bad_lines_are_listed_anew_by_each_run_and_the_list_goes_with_the_last(t
 
 def test_without_a_reply_there_is_a_list_of_bad_lines_and_no_file_of_replies(tmp_path):
     with ReplyFile(tmp_path / "replies.jsonl", SETTINGS) as replies:
-        replies.add_error(BadLine(1, None, "it is bad"))
-        replies.finish([])
+        replies.add_error(1, {"line": 1, "reason": "it is bad"})
+        replies.finish()
     assert os.listdir(tmp_path) == ["replies.jsonl.errors.jsonl"]
 
 
@@ -165,6 +172,6 @@ def test_what_another_run_finished_meanwhile_is_not_replaced(tmp_path):
     with pytest.raises(UserError, match="already there: choose another `output`"):
         ReplyFile(output, {"seed": 1})
     with ReplyFile(output, {"seed": 1}, overwrite=True) as replies:
-        replies.add({"id": 1})
-        replies.finish(["1"])
+        replies.add(1, {"id": 1})
+        replies.finish()
     assert output.read_text() == '{"id": 1}\n'
