@@ -163,35 +163,54 @@ def test_a_model_that_no_actor_can_hold_and_a_cluster_without_room_are_one_sente
     assert error.count("\n") == 1
 
 
-def test_a_dataset_gets_the_replies_of_the_command_and_rows_that_are_done_are_left_out(
-    cluster, model, tmp_path, undisturbed, monkeypatch
-):
+def write_dataset(model, folder):
+    """Write the replies to rows in Parquet, but for those of which there are some already."""
     from ray.data.checkpoint import CheckpointConfig
 
     from convai_fast.bulk.ray import Actors, generate
 
     context = ray.data.DataContext.get_current()
-    monkeypatch.setattr(context, "enable_progress_bars", False)
-    checkpoint = CheckpointConfig(
-        "id", str(tmp_path / "checkpoint"), delete_checkpoint_on_success=False
-    )
-    monkeypatch.setattr(context, "checkpoint_config", checkpoint)
+    context.enable_progress_bars = False
+    context.checkpoint_config = CheckpointConfig("id", str(folder / "checkpoint"))
+    dataset = ray.data.read_json(str(folder / "requests"))
+    replies = generate(dataset, model, PARAMS, Actors(2, max_batch_size=4))
+    replies.write_parquet(str(folder / "replies"))
+
+
+def test_a_dataset_whose_driver_is_killed_is_continued_and_gets_the_replies_of_the_command(
+    cluster, model, tmp_path, undisturbed
+):
+    (tmp_path / "requests").mkdir()
     rows = [row for row in REQUESTS if row != "oops" and row["history"] != [[1, 100_000]]]
-    for number, part in enumerate((rows[:99], rows)):
-        path = tmp_path / f"requests-{number}"
-        path.mkdir()
-        for first in range(0, len(part), 50):
-            write_lines(path / f"{first}.jsonl", *part[first : first + 50])
-        dataset = ray.data.read_json(str(path))
-        actors = Actors(2, max_batch_size=4)
-        generate(dataset, model, PARAMS, actors).write_parquet(str(tmp_path / "replies"))
+    for first in range(0, len(rows), 50):
+        write_lines(tmp_path / "requests" / f"{first}.jsonl", *rows[first : first + 50])
+    program = (
+        "import pathlib, sys, ray; from tests.bulk.test_ray import write_dataset; "
+        "ray.init(log_to_driver=False); write_dataset(sys.argv[1], pathlib.Path(sys.argv[2]))"
+    )
+    environment = {**os.environ, "RAY_ADDRESS": cluster}
+    driver = subprocess.Popen([sys.executable, "-c", program, model, tmp_path], env=environment)
+
+    def written():
+        """Files of replies that are complete, as Ray knows by those of their ids."""
+        parts = [path.stem for path in (tmp_path / "checkpoint").glob("*.parquet")]
+        return [path for part in parts for path in (tmp_path / "replies").glob(f"{part}-*")]
+
+    while len(written()) < 3:
+        assert driver.poll() is None
+        time.sleep(0.01)
+    driver.kill()
+    driver.wait()
+    before = {path: path.read_bytes() for path in written()}
+    write_dataset(model, tmp_path)
+    assert {path: path.read_bytes() for path in before} == before
     table = ray.data.read_parquet(str(tmp_path / "replies")).take_all()
     assert sorted(row["id"] for row in table) == sorted(row["id"] for row in rows)
-    written = {row["id"]: row for row in table}
-    assert written["11"]["error"] == "history[0] is blank: leave it out"
+    answered = {row["id"]: row for row in table}
+    assert answered["11"]["error"] == "history[0] is blank: leave it out"
     for line in undisturbed[0].splitlines():
         record = json.loads(line)
-        theirs = written[record["id"]]["replies"]
+        theirs = answered[record["id"]]["replies"]
         assert [
             (reply["text"], reply["finish_reason"], [round(each, 6) for each in reply["logprobs"]])
             for reply in theirs
