@@ -9,8 +9,28 @@ from convai_fast.errors import UserError, shown
 Activation = Literal["gelu_new", "gelu", "relu", "silu"]
 NormPosition = Literal["pre", "post"]
 
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary positions (RoPE): the angles by which queries and keys are turned.
+
+    Attributes:
+        frequencies: head_dim / 2 of them; at position p an angle is p times its frequency.
+        scale: of the cosines and sines.
+        parameters: `rope_parameters` of transformers, from which both were computed.
+    """
+
+    frequencies: tuple[float, ...]
+    scale: float
+    parameters: Mapping[str, Any]
+
+
 # No model comes near it, and sizes of tensors do not overflow below it.
 _MAX_SIZE = 2**24
+_SIZES = (
+    *("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_kv_head", "head_dim"),
+    "n_inner",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +43,7 @@ class TransformerConfig:
         n_embd: width of the hidden states.
         n_head: attention heads.
         n_kv_head: heads of keys and values, each for as many of queries (grouped-query attention).
+        head_dim: width of one head.
         n_inner: width of the MLP's middle layer.
         activation: of the MLP; "gelu_new" is the tanh approximation.
         gated: whether the MLP multiplies what it activates by another projection (SwiGLU).
@@ -30,9 +51,12 @@ class TransformerConfig:
         norm_position: before a sub-layer, or after its residual sum.
         final_norm: whether there is one after the last block.
         norm_eps: of every norm.
-        rope_theta: base of rotary positions (RoPE); None where positions have an embedding.
+        rope: rotary positions; None where positions have an embedding.
+        qk_norm: whether an RMSNorm of each head of queries and of keys precedes the rotation.
         qkv_bias: whether the projections to queries, keys and values have a bias.
-        bias: whether the other linear layers of a block have one.
+        out_bias: whether the one after attention has.
+        mlp_bias: whether those of the MLP have.
+        tied: whether the language-model head is the token embedding.
         segments: whether a token's segment is added to it, from the token embedding.
         embd_pdrop, attn_pdrop, resid_pdrop: dropout of embeddings, attention weights, sub-layers.
         summary_first_dropout: dropout before the multiple-choice head.
@@ -49,6 +73,7 @@ class TransformerConfig:
     n_layer: int
     n_head: int
     n_kv_head: int
+    head_dim: int
     n_inner: int
     activation: Activation
     gated: bool
@@ -56,9 +81,12 @@ class TransformerConfig:
     norm_position: NormPosition
     final_norm: bool
     norm_eps: float
-    rope_theta: float | None
+    rope: Rope | None
+    qk_norm: bool
     qkv_bias: bool
-    bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    tied: bool
     segments: bool
     embd_pdrop: float
     attn_pdrop: float
@@ -67,8 +95,7 @@ class TransformerConfig:
     initializer_range: float
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_kv_head", "n_inner")
-        for name in sizes:
+        for name in _SIZES:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= _MAX_SIZE:
                 raise UserError(
@@ -87,20 +114,15 @@ class TransformerConfig:
                 raise UserError(
                     f"{name} must be a number above 0 and at most 1, not {shown(value)}."
                 )
-        for name, part in (("n_embd", "n_head"), ("n_head", "n_kv_head")):
-            size, divisor = getattr(self, name), getattr(self, part)
-            if size % divisor:
-                raise UserError(f"{name} {size} must be a multiple of {part} {divisor}.")
-        theta = self.rope_theta
-        if theta is not None and (not isinstance(theta, int | float) or not theta > 1):
-            raise UserError(f"rope_theta must be a number above 1, not {shown(theta)}.")
-        if theta is not None and self.head_dim % 2:
-            raise UserError(f"rotary positions need heads of an even width, not {self.head_dim}.")
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.n_embd // self.n_head
+        if self.n_head % self.n_kv_head:
+            raise UserError(
+                f"n_head {self.n_head} must be a multiple of n_kv_head {self.n_kv_head}."
+            )
+        if self.rope is not None and len(self.rope.frequencies) * 2 != self.head_dim:
+            raise UserError(
+                f"rotary positions need heads of an even width, all of which turns, not "
+                f"{self.head_dim}."
+            )
 
     @classmethod
     def from_transformers(cls, config: Mapping[str, Any]) -> "TransformerConfig":

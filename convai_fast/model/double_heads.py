@@ -63,7 +63,8 @@ class DoubleHeadsModel(nn.Module):
 
     It computes what transformers' double-heads class of the model's family computes, but vocabulary
     logits only where there is a label. The language-model head shares its weight with the token
-    embedding. A new model has random weights; `from_pretrained` reads saved ones.
+    embedding where the config says that they are tied. A new model has random weights;
+    `from_pretrained` reads saved ones.
 
     Attributes:
         head_is_new: whether the multiple-choice head has random weights, so that nothing is ranked
@@ -80,6 +81,8 @@ class DoubleHeadsModel(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
+        head = torch.empty(config.vocab_size, config.n_embd).normal_(std=config.initializer_range)
+        self.lm_head = None if config.tied else nn.Parameter(head)
         self.mc_dropout = Dropout(config.summary_first_dropout)
         self.multiple_choice_head = RankingHead(config.n_embd, 1)
         self.head_is_new = True
@@ -230,7 +233,12 @@ class DoubleHeadsModel(nn.Module):
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits [..., vocab_size] of hidden states [..., n_embd]."""
-        return vocabulary_logits(hidden, self.transformer.token_embedding.weight)
+        return vocabulary_logits(hidden, self.lm_head_weight)
+
+    @property
+    def lm_head_weight(self) -> Tensor:
+        """[vocab_size, n_embd], which makes logits of hidden states."""
+        return self.transformer.token_embedding.weight if self.lm_head is None else self.lm_head
 
     def resize_token_embeddings(self, vocab_size: int) -> None:
         """Make room for new tokens: rows up to `vocab_size`, drawn like those of a new model.
@@ -247,11 +255,16 @@ class DoubleHeadsModel(nn.Module):
             )
         if new_rows == 0:
             return
-        old = self.transformer.token_embedding.weight.detach()
-        new = old.new_empty(new_rows, old.shape[1]).normal_(std=self.config.initializer_range)
+
+        def resized(old: Tensor) -> Tensor:
+            new = old.new_empty(new_rows, old.shape[1]).normal_(std=self.config.initializer_range)
+            return torch.cat([old.detach(), new])
+
         self.transformer.token_embedding = nn.Embedding.from_pretrained(
-            torch.cat([old, new]), freeze=False
+            resized(self.transformer.token_embedding.weight), freeze=False
         )
+        if self.lm_head is not None:
+            self.lm_head = nn.Parameter(resized(self.lm_head))
         self.config = dataclasses.replace(self.config, vocab_size=vocab_size)
         self.transformer.config = self.config
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from convai_fast import ops
 from convai_fast._native import use_huge_pages
 from convai_fast.errors import UserError
+from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.layers import Linear
-from convai_fast.model.transformer import Transformer
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -145,18 +145,18 @@ def _stack(tensors: Iterable[Tensor | None]) -> Tensor | None:
 
 
 def pack_decoder(
-    transformer: Transformer, dtype: torch.dtype
+    model: DoubleHeadsModel, dtype: torch.dtype
 ) -> tuple[ops.PackedDecoder, ops.PackedWeight]:
-    """`transformer` for `convai_fast.ops.decoder_step`, and its language-model head.
+    """A model's decoder for `convai_fast.ops.decoder_step`, and its language-model head.
 
     Linear layers are in `dtype`. Float32 embeddings are shared with the model, not copied.
 
     Raises:
         UserError: a linear layer is wrapped, as by an adapter that is not merged.
     """
-    config, embedding = transformer.config, transformer.token_embedding.weight
+    transformer, config, head = model.transformer, model.config, model.lm_head_weight
     linear_layers = [m.weight for m in transformer.modules() if isinstance(m, nn.Linear)]
-    room = _Room(sum(ops.packed_bytes(w.shape, dtype) for w in [*linear_layers, embedding]))
+    room = _Room(sum(ops.packed_bytes(w.shape, dtype) for w in [*linear_layers, head]))
 
     def floats(parameter: Tensor) -> Tensor:
         return parameter.detach().float().contiguous()
@@ -174,6 +174,11 @@ def pack_decoder(
         weights, biases = zip(*map(norm, modules(name)), strict=True)
         return torch.stack(weights), _stack(biases)
 
+    def qk_norm() -> tuple[Tensor, Tensor] | None:
+        if not config.qk_norm:
+            return None
+        return norms("attention.q_norm")[0], norms("attention.k_norm")[0]
+
     def linear(name: str) -> tuple[ops.PackedWeight, Tensor | None]:
         layers = modules(name)
         for layer in layers:
@@ -185,14 +190,16 @@ def pack_decoder(
         weights = (ops.pack_weight(layer.weight, dtype) for layer in layers)
         return room.keep_stack(weights), _stack(map(bias, layers))
 
-    positions = transformer.position_embedding
+    positions, rope = transformer.position_embedding, config.rope
     decoder = ops.PackedDecoder(
-        token_embedding=floats(embedding),
+        token_embedding=floats(transformer.token_embedding.weight),
         position_embedding=None if positions is None else floats(positions.weight),
+        rope_frequencies=None if rope is None else torch.tensor(rope.frequencies),
         final_norm=norm(transformer.final_norm) if config.final_norm else None,
         layers=ops.PackedLayers(
             attention_norm=norms("attention_norm"),
             mlp_norm=norms("mlp_norm"),
+            qk_norm=qk_norm(),
             qkv=linear("attention.qkv"),
             out=linear("attention.out"),
             gate=linear("mlp.gate") if config.gated else None,
@@ -200,11 +207,12 @@ def pack_decoder(
             down=linear("mlp.down"),
         ),
         num_heads=config.n_head,
+        head_dim=config.head_dim,
         n_inner=config.n_inner,
         pre_norm=config.norm_position == "pre",
         rms_norm=config.norm == "rms",
         norm_eps=config.norm_eps,
         activation=config.activation,
-        rope_theta=config.rope_theta,
+        rope_scale=1.0 if rope is None else rope.scale,
     )
-    return decoder, room.keep(ops.pack_weight(embedding, dtype))
+    return decoder, room.keep(ops.pack_weight(head, dtype))

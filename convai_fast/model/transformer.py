@@ -22,7 +22,11 @@ class Attention(nn.Module):
         self.qkv = Linear(
             config.n_embd, sum(self.num_heads) * config.head_dim, bias=config.qkv_bias
         )
-        self.out = Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+            for _ in "qk"
+        )
+        self.out = Linear(config.n_head * config.head_dim, config.n_embd, bias=config.out_bias)
         self.attn_pdrop = config.attn_pdrop
         self.dropout = Dropout(config.resid_pdrop)
 
@@ -36,6 +40,7 @@ class Attention(nn.Module):
         """[..., n_embd] to the same; the arguments are those of `Block.forward`."""
         qkv = self.qkv(x).unflatten(-1, (sum(self.num_heads), -1))
         q, k, v = qkv.split(self.num_heads, dim=-2)
+        q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotary.rotate(q, rotation), rotary.rotate(k, rotation)
         dropout_p = self.attn_pdrop if self.training else 0.0
@@ -50,8 +55,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.up = Linear(config.n_embd, config.n_inner, bias=config.bias)
-        self.down = Linear(config.n_inner, config.n_embd, bias=config.bias)
+        self.up = Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
+        self.down = Linear(config.n_inner, config.n_embd, bias=config.mlp_bias)
         self.activation = ops.ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.resid_pdrop)
 
@@ -70,9 +75,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.gate = Linear(config.n_embd, config.n_inner, bias=config.bias)
-        self.up = Linear(config.n_embd, config.n_inner, bias=config.bias)
-        self.down = Linear(config.n_inner, config.n_embd, bias=config.bias)
+        self.gate = Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
+        self.up = Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
+        self.down = Linear(config.n_inner, config.n_embd, bias=config.mlp_bias)
         self.activation = ops.ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.resid_pdrop)
 
@@ -149,7 +154,7 @@ class Transformer(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.position_embedding = (
-            nn.Embedding(config.n_positions, config.n_embd) if config.rope_theta is None else None
+            nn.Embedding(config.n_positions, config.n_embd) if config.rope is None else None
         )
         self.dropout = Dropout(config.embd_pdrop)
         self.gradient_checkpointing = False
@@ -195,11 +200,12 @@ class Transformer(nn.Module):
         else:
             # One look-up, so that the gradient of the embedding is made once.
             x = self.token_embedding(torch.stack([input_ids, token_type_ids])).sum(0)
-        rotation, theta = None, self.config.rope_theta
+        rotation = None
         if self.position_embedding is not None:
             x = x + self.position_embedding(context.position_ids)
-        if theta is not None:
-            rotation = rotary.rotation(context.position_ids, self.config.head_dim, theta)
+        if self.config.rope is not None:
+            frequencies, scale = self.config.rope.frequencies, self.config.rope.scale
+            rotation = rotary.rotation(context.position_ids, frequencies, scale)
         x = self.dropout(x)
         for block in self.blocks:
             arguments = (x, context, rotation, wanted if block is self.blocks[-1] else None)

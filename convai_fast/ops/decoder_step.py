@@ -37,12 +37,14 @@ class PackedLayers:
 
     Attributes:
         attention_norm, mlp_norm: (weight, bias or None).
+        qk_norm: weights [head_dim] of the norms of queries and keys, or None.
         qkv, out, up, down: linear layers, (weight, bias or None).
         gate: as these, of a gated MLP, else None.
     """
 
     attention_norm: tuple[Tensor, Tensor | None]
     mlp_norm: tuple[Tensor, Tensor | None]
+    qk_norm: tuple[Tensor, Tensor] | None
     qkv: tuple[PackedWeight, Tensor | None]
     out: tuple[PackedWeight, Tensor | None]
     gate: tuple[PackedWeight, Tensor | None] | None
@@ -51,7 +53,7 @@ class PackedLayers:
 
     def tensors(self) -> list[Tensor | None]:
         """In the order in which `decoder_step` takes them."""
-        tensors = [*self.attention_norm, *self.mlp_norm]
+        tensors = [*self.attention_norm, *self.mlp_norm, *(self.qk_norm or (None, None))]
         for linear in (self.qkv, self.out, self.gate, self.up, self.down):
             if linear is None:
                 tensors += [None] * 4
@@ -68,28 +70,32 @@ class PackedDecoder:
     Attributes:
         token_embedding: [vocab_size, n_embd], of tokens and of their segments.
         position_embedding: [n_positions, n_embd], or None.
+        rope_frequencies: [head_dim / 2], of rotary positions, or None.
         final_norm: (weight, bias or None), or None.
         layers: all of them.
         num_heads: of queries.
+        head_dim: width of one head.
         n_inner: width of the MLP's middle.
         pre_norm: whether norms come before a sub-layer, not after its residual sum.
         rms_norm: RMSNorm instead of LayerNorm.
         norm_eps: of every norm.
         activation: "gelu_new", "gelu", "relu" or "silu".
-        rope_theta: base of rotary positions, or None.
+        rope_scale: of the cosines and sines of rotary positions.
     """
 
     token_embedding: Tensor
     position_embedding: Tensor | None
+    rope_frequencies: Tensor | None
     final_norm: tuple[Tensor, Tensor | None] | None
     layers: PackedLayers
     num_heads: int
+    head_dim: int
     n_inner: int
     pre_norm: bool
     rms_norm: bool
     norm_eps: float
     activation: str
-    rope_theta: float | None
+    rope_scale: float
 
     @cached_property
     def tensors(self) -> list[Tensor | None]:
@@ -98,6 +104,7 @@ class PackedDecoder:
         return [
             self.token_embedding,
             self.position_embedding,
+            self.rope_frequencies,
             *final_norm,
             *self.layers.tensors(),
         ]
@@ -143,10 +150,11 @@ def decoder_step(
         values,
         decoder.tensors,
         decoder.num_heads,
+        decoder.head_dim,
         decoder.n_inner,
         decoder.pre_norm,
         decoder.rms_norm,
         decoder.norm_eps,
         decoder.activation,
-        decoder.rope_theta,
+        decoder.rope_scale,
     )

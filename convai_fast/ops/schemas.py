@@ -48,8 +48,8 @@ library.define(
 library.define(
     "decoder_step(Tensor input_ids, Tensor? token_type_ids, Tensor slots, Tensor offsets,"
     " Tensor lengths, Tensor(a!) keys, Tensor(b!) values, Tensor?[] weights, int num_heads,"
-    " int n_inner, bool pre_norm, bool rms_norm, float norm_eps, str activation, float? rope_theta)"
-    " -> Tensor"
+    " int head_dim, int n_inner, bool pre_norm, bool rms_norm, float norm_eps, str activation,"
+    " float rope_scale) -> Tensor"
 )
 
 library.define(

@@ -25,7 +25,7 @@ class FlopsCounter:
 
         blocks = model.transformer.blocks.parameters()
         self.per_token = sum(flops(parameter) for parameter in blocks if parameter.dim() == 2)
-        self.per_label = flops(model.transformer.token_embedding.weight)
+        self.per_label = flops(model.lm_head_weight)
 
     def count(self, num_tokens: int, num_labels: int) -> float:
         """Of a step over `num_tokens` tokens, `num_labels` of which are labelled."""

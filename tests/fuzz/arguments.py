@@ -203,10 +203,8 @@ def make_decoder_step(rng: Rng) -> Arguments:
     num_kv_heads, group, layers = (int(n) for n in rng.integers(1, 3, 3))
     head_dim, n_inner = int(rng.choice([2, 4, 10])), int(rng.choice([3, 17, 70]))
     num_heads, vocab, capacity, slots = num_kv_heads * group, 13, 64, 3
-    n_embd, dtype = (
-        num_heads * head_dim,
-        [torch.float32, torch.bfloat16, torch.int8][rng.integers(3)],
-    )
+    n_embd = int(rng.choice([num_heads * head_dim, 6, 33]))
+    dtype = [torch.float32, torch.bfloat16, torch.int8][rng.integers(3)]
     rms, rope = bool(rng.integers(2)), bool(rng.integers(2))
     sequences = int(rng.integers(1, slots + 1))
     new = rng.integers(1, 6, sequences)
@@ -227,10 +225,13 @@ def make_decoder_step(rng: Rng) -> Arguments:
         return [*stacks, maybe(layers, out_features)]
 
     weights = [floats(vocab, n_embd), None if rope else floats(capacity, n_embd)]
+    weights.append(floats(head_dim // 2) if rope else None)
     weights += [floats(n_embd), maybe(n_embd)] if rng.integers(2) else [None, None]
     for _ in range(2):
         weights += [floats(layers, n_embd), maybe(layers, n_embd)]
-    weights += linear(n_embd, (num_heads + 2 * num_kv_heads) * head_dim) + linear(n_embd, n_embd)
+    weights += [floats(layers, head_dim) for _ in range(2)] if rng.integers(2) else [None] * 2
+    weights += linear(n_embd, (num_heads + 2 * num_kv_heads) * head_dim)
+    weights += linear(num_heads * head_dim, n_embd)
     weights += linear(n_embd, n_inner) if rng.integers(2) else [None] * 4
     weights += linear(n_embd, n_inner) + linear(n_inner, n_embd)
     kept = torch.float32 if dtype == torch.float32 else torch.bfloat16
@@ -253,12 +254,13 @@ def make_decoder_step(rng: Rng) -> Arguments:
         "values": values,
         "weights": weights,
         "num_heads": num_heads,
+        "head_dim": head_dim,
         "n_inner": n_inner,
         "pre_norm": bool(rng.integers(2)),
         "rms_norm": rms,
         "norm_eps": 1e-3,
         "activation": ["gelu_new", "gelu", "relu", "silu"][rng.integers(4)],
-        "rope_theta": 100.0 if rope else None,
+        "rope_scale": float(rng.choice([1.0, 1.3])),
     }
 
 

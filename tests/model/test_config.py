@@ -5,6 +5,7 @@ from transformers import GPT2Config, OpenAIGPTConfig
 
 from convai_fast.errors import UserError
 from convai_fast.model import TransformerConfig
+from convai_fast.model.config import Rope
 
 CONFIG_CLASSES = {"openai-gpt": OpenAIGPTConfig, "gpt2": GPT2Config}
 OLD_GPT = {"afn": "gelu", "n_ctx": 512, "n_embd": 32, "n_head": 4, "n_layer": 3, "vocab_size": 90}
@@ -126,8 +127,10 @@ def test_what_would_change_the_results_is_refused_in_one_sentence(settings, sent
     ("change", "sentence"),
     [
         ({"n_kv_head": 5}, "n_head 12 must be a multiple of n_kv_head 5"),
-        ({"rope_theta": "1e4"}, "rope_theta must be a number above 1, not '1e4'"),
-        ({"rope_theta": 1e4, "n_embd": 36}, "rotary positions need heads of an even width, not 3"),
+        (
+            {"rope": Rope((1.0,), 1.0, {}), "head_dim": 3},
+            "rotary positions need heads of an even width, all of which turns, not 3",
+        ),
     ],
 )
 def test_what_no_decoder_can_be_is_refused(change, sentence):

@@ -12,11 +12,13 @@ from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from convai_fast.generation.backends import CpuBackend, CudaBackend, TorchBackend
 from convai_fast.generation.scheduler import Step
 from convai_fast.model import DoubleHeadsModel, Transformer, TransformerConfig
+from convai_fast.model.config import Rope
 from convai_fast.model.context import Branches, Causal
 from convai_fast.model.packed import for_inference, throughput
 from convai_fast.model.transformer import MLP, Attention, Block, GatedMLP
 from convai_fast.ops import rotary
 
+ROPE = Rope(tuple(500.0 ** -(k / 4) for k in range(4)), 1.0, {})  # for heads of 8
 LLAMA = dict(
     n_inner=56,
     activation="silu",
@@ -24,9 +26,10 @@ LLAMA = dict(
     norm="rms",
     norm_eps=1e-3,
     n_kv_head=2,
-    rope_theta=500.0,
+    rope=ROPE,
     qkv_bias=False,
-    bias=False,
+    out_bias=False,
+    mlp_bias=False,
     segments=False,
     initializer_range=0.2,
 )
@@ -52,6 +55,7 @@ CHANGES = dict(
     n_layer=1,
     n_head=8,
     n_kv_head=2,
+    head_dim=10,
     n_inner=127,
     activation="gelu",
     gated=True,
@@ -59,9 +63,12 @@ CHANGES = dict(
     norm_position="post",
     final_norm=False,
     norm_eps=0.5,
-    rope_theta=500.0,
+    rope=ROPE,
+    qk_norm=True,
     qkv_bias=False,
-    bias=False,
+    out_bias=False,
+    mlp_bias=False,
+    tied=False,
     segments=False,
     embd_pdrop=0.5,
     attn_pdrop=0.5,
@@ -163,14 +170,14 @@ def test_rms_norm_is_llamas():
 @pytest.mark.parametrize("bias", [False, True])
 def test_gated_mlp_is_llamas(bias):
     peer = randomised(llama.LlamaMLP(transformers.LlamaConfig(**PEER, mlp_bias=bias)))
-    mlp = GatedMLP(make_config(**(LLAMA | dict(bias=bias)))).eval()
+    mlp = GatedMLP(make_config(**(LLAMA | dict(mlp_bias=bias)))).eval()
     mlp.load_state_dict(mlp_weights(peer))
     x = torch.randn(3, 5, 32)
     assert_close(mlp(x), peer(x))
 
 
 def test_plain_mlp_may_have_no_bias():
-    mlp = MLP(make_config(bias=False)).eval()
+    mlp = MLP(make_config(mlp_bias=False)).eval()
     assert [name for name, _ in mlp.named_parameters()] == ["up.weight", "down.weight"]
 
 
@@ -184,19 +191,19 @@ def test_attention_with_rotary_positions_is_llamas_and_qwens(num_kv_heads, kind)
     else:
         config = transformers.LlamaConfig(**settings, attention_bias=kind == "bias")
         peer = randomised(llama.LlamaAttention(config, layer_idx=0))
-    changes = dict(n_kv_head=num_kv_heads, qkv_bias=kind != "no bias", bias=kind == "bias")
+    changes = dict(n_kv_head=num_kv_heads, qkv_bias=kind != "no bias", out_bias=kind == "bias")
     attention = Attention(make_config(**(LLAMA | changes)), layer=0).eval()
     attention.load_state_dict(attention_weights(peer))
 
     x, positions = torch.randn(2, 12, 32), torch.stack([POSITIONS, POSITIONS * 3])
     theirs, _ = peer(x, llama.LlamaRotaryEmbedding(config)(x, positions), None)
-    rotation = rotary.rotation(positions, 8, 500.0)
+    rotation = rotary.rotation(positions, ROPE.frequencies)
     assert_close(attention(x, Causal(positions), rotation), theirs)
 
 
 def test_a_rotation_keeps_the_dtype_and_the_length():
     x = torch.randn(12, 4, 8, dtype=torch.bfloat16)
-    turned = rotary.rotate(x, rotary.rotation(POSITIONS, 8, 500.0))
+    turned = rotary.rotate(x, rotary.rotation(POSITIONS, ROPE.frequencies))
     assert turned.dtype == torch.bfloat16
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-2, atol=0)
 

@@ -6,26 +6,30 @@ import pytest
 import torch
 
 from convai_fast import ops
-from convai_fast.model import Transformer, TransformerConfig
+from convai_fast.model import DoubleHeadsModel, TransformerConfig
+from convai_fast.model.config import Rope
 from convai_fast.model.packed import pack_decoder
 from convai_fast.ops import reference
 from tests.helpers.branches import needs_kernels
 
 GPT2 = dict(model_type="gpt2", vocab_size=101, n_positions=96, n_embd=48, n_layer=2, n_head=4)
+ROPE = Rope(tuple(500.0 ** -(k / 6) for k in range(6)), 1.1, {})  # for heads of 12
 # What makes decoders differ, each change by itself.
 CHANGES = {
     "gpt2": {},
     "norms after the sums": dict(norm_position="post", final_norm=False),
     "rms": dict(norm="rms"),
-    "rotary positions": dict(rope_theta=500.0),
+    "rotary positions": dict(rope=ROPE),
+    "norms of queries and keys": dict(qk_norm=True, rope=ROPE, norm="rms"),
+    "heads wider than their part": dict(head_dim=20, n_kv_head=2),
     "grouped heads": dict(n_kv_head=2),
     "gated": dict(gated=True, activation="silu", n_inner=50),
-    "no biases": dict(bias=False, qkv_bias=False),
+    "no biases": dict(mlp_bias=False, out_bias=False, qkv_bias=False),
     "no segments": dict(segments=False),
     "gelu": dict(activation="gelu"),
     "relu": dict(activation="relu"),
-    "narrow": dict(n_embd=12, n_inner=17),  # nothing is a multiple of a vector
-    "wide heads": dict(n_head=1, n_kv_head=1, n_embd=80),
+    "narrow": dict(n_embd=12, head_dim=3, n_inner=17),  # nothing is a multiple of a vector
+    "wide heads": dict(n_head=1, n_kv_head=1, head_dim=80, n_embd=80),
 }
 DTYPES = [torch.float32, torch.bfloat16, torch.int8]
 
@@ -34,10 +38,10 @@ def make(change="gpt2", dtype=torch.float32):
     torch.manual_seed(0)
     config = TransformerConfig.from_transformers(GPT2)
     config = dataclasses.replace(config, **CHANGES[change])
-    transformer = Transformer(config)
-    for parameter in transformer.parameters():
+    model = DoubleHeadsModel(config)
+    for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    return config, pack_decoder(transformer, dtype)[0]
+    return config, pack_decoder(model, dtype)[0]
 
 
 class Steps:
@@ -74,8 +78,9 @@ class Steps:
 
     def all_arguments(self, sequences):
         d = self.decoder
-        settings = (d.num_heads, d.n_inner, d.pre_norm, d.rms_norm, d.norm_eps, d.activation)
-        return (*self.arguments(sequences), d.tensors, *settings, d.rope_theta)
+        sizes = (d.num_heads, d.head_dim, d.n_inner)
+        settings = (d.pre_norm, d.rms_norm, d.norm_eps, d.activation, d.rope_scale)
+        return (*self.arguments(sequences), d.tensors, *sizes, *settings)
 
     def take_by_reference(self, sequences):
         return reference.decoder_step(*self.all_arguments(sequences))
@@ -163,8 +168,8 @@ def test_what_does_not_fit_is_named_and_nothing_is_written():
     good = steps.all_arguments({0: (0, [1, 2]), 2: (3, [4])})
     names = (
         *("input_ids", "token_type_ids", "slots", "offsets", "lengths", "keys", "values"),
-        *("weights", "num_heads", "n_inner", "pre_norm", "rms_norm", "norm_eps", "activation"),
-        "rope_theta",
+        *("weights", "num_heads", "head_dim", "n_inner", "pre_norm", "rms_norm", "norm_eps"),
+        *("activation", "rope_scale"),
     )
 
     def call(**wrong):
@@ -183,34 +188,44 @@ def test_what_does_not_fit_is_named_and_nothing_is_written():
         ({"input_ids": ids.int()}, TypeError, "input_ids must be Long"),
         ({"lengths": torch.tensor([0, 128])}, IndexError, "sequence 1 has 1 tokens after 128"),
         ({"slots": torch.tensor([0, 3])}, IndexError, "sequence 1 has slot 3, but there are 3"),
-        ({"weights": weights[:-1]}, ValueError, "there must be 28 weights, not 27"),
-        ({"weights": [*weights, None]}, ValueError, "there must be 28 weights, not 29"),
+        ({"weights": weights[:-1]}, ValueError, "there must be 31 weights, not 30"),
+        ({"weights": [*weights, None]}, ValueError, "there must be 31 weights, not 32"),
         (
-            {"weights": [*weights[:8], weights[8][:1], *weights[9:]]},
+            {"weights": [*weights[:11], weights[11][:1], *weights[12:]]},
             ValueError,
             r"weight of shape \[1, .* which need \[2, ",
         ),
         (
-            {"weights": [*weights[:8], None, *weights[9:]]},
+            {"weights": [*weights[:11], None, *weights[12:]]},
             ValueError,
             "a linear layer is missing",
         ),
         (
-            {"weights": [*weights[:12], None, *weights[13:]]},
+            {"weights": [*weights[:15], None, *weights[16:]]},
             ValueError,
             "a linear layer is missing",
         ),
         (
-            {"weights": [*weights[:4], None, *weights[5:]]},
+            {"weights": [*weights[:5], None, *weights[6:]]},
             ValueError,
             "weight of a norm is missing",
         ),
         ({"weights": [weights[0][:, :40].contiguous(), *weights[1:]]}, ValueError, "40"),
-        ({"num_heads": 5}, ValueError, "5 heads do not fit a width of 48"),
+        ({"num_heads": 5}, ValueError, "5 heads of 12 do not fit keys"),
         ({"num_heads": 0}, ValueError, "0 heads"),
+        ({"head_dim": 16}, ValueError, "keys"),
         ({"n_inner": 60}, ValueError, "does not fit"),
         ({"activation": "tanh"}, ValueError, "must be gelu_new, gelu, relu or silu, not tanh"),
-        ({"rope_theta": -1.0}, ValueError, "rope_theta must be above 0"),
+        (
+            {"weights": [*weights[:2], torch.ones(5), *weights[3:]]},
+            ValueError,
+            r"rope_frequencies .* \[5\]",
+        ),
+        (
+            {"weights": [*weights[:9], torch.ones(2, 12), *weights[10:]]},
+            ValueError,
+            "queries and keys must both have a norm",
+        ),
         ({"keys": steps.keys[:1]}, ValueError, "keys .* and values"),
         ({"keys": steps.keys.bfloat16()}, TypeError, "values must be BFloat16, as keys are"),
     ]:

@@ -20,7 +20,7 @@ class CpuBackend(Backend):
 
     def __init__(self, model: DoubleHeadsModel, num_slots: int, weights: str = "float32") -> None:
         config, dtype = model.config, WEIGHTS[weights]
-        self.decoder, head = pack_decoder(model.transformer, dtype)
+        self.decoder, head = pack_decoder(model, dtype)
         self.lm_head = partial(ops.packed_linear, weight=head)
         self.n_positions, self._has_segments = config.n_positions, config.segments
         self._heads = (config.n_layer, num_slots, config.n_kv_head)

@@ -107,26 +107,35 @@ class GPT(Family):
 
     def read_config(self, settings: Mapping[str, Any]) -> TransformerConfig:
         """OpenAI GPT's class knows no n_inner: the MLP is four times as wide as the rest."""
-        activation, n_embd = settings[self.activation_field], settings["n_embd"]
+        activation = settings[self.activation_field]
+        n_embd, n_head = settings["n_embd"], settings["n_head"]
         if activation not in list(self.activations):  # which may be no string
             raise UserError(
                 f"{self.activation_field} {shown(activation)} is not supported for "
                 f"{self.name}; use one of {', '.join(self.activations)}."
             )
+        are_numbers = type(n_embd) is int and type(n_head) is int and n_head > 0
+        if are_numbers and n_embd % n_head:
+            raise UserError(f"n_embd {n_embd} must be a multiple of n_head {n_head}.")
         return TransformerConfig(
             family=self.name,
             **{name: settings[name] for name in (*_SIZES, *_DROPOUTS, "initializer_range")},
-            n_kv_head=settings["n_head"],
-            n_inner=4 * n_embd if isinstance(n_embd, int) else n_embd,  # which is refused
+            n_kv_head=n_head,
+            # What is no number is refused.
+            head_dim=n_embd // n_head if are_numbers else n_head,
+            n_inner=4 * n_embd if isinstance(n_embd, int) else n_embd,
             activation=self.activations[activation],
             gated=False,
             norm="layer",
             norm_position=self.norm_position,
             final_norm=self.final_norm,
             norm_eps=settings["layer_norm_epsilon"],
-            rope_theta=None,
+            rope=None,
+            qk_norm=False,
             qkv_bias=True,
-            bias=True,
+            out_bias=True,
+            mlp_bias=True,
+            tied=True,
             segments=True,
         )
 

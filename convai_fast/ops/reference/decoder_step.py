@@ -21,21 +21,21 @@ def decoder_step(
     values: Tensor,
     weights: list[Tensor | None],
     num_heads: int,
+    head_dim: int,
     n_inner: int,
     pre_norm: bool,
     rms_norm: bool,
     norm_eps: float,
     activation: str,
-    rope_theta: float | None,
+    rope_scale: float,
 ) -> Tensor:
     """See `convai_fast.ops.decoder_step`."""
     counts, last = offsets.diff(), offsets[1:] - 1
     if (counts < 1).any():
         raise IndexError("decoder_step: a sequence has no new token")
-    embedding, position_embedding, *final_norm = weights[:4]
+    embedding, position_embedding, rope_frequencies, *final_norm = weights[:5]
     token_embedding = cast(Tensor, embedding)
     n_embd, num_kv_heads = token_embedding.shape[1], keys.shape[2]
-    head_dim = n_embd // num_heads
     heads = [num_heads, num_kv_heads, num_kv_heads]
 
     def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -52,9 +52,10 @@ def decoder_step(
     if position_embedding is not None:
         x = x + position_embedding[position_ids]
     for layer in range(len(keys)):
-        tensors = (None if stack is None else stack[layer] for stack in weights[4:])
+        tensors = (None if stack is None else stack[layer] for stack in weights[5:])
         attention_norm = partial(norm, weight=next(tensors), bias=next(tensors))
         mlp_norm = partial(norm, weight=next(tensors), bias=next(tensors))
+        q_norm, k_norm = next(tensors), next(tensors)
         qkv = _linear(tensors, sum(heads) * head_dim)
         out, gate, up, down = (
             _linear(tensors, size) for size in (n_embd, n_inner, n_inner, n_embd)
@@ -65,8 +66,10 @@ def decoder_step(
             .unflatten(1, (-1, head_dim))
             .split(heads, dim=1)
         )
-        if rope_theta is not None:
-            turn = rotation(position_ids, head_dim, rope_theta)
+        if q_norm is not None and k_norm is not None:
+            q, k = (F.rms_norm(x, (head_dim,), w, norm_eps) for x, w in ((q, q_norm), (k, k_norm)))
+        if rope_frequencies is not None:
+            turn = rotation(position_ids, tuple(rope_frequencies.tolist()), rope_scale)
             q, k = rotate(q, turn), rotate(k, turn)
         attended = torch.ops.convai_fast.cached_attention(
             q, k, v, keys[layer], values[layer], slots, offsets, lengths

@@ -15,11 +15,13 @@ using Tensors = c10::List<std::optional<at::Tensor>>;
 // Takes the weights one after another, in the order of `PackedDecoder.tensors`; those of the layers
 // are stacked, the first layer's first.
 class Reader {
+  // Tensors around the layers, of their norms, and of their products.
+  static constexpr size_t kAround = 5, kNorms = 6, kProducts = 5 * 4;
+
  public:
   explicit Reader(const Tensors& tensors) : tensors_(tensors) {
-    constexpr size_t kWeights = 4 + 4 + 5 * 4;  // around the layers, their norms, their products
-    TORCH_CHECK_VALUE(tensors.size() == kWeights, kOp, ": there must be ", kWeights,
-                      " weights, not ", tensors.size());
+    TORCH_CHECK_VALUE(tensors.size() == kAround + kNorms + kProducts, kOp, ": there must be ",
+                      kAround + kNorms + kProducts, " weights, not ", tensors.size());
   }
 
   std::optional<at::Tensor> next() { return tensors_.get(next_++); }
@@ -31,11 +33,20 @@ class Reader {
     return *tensor;
   }
 
+  // Of each of `size` features, or null.
+  const float* vector(const char* name, at::IntArrayRef stack, int64_t size) {
+    return packed_linear::vector_of<float>(kOp, name, next(), stack, size);
+  }
+
+  // The norm of each head.
+  Norm head_norm(const char* name, int64_t layers, int64_t head_dim, double eps) {
+    return {vector(name, layers, head_dim), nullptr, static_cast<float>(eps), true};
+  }
+
   // A norm's weight and bias; both are null where the weight is missing.
   Norm norm(at::IntArrayRef stack, int64_t size, double eps, bool rms) {
-    using packed_linear::vector_of;
-    const auto* weight = vector_of<float>(kOp, "the weight of a norm", next(), stack, size);
-    const auto* bias = vector_of<float>(kOp, "the bias of a norm", next(), stack, size);
+    const auto* weight = vector("the weight of a norm", stack, size);
+    const auto* bias = vector("the bias of a norm", stack, size);
     return {weight, bias, static_cast<float>(eps), rms};
   }
 
@@ -51,7 +62,7 @@ class Reader {
 
   // The type of the linear layers, by the first.
   at::Tensor first_linear() const {
-    const auto first = tensors_.get(4 + 4);  // after embeddings, final norm and the layers' norms
+    const auto first = tensors_.get(kAround + kNorms);
     TORCH_CHECK_VALUE(first.has_value(), kOp, ": a linear layer is missing");
     return *first;
   }
@@ -76,9 +87,9 @@ at::Tensor decoder_step_cpu(const at::Tensor& input_ids,
                             const std::optional<at::Tensor>& token_type_ids,
                             const at::Tensor& slots, const at::Tensor& offsets,
                             const at::Tensor& lengths, at::Tensor& keys, at::Tensor& values,
-                            const Tensors& weights, int64_t num_heads, int64_t n_inner,
-                            bool pre_norm, bool rms_norm, double norm_eps,
-                            c10::string_view activation, std::optional<double> rope_theta) {
+                            const Tensors& weights, int64_t num_heads, int64_t head_dim,
+                            int64_t n_inner, bool pre_norm, bool rms_norm, double norm_eps,
+                            c10::string_view activation, double rope_scale) {
   Reader reader(weights);
   const auto token_embedding = reader.matrix("token_embedding");
   const auto position_embedding = reader.next();
@@ -97,14 +108,15 @@ at::Tensor decoder_step_cpu(const at::Tensor& input_ids,
                     "of `cached_attention` for each layer, and contiguous");
   TORCH_CHECK_TYPE(values.scalar_type() == keys.scalar_type(), kOp, ": values must be ",
                    keys.scalar_type(), ", as keys are");
-  const int64_t num_kv_heads = keys.size(2), head_dim = num_heads > 0 ? n_embd / num_heads : 0;
-  TORCH_CHECK_VALUE(head_dim > 0 && num_kv_heads > 0 && num_heads % num_kv_heads == 0 &&
-                        num_heads * head_dim == n_embd && n_inner > 0,
-                    kOp, ": ", num_heads, " heads do not fit a width of ", n_embd, " and keys ",
-                    keys.sizes());
+  const int64_t num_kv_heads = keys.size(2);
+  TORCH_CHECK_VALUE(num_heads > 0 && head_dim > 0 && num_kv_heads > 0 &&
+                        num_heads % num_kv_heads == 0 && n_inner > 0,
+                    kOp, ": ", num_heads, " heads of ", head_dim, " do not fit keys ", keys.sizes(),
+                    " and a middle of ", n_inner);
   const int64_t capacity = cached_attention::check_cache(kOp, keys[0], values[0], head_dim);
-  TORCH_CHECK_VALUE(!rope_theta || (*rope_theta > 0 && head_dim % 2 == 0), kOp,
-                    ": rope_theta must be above 0, and head_dim even");
+  const float* rope_frequencies = reader.vector("rope_frequencies", {}, head_dim / 2);
+  TORCH_CHECK_VALUE(!rope_frequencies || head_dim % 2 == 0, kOp,
+                    ": rotary positions need heads of an even width, not ", head_dim);
 
   Step step{.input_ids = input_ids.const_data_ptr<int64_t>(),
             .token_type_ids = token_type_ids ? token_type_ids->const_data_ptr<int64_t>() : nullptr,
@@ -123,16 +135,22 @@ at::Tensor decoder_step_cpu(const at::Tensor& input_ids,
   auto hidden = at::empty({slots.size(0), n_embd}, token_embedding.options());
   packed_linear::for_format(kOp, reader.first_linear(), [&](auto scalar) {
     using Scalar = decltype(scalar);
-    const int64_t num_layers = keys.size(0), width = (num_heads + 2 * num_kv_heads) * head_dim;
+    const int64_t num_layers = keys.size(0), heads_width = num_heads * head_dim;
     const Decoder<Scalar> decoder{
         .token_embedding = token_embedding.const_data_ptr<float>(),
         .position_embedding =
             position_embedding ? position_embedding->const_data_ptr<float>() : nullptr,
+        .rope_frequencies = rope_frequencies,
         .final_norm = reader.norm({}, n_embd, norm_eps, rms_norm),
         .first_layer = {.attention_norm = reader.norm(num_layers, n_embd, norm_eps, rms_norm),
                         .mlp_norm = reader.norm(num_layers, n_embd, norm_eps, rms_norm),
-                        .qkv = reader.linear<Scalar>(num_layers, n_embd, width),
-                        .out = reader.linear<Scalar>(num_layers, n_embd, n_embd),
+                        .q_norm =
+                            reader.head_norm("the norm of queries", num_layers, head_dim, norm_eps),
+                        .k_norm =
+                            reader.head_norm("the norm of keys", num_layers, head_dim, norm_eps),
+                        .qkv = reader.linear<Scalar>(num_layers, n_embd,
+                                                     heads_width + 2 * num_kv_heads * head_dim),
+                        .out = reader.linear<Scalar>(num_layers, heads_width, n_embd),
                         .gate = reader.linear<Scalar>(num_layers, n_embd, n_inner),
                         .up = reader.linear<Scalar>(num_layers, n_embd, n_inner),
                         .down = reader.linear<Scalar>(num_layers, n_inner, n_embd)},
@@ -144,10 +162,13 @@ at::Tensor decoder_step_cpu(const at::Tensor& input_ids,
         .head_dim = head_dim,
         .pre_norm = pre_norm,
         .activation = packed_linear::activation_of(kOp, activation),
-        .rope_theta = rope_theta.value_or(0)};
-    const auto& [attention_norm, mlp_norm, qkv, out, gate, up, down] = decoder.first_layer;
+        .rope_scale = static_cast<float>(rope_scale)};
+    const auto& [attention_norm, mlp_norm, q_norm, k_norm, qkv, out, gate, up, down] =
+        decoder.first_layer;
     TORCH_CHECK_VALUE(attention_norm.weight && mlp_norm.weight, kOp,
                       ": the weight of a norm is missing");
+    TORCH_CHECK_VALUE(!q_norm.weight == !k_norm.weight, kOp,
+                      ": queries and keys must both have a norm, or none");
     TORCH_CHECK_VALUE(qkv.data && out.data && up.data && down.data, kOp,
                       ": a linear layer is missing");
     for_scalar(keys, [&](auto kept) {

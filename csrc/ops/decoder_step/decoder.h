@@ -16,13 +16,16 @@ using packed_linear::Weight;
 template <typename Scalar>
 struct Layer {
   Norm attention_norm, mlp_norm;
+  Norm q_norm, k_norm;                      // of a head; their weights are null without them
   Weight<Scalar> qkv, out, gate, up, down;  // gate.data is null without one
 
   // Layer `i`, of a stack of which this is the first.
-  Layer of_stack(int64_t i) const {
+  Layer of_stack(int64_t i, int64_t head_dim) const {
     const int64_t n_embd = qkv.in_features;
     return {attention_norm.of_layer(i, n_embd),
             mlp_norm.of_layer(i, n_embd),
+            q_norm.of_layer(i, head_dim),
+            k_norm.of_layer(i, head_dim),
             qkv.of_layer(i),
             out.of_layer(i),
             gate.of_layer(i),
@@ -35,13 +38,15 @@ template <typename Scalar>
 struct Decoder {
   const float* token_embedding;     // [vocab_size, n_embd]
   const float* position_embedding;  // [n_positions, n_embd] or null
+  const float* rope_frequencies;    // [head_dim / 2], of rotary positions, or null
   Norm final_norm;                  // its weight is null without one
   Layer<Scalar> first_layer;        // of the stack
   int64_t num_layers, n_embd, n_inner, num_heads, num_kv_heads, head_dim;
   bool pre_norm;
   Activation activation;
-  double rope_theta;  // 0 without rotary positions
+  float rope_scale;  // of cosines and sines
 
+  int64_t heads_width() const { return num_heads * head_dim; }
   int64_t qkv_width() const { return (num_heads + 2 * num_kv_heads) * head_dim; }
 };
 

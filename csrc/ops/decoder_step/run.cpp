@@ -6,7 +6,8 @@
 //   the MLP's middle           norm, product, activation
 //   the MLP's output           product, added to the hidden states
 //
-// A norm after the sum (as OpenAI GPT has it), a gate and rotary positions are passes of their own.
+// A norm after the sum (as OpenAI GPT has it), a gate, and norms and rotary positions of the heads
+// are passes of their own.
 #include <ATen/Parallel.h>
 #include <ATen/record_function.h>
 
@@ -16,6 +17,9 @@
 #include "ops/decoder_step/decoder.h"
 #include "ops/packed_linear/product.h"
 #include "ops/scratch.h"
+
+#define CONVAI_FAST_KERNEL "ops/decoder_step/cpu_kernel.h"
+#include "simd/each_isa.h"
 
 namespace convai_fast::decoder_step {
 namespace {
@@ -66,29 +70,31 @@ void fill_rotation(const Decoder<Scalar>& decoder, const Step& step, float* rota
   const int64_t half = decoder.head_dim / 2;
   for_tokens(step, [&](int64_t row, int64_t position) {
     float* cosines = rotation + row * decoder.head_dim;
-    for (int64_t k = 0; k < half; ++k) {
-      const double exponent = static_cast<double>(k) / half;
-      const double angle = position / std::pow(decoder.rope_theta, exponent);
-      cosines[k] = static_cast<float>(std::cos(angle));
-      cosines[half + k] = static_cast<float>(std::sin(angle));
+    for (int64_t k = 0; k < half; ++k) {  // angles in float32, as transformers makes them
+      const float angle = static_cast<float>(position) * decoder.rope_frequencies[k];
+      cosines[k] = decoder.rope_scale * std::cos(angle);
+      cosines[half + k] = decoder.rope_scale * std::sin(angle);
     }
   });
 }
 
-// Turns the queries and keys of each token, which lie at the beginning of its row of qkv.
+// Normalizes and turns the queries and keys of each token, which lie at the beginning of its row of
+// qkv, where the decoder does.
 template <typename Scalar>
-void rotate(const Decoder<Scalar>& decoder, const Step& step, const float* rotation, float* qkv) {
-  const int64_t half = decoder.head_dim / 2, heads = decoder.num_heads + decoder.num_kv_heads;
+void place_heads(const Decoder<Scalar>& decoder, const Layer<Scalar>& layer, const Step& step,
+                 const float* rotation, float* qkv) {
+  if (!rotation && !layer.q_norm.weight) return;
+  const int64_t head_dim = decoder.head_dim, heads = decoder.num_heads;
+  const auto rotate = CONVAI_FAST_DISPATCH(rotate_kernel);
   for_tokens(step, [&](int64_t row, int64_t) {
-    const float *cosines = rotation + row * decoder.head_dim, *sines = cosines + half;
-    float* first = qkv + row * decoder.qkv_width();
-    for (int64_t head = 0; head < heads; ++head, first += decoder.head_dim) {
-      float* second = first + half;
-      for (int64_t k = 0; k < half; ++k) {
-        const float a = first[k], b = second[k];
-        first[k] = a * cosines[k] - b * sines[k];
-        second[k] = b * cosines[k] + a * sines[k];
-      }
+    float *q = qkv + row * decoder.qkv_width(), *k = q + heads * head_dim;
+    if (layer.q_norm.weight) {
+      packed_linear::normalize_rows(q, heads, head_dim, layer.q_norm);
+      packed_linear::normalize_rows(k, decoder.num_kv_heads, head_dim, layer.k_norm);
+    }
+    if (rotation) {
+      const float *cosines = rotation + row * head_dim, *sines = cosines + head_dim / 2;
+      rotate(cosines, sines, head_dim / 2, heads + decoder.num_kv_heads, q);
     }
   });
 }
@@ -104,7 +110,7 @@ void attend(const Decoder<Scalar>& decoder, const Step& step, const std::vector<
                                   .v = {v, width, head_dim},
                                   .keys = keys,
                                   .values = values,
-                                  .out = {attended, decoder.n_embd, head_dim},
+                                  .out = {attended, decoder.heads_width(), head_dim},
                                   .num_kv_heads = decoder.num_kv_heads,
                                   .group = decoder.num_heads / decoder.num_kv_heads,
                                   .capacity = step.capacity},
@@ -140,18 +146,19 @@ void run(const Decoder<Scalar>& decoder, const Step& step, Kept* keys, int64_t k
   int64_t rows = step.tokens;
   float* x = at_least(scratch.x, rows * n);
   float* qkv = at_least(scratch.qkv, rows * width);
-  float* attended = at_least(scratch.attended, rows * n);
+  float* attended = at_least(scratch.attended, rows * decoder.heads_width());
   float* inner = at_least(scratch.inner, rows * decoder.n_inner);
-  float* rotation = decoder.rope_theta > 0 ? at_least(scratch.rotation, rows * head_dim) : nullptr;
+  float* rotation =
+      decoder.rope_frequencies ? at_least(scratch.rotation, rows * head_dim) : nullptr;
 
   embed(decoder, step, x);
   if (rotation) fill_rotation(decoder, step, rotation);
   std::vector<Run> sequences = step.sequences;
   for (int64_t i = 0; i < decoder.num_layers; ++i) {
-    const Layer<Scalar> layer = decoder.first_layer.of_stack(i);
+    const Layer<Scalar> layer = decoder.first_layer.of_stack(i, head_dim);
     const Norm* norm = decoder.pre_norm ? &layer.attention_norm : nullptr;
     multiply(x, n, rows, norm, layer.qkv, {.data = qkv, .stride = width});
-    if (rotation) rotate(decoder, step, rotation, qkv);
+    place_heads(decoder, layer, step, rotation, qkv);
     if (i == decoder.num_layers - 1) {  // nobody looks at the others after it
       rows = 0;
       for (Run& sequence : sequences) {
@@ -163,7 +170,7 @@ void run(const Decoder<Scalar>& decoder, const Step& step, Kept* keys, int64_t k
     attend(decoder, step, sequences, qkv, keys, values, attended);
     keys += keys_stride;
     values += values_stride;
-    multiply<Scalar>(attended, n, rows, nullptr, layer.out,
+    multiply<Scalar>(attended, decoder.heads_width(), rows, nullptr, layer.out,
                      {.data = x, .stride = n, .residual = x});
     if (!decoder.pre_norm) normalize(x, rows, n, layer.attention_norm);
     run_mlp(decoder, layer, rows, x, inner);

@@ -130,8 +130,11 @@ void multiply(const float* x, int64_t stride, int64_t rows, const Norm* norm,
                    });
 }
 
+void normalize_rows(float* x, int64_t rows, int64_t features, const Norm& norm) {
+  CONVAI_FAST_DISPATCH(normalize_rows_kernel)(x, rows, features, norm);
+}
+
 void normalize(float* x, int64_t rows, int64_t features, const Norm& norm) {
-  const auto normalize_rows = CONVAI_FAST_DISPATCH(normalize_rows_kernel);
   constexpr int64_t kValuesPerTask = 1 << 14;
   at::parallel_for(0, rows, std::max<int64_t>(1, kValuesPerTask / std::max<int64_t>(1, features)),
                    [&](int64_t row, int64_t end) {

@@ -10,7 +10,8 @@ template <typename Scalar>
 void multiply(const float* x, int64_t stride, int64_t rows, const Norm* norm,
               const Weight<Scalar>& weight, const Results& results);
 
-// x [rows, features], where it is.
+// x [rows, features], where it is: by this thread, and by all.
+void normalize_rows(float* x, int64_t rows, int64_t features, const Norm& norm);
 void normalize(float* x, int64_t rows, int64_t features, const Norm& norm);
 
 }  // namespace convai_fast::packed_linear
