@@ -73,9 +73,11 @@ def _last_part(path: str) -> str:
 
 
 def _description(config: dict[str, Any]) -> str:
+    layers = config.get("n_layer") or config["num_hidden_layers"]
+    width = config.get("n_embd") or config["hidden_size"]
     return (
         f"A model that holds a dialogue with a persona: {config['model_type']} with "
-        f"{config['n_layer']} layers of width {config['n_embd']}, a language-model head, which "
+        f"{layers} layers of width {width}, a language-model head, which "
         "writes replies, and a multiple-choice head, which ranks them "
         "([TransferTransfo](https://arxiv.org/abs/1901.08149)). Made with convai_fast."
     )

@@ -1,5 +1,6 @@
 """An old checkpoint, or a LoRA adapter, as an ordinary model of today."""
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -22,11 +23,12 @@ from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.dialogue.tokenizer import read_tokenizer, special_ids
 from convai_fast.errors import UserError, reason_of
 from convai_fast.files import check_is_free, new_folder
-from convai_fast.loading import check_fit
+from convai_fast.loading import check_fit, rows_of_tokens
 from convai_fast.model import adapter, checkpoint, families, legacy
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.model.tensors import EMBEDDING, Accounted, account_for
+from convai_fast.model.families.family import LM_HEAD
+from convai_fast.model.tensors import EMBEDDING, Accounted, account_for, head_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +56,7 @@ class _Adapter:
     """A LoRA adapter as it was found; what is said of its source is said of the base model."""
 
     settings: dict[str, Any]  # the content of adapter_config.json
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]  # by their names without `adapter.PREFIX`
 
 
 def convert(old: str, new: str) -> list[tuple[str, str]]:
@@ -75,6 +77,7 @@ def convert(old: str, new: str) -> list[tuple[str, str]]:
         torch.manual_seed(0)  # a multiple-choice head that has to be added
         model = DoubleHeadsModel.from_pretrained(folder)
         source = _read(folder)
+        model.resize_token_embeddings(source.config.vocab_size)
     trained = TrainedWith.read(old)
     try:
         with new_folder(place, ".converting-") as staging:
@@ -99,11 +102,17 @@ def _read(folder: Path) -> _Source:
         settings = checkpoint.read_config_file(base)
         config = checkpoint.read_config(base, tensors)
         accounted = account_for(tensors, config, file)
-    found = None
+    found, names = None, set(accounted.parameters)
     if is_adapter:
-        config = checkpoint.read_config(folder)  # which has a row for every special token
-        found = _Adapter(adapter.read_settings(folder), load_file(folder / adapter.WEIGHTS_FILE))
+        config = adapter.config_of(folder, config)  # which has a row for every special token
+        adapted = load_file(folder / adapter.WEIGHTS_FILE)
+        found = _Adapter(
+            adapter.read_settings(folder),
+            {name.removeprefix(adapter.PREFIX): tensor for name, tensor in adapted.items()},
+        )
+        names |= found.tensors.keys()
     tokenizer = read_tokenizer(folder)
+    config = dataclasses.replace(config, vocab_size=rows_of_tokens(config, tokenizer))
     check_fit(tokenizer, config.vocab_size, folder, needs_special_tokens=False)
     has_special_tokens = set(SPECIAL_TOKENS) <= tokenizer.get_vocab().keys()
     return _Source(
@@ -113,8 +122,7 @@ def _read(folder: Path) -> _Source:
         accounted=accounted,
         tokenizer=tokenizer,
         has_special_tokens=has_special_tokens,
-        has_multiple_choice_head=is_adapter
-        or "multiple_choice_head.summary.weight" in accounted.parameters,
+        has_multiple_choice_head=head_names(config) <= names,
         adapter=found,
     )
 
@@ -185,6 +193,7 @@ def _batch(
 def _peer(source: _Source) -> "PreTrainedModel":
     """transformers' double-heads model with the source's settings and tensors."""
     family = families.of(source.config)
+    names = family.tensor_names(source.config)
     settings = source.config.to_transformers()
     settings |= {k: v for k, v in source.settings.items() if k in settings and v is not None}
     settings |= {"vocab_size": source.config.vocab_size}
@@ -196,16 +205,12 @@ def _peer(source: _Source) -> "PreTrainedModel":
             f"config.json has settings that transformers refuses ({reason_of(error)}): correct "
             "them."
         ) from error
-    if source.adapter:  # which gives the embedding's new rows their values
-        name = family.tensor_names(source.config)[EMBEDDING]
+    # An adapter gives new rows their values; rows of no token are dropped.
+    for (name,) in (names[ours] for ours in (EMBEDDING, "lm_head") if ours in names):
         new_rows = source.config.vocab_size - len(parameters[name])
         parameters[name] = F.pad(parameters[name], (0, 0, 0, new_rows))
     state = peer.load_state_dict(parameters, strict=False)
-    absent = {
-        "lm_head.weight",
-        "multiple_choice_head.summary.weight",
-        "multiple_choice_head.summary.bias",
-    }
+    absent = {LM_HEAD, *head_names(source.config)}
     if state.unexpected_keys or not set(state.missing_keys) <= absent:
         raise UserError("transformers' model has other tensors than the source.")
     peer.tie_weights()
@@ -214,23 +219,21 @@ def _peer(source: _Source) -> "PreTrainedModel":
     return peer
 
 
-def _adapt(peer: "PreTrainedModel", adapter: _Adapter) -> None:
+def _adapt(peer: "PreTrainedModel", found: _Adapter) -> None:
     """Have transformers' model compute with an adapter beside its layers, not merged into them."""
-    tensors = {k.removeprefix("base_model.model."): v for k, v in adapter.tensors.items()}
-    scale = adapter.settings["lora_alpha"] / adapter.settings["r"]
+    tensors, settings = found.tensors, found.settings
+    scale = settings["lora_alpha"] / settings["r"]
 
     def beside(lora_a: Tensor, lora_b: Tensor) -> Callable[..., Tensor]:
         return lambda module, inputs, output: output + scale * (inputs[0] @ lora_a.T @ lora_b.T)
 
     for name, module in peer.named_modules():
-        if f"{name}.lora_A.weight" in tensors:
-            lora = (tensors[f"{name}.lora_{letter}.weight"] for letter in "AB")
+        if f"{name}.{adapter.LORA_A}" in tensors:
+            lora = (tensors[f"{name}.{kind}"] for kind in (adapter.LORA_A, adapter.LORA_B))
             module.register_forward_hook(beside(*lora))
-    (rows,) = adapter.settings["trainable_token_indices"].values()
-    (trained,) = (v for k, v in tensors.items() if k.endswith("trainable_tokens_delta"))
-    embedding = peer.get_input_embeddings()
-    assert isinstance(embedding, torch.nn.Embedding)
-    embedding.weight[rows] = trained
+        if (rows := tensors.get(f"{name}.{adapter.ROWS}")) is not None:
+            weight = peer.get_parameter(f"{name}.weight")
+            weight[adapter.trained_rows(settings, f"{name}.weight")] = rows
     peer.load_state_dict(tensors, strict=False)  # the multiple-choice head
 
 
@@ -255,6 +258,9 @@ def _report(source: _Source, ignored: list[str]) -> list[tuple[str, str]]:
         text = f"adapter of rank {found['r']} into {found['base_model_name_or_path']}"
         rows.append(("merged", text))
     dropped = list(_grouped(f"{key}: {why}" for key, why in accounted.dropped.items()))
+    (embedding,) = families.of(config).tensor_names(config)[EMBEDDING]
+    if (unused := len(accounted.parameters[embedding]) - config.vocab_size) > 0:
+        dropped.append(f"{embedding}: the last {unused:,} rows, which belong to no token")
     rows += [("dropped", line) for line in dropped or ["nothing"]]
     if source.has_multiple_choice_head:
         rows.append(("added", "nothing"))
@@ -273,5 +279,5 @@ def _report(source: _Source, ignored: list[str]) -> list[tuple[str, str]]:
 
 def _grouped(lines: Iterable[str]) -> Iterable[str]:
     """`lines` with layers counted instead of listed."""
-    counts = Counter(re.sub(r"\bh\.\d+\.", "h.N.", line) for line in lines)
+    counts = Counter(re.sub(r"\b(h|layers)\.\d+\.", r"\1.N.", line) for line in lines)
     return (f"{line}{f' ({n} layers)' if n > 1 else ''}" for line, n in counts.items())

@@ -11,6 +11,8 @@ from convai_fast.dialogue.format import SPECIAL_TOKENS
 from convai_fast.dialogue.tokenizer import add_special_tokens, read_tokenizer, special_ids
 from convai_fast.errors import UserError
 from convai_fast.files import fingerprint
+from convai_fast.model import families
+from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 
 
@@ -31,7 +33,7 @@ def load(
         tokenizer: where the tokenizer is, if not with the model.
         resize: give a model that was not trained on dialogues yet the special tokens that it lacks,
             and rows for them in its embedding.
-        report: told how many rows that were.
+        report: told how many rows that were, and how many that no token has were dropped.
 
     Returns:
         The model, in eval mode on the CPU, whose embedding has a row for each token of the
@@ -47,7 +49,10 @@ def load(
     with unpacked(path) as source:
         model = DoubleHeadsModel.from_pretrained(source.path)
         found = read_tokenizer(tokenizer or source.path)
-    rows = model.config.vocab_size
+    rows = rows_of_tokens(model.config, found)
+    if rows < model.config.vocab_size:
+        report(f"embedding: {model.config.vocab_size - rows:,} rows of no token dropped")
+        model.resize_token_embeddings(rows)
     if resize:
         num_tokens, added = len(found), add_special_tokens(found)
         beyond = set(range(rows, num_tokens + added))
@@ -61,6 +66,12 @@ def load(
             return model, found
     check_fit(found, rows, path)
     return model, found
+
+
+def rows_of_tokens(config: TransformerConfig, tokenizer: PreTrainedTokenizerFast) -> int:
+    """How many rows of the embedding belong to tokens: some families pad it with more."""
+    rows, num_tokens = config.vocab_size, len(tokenizer)
+    return min(rows, num_tokens) if families.of(config).pads_vocabulary else rows
 
 
 def check_fit(

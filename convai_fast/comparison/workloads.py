@@ -93,9 +93,10 @@ class Comparison:
             yield self._replies(f"replies to {len(prompts)} prompts", engine, writer, prompts)
             yield self._replies("reply to one prompt", engine, writer, prompts[:1])
             del writer
-            double_heads = getattr(transformers, families.of(self.model.config).model_class)
-            theirs = double_heads.from_pretrained(folder).to(self.device)
-            yield self._ranking(engine, theirs.eval())
+            double_heads = families.of(self.model.config).peer_class()
+            theirs: Any = double_heads.from_pretrained(folder)
+            theirs.to(self.device).eval()
+            yield self._ranking(engine, theirs)
             del engine
             store = build_store(
                 {"train": [*self.dialogues]}, self.tokenizer, Path(folder) / "store"
@@ -123,7 +124,7 @@ class Comparison:
                 writer,
                 ids,
                 new_tokens,
-                segments=segments,
+                segments=segments if self.model.config.segments else None,
                 temperature=params.temperature,
                 top_p=params.top_p,
             )

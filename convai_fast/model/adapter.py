@@ -3,13 +3,16 @@
 adapter_config.json         the base model, r, alpha
 adapter_model.safetensors   under transformers' names: `lora_A` and `lora_B` of every linear layer,
                             the multiple-choice head, and the embedding's rows of special tokens
+                            (and those of a language-model head of its own)
 config.json                 the shape of the merged model
+
+An adapter that peft wrote may change less, and has no config.json: the shape is the base model's.
 
 The base model is the one that adapter_config.json names. If that was a checkpoint of another run,
 which removes it when it goes on, the adapter's run keeps it in `base`, beside `checkpoints`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +25,16 @@ from convai_fast.archive import unpacked
 from convai_fast.errors import UserError
 from convai_fast.files import read_json
 from convai_fast.model import families
-from convai_fast.model.checkpoint import find_folder
+from convai_fast.model.checkpoint import find_folder, read_config
 from convai_fast.model.config import TransformerConfig
-from convai_fast.model.tensors import EMBEDDING
+from convai_fast.model.families.family import split
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 KEPT_BASE = "base"
-_HEAD = "multiple_choice_head"
+PREFIX = "base_model.model."  # of every tensor
+LORA_A, LORA_B = "lora_A.weight", "lora_B.weight"
+ROWS = "token_adapter.trainable_tokens_delta"  # of an embedding or a language-model head
 
 
 def is_adapter(folder: Path) -> bool:
@@ -70,30 +75,28 @@ def base_of(folder: Path) -> Iterator[Path]:
         yield base
 
 
-def tensor_names(config: TransformerConfig) -> dict[str, list[str]]:
-    """Our name of a parameter that an adapter changes -> the names of its tensors in the file.
+def config_of(folder: Path, base: TransformerConfig) -> TransformerConfig:
+    """The shape of the model that the adapter in `folder` makes of one of the shape `base`."""
+    is_ours = (folder / "config.json").is_file()
+    return read_config(folder) if is_ours else base
 
-    `[lora_A, lora_B]` for a linear layer's weight, `[rows]` for the embedding, and the tensor
-    itself for the multiple-choice head.
+
+def file_name(name: str, kind: str = "") -> str:
+    """How peft calls what changes the parameter that transformers calls `name`.
+
+    `kind` is `LORA_A` or `LORA_B` of a linear layer, `ROWS`, or nothing for what stands for it.
     """
-    family, names = families.of(config), {}
-    for ours, theirs in family.tensor_names(config).items():
-        name = f"base_model.model.{theirs}"
-        stem = name.removesuffix(".weight")
-        if family.is_linear(theirs):
-            names[ours] = [f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"]
-        elif ours.startswith(_HEAD):
-            names[ours] = [name]
-        elif ours == EMBEDDING:
-            names[ours] = [f"{stem}.token_adapter.trainable_tokens_delta"]
-    return names
+    whole = f"{PREFIX}{name}"
+    return f"{whole.removesuffix('.weight')}.{kind}" if kind else whole
 
 
 @torch.no_grad()
-def merge_adapter(folder: Path, config: TransformerConfig, parameters: dict[str, Tensor]) -> None:
-    """Change `parameters`, by our names, as the adapter in `folder` says.
+def merge_adapter(
+    folder: Path, config: TransformerConfig, parameters: dict[str, Tensor]
+) -> set[str]:
+    """Change `parameters`, by our names, as the adapter in `folder` says; the names of these.
 
-    A linear layer's weight [out, in] gains `alpha / r · B A`; the head and the rows are replaced.
+    A linear layer's weight [out, in] gains `alpha / r · B A`; rows and whole tensors are replaced.
 
     Raises UserError when the adapter is damaged or does not fit the model.
     """
@@ -104,27 +107,44 @@ def merge_adapter(folder: Path, config: TransformerConfig, parameters: dict[str,
                 f"{folder / CONFIG_FILE} sets {key}, which is unknown here: merge that adapter "
                 f"with peft, and load the merged model"
             )
+    changed = set()
     try:
         tensors = load_file(path)
-        rows = next(iter(settings["trainable_token_indices"].values()))
         scale = settings["lora_alpha"] / settings["r"]
-        for ours, names in tensor_names(config).items():
-            parameter, values = parameters[ours], [tensors.pop(name) for name in names]
-            if len(values) == 2:
-                lora_a, lora_b = values
-                parameter += scale * (lora_b @ lora_a)
-            elif ours.startswith(_HEAD):
-                parameter.copy_(values[0])
-            else:
-                parameter[rows] = values[0]
+        for ours, names in families.of(config).tensor_names(config).items():
+            for name, part in zip(names, split(parameters[ours], names, config), strict=True):
+                if _change(part, name, tensors, scale, trained_rows(settings, name)):
+                    changed.add(ours)
     # A missing file, a damaged one, a missing name, another shape.
     except Exception as error:
         raise UserError(
             f"the adapter in {folder} cannot be applied ({type(error).__name__}: {error}): it is "
-            "damaged, or was not written by convai-fast train"
+            "damaged, or of another model"
         ) from error
     if tensors:
         raise UserError(f"{path} holds tensors that are unknown here, such as {min(tensors)}")
+    return changed
+
+
+def _change(
+    parameter: Tensor, name: str, tensors: dict[str, Tensor], scale: float, rows: list[int]
+) -> bool:
+    """Change the parameter of this `name` by what `tensors` have of it, which is taken out."""
+    before = len(tensors)
+    if (lora_a := tensors.pop(file_name(name, LORA_A), None)) is not None:
+        lora_b = tensors.pop(file_name(name, LORA_B))
+        parameter += scale * (lora_b.float() @ lora_a.float())
+    if (whole := tensors.pop(file_name(name), None)) is not None:
+        parameter.copy_(whole)
+    if (trained := tensors.pop(file_name(name, ROWS), None)) is not None:
+        parameter[rows] = trained.float()
+    return len(tensors) < before
+
+
+def trained_rows(settings: Mapping[str, Any], name: str) -> list[int]:
+    """Which rows an adapter gives of what transformers calls `name`."""
+    rows = settings.get("trainable_token_indices") or {}
+    return rows.get(name.split(".")[-2], []) if isinstance(rows, dict) else rows
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -33,6 +33,14 @@ _SIZES = (
 )
 
 
+def check_size(name: str, value: Any) -> None:
+    """Raise UserError unless the setting `name` may be a size of a model."""
+    if type(value) is not int or not 1 <= value <= _MAX_SIZE:
+        raise UserError(
+            f"{name} must be a positive whole number up to {_MAX_SIZE:,}, not {shown(value)}."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """The shape and settings of a `Transformer` and the heads on it, as a family makes it.
@@ -96,12 +104,7 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         for name in _SIZES:
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= _MAX_SIZE:
-                raise UserError(
-                    f"{name} must be a positive whole number up to {_MAX_SIZE:,}, not "
-                    f"{shown(value)}."
-                )
+            check_size(name, getattr(self, name))
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop", "summary_first_dropout"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:

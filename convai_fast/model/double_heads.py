@@ -17,11 +17,11 @@ from convai_fast.dialogue.format import IGNORED
 from convai_fast.errors import UserError
 from convai_fast.files import scratch_folder
 from convai_fast.hub import upload
-from convai_fast.model import adapter, checkpoint
+from convai_fast.model import adapter, checkpoint, families
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.context import Branches, Causal, Context
 from convai_fast.model.layers import Dropout, init_weights, to_device, vocabulary_logits
-from convai_fast.model.tensors import account_for, map_weights
+from convai_fast.model.tensors import account_for, is_head, map_weights
 from convai_fast.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -81,8 +81,10 @@ class DoubleHeadsModel(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
-        head = torch.empty(config.vocab_size, config.n_embd).normal_(std=config.initializer_range)
-        self.lm_head = None if config.tied else nn.Parameter(head)
+        self.lm_head = None
+        if not config.tied:
+            head = torch.empty(config.vocab_size, config.n_embd)
+            self.lm_head = nn.Parameter(head.normal_(std=config.initializer_range))
         self.mc_dropout = Dropout(config.summary_first_dropout)
         self.multiple_choice_head = RankingHead(config.n_embd, 1)
         self.head_is_new = True
@@ -241,24 +243,19 @@ class DoubleHeadsModel(nn.Module):
         return self.transformer.token_embedding.weight if self.lm_head is None else self.lm_head
 
     def resize_token_embeddings(self, vocab_size: int) -> None:
-        """Make room for new tokens: rows up to `vocab_size`, drawn like those of a new model.
+        """Make room for new tokens, or drop the last: rows up to `vocab_size`.
 
-        The embedding becomes another parameter: build the optimizer afterwards.
-
-        Raises:
-            ValueError: `vocab_size` is smaller than what the model has.
+        New ones are drawn like those of a new model. The embedding becomes another parameter: build
+        the optimizer afterwards.
         """
         new_rows = vocab_size - self.config.vocab_size
-        if new_rows < 0:
-            raise ValueError(
-                f"cannot shrink the vocabulary of {self.config.vocab_size} tokens to {vocab_size}."
-            )
         if new_rows == 0:
             return
 
         def resized(old: Tensor) -> Tensor:
-            new = old.new_empty(new_rows, old.shape[1]).normal_(std=self.config.initializer_range)
-            return torch.cat([old.detach(), new])
+            new = old.new_empty(max(new_rows, 0), old.shape[1])
+            new.normal_(std=self.config.initializer_range)
+            return torch.cat([old.detach()[:vocab_size], new])
 
         self.transformer.token_embedding = nn.Embedding.from_pretrained(
             resized(self.transformer.token_embedding.weight), freeze=False
@@ -289,18 +286,20 @@ class DoubleHeadsModel(nn.Module):
     @classmethod
     def _from_folder(cls, folder: Path, dtype: torch.dtype) -> "DoubleHeadsModel":
         if adapter.is_adapter(folder):
-            config = checkpoint.read_config(folder)
             with adapter.base_of(folder) as base:
                 model = cls._from_folder(base, torch.float32)
-                if model.config.vocab_size < config.vocab_size:
+                config = adapter.config_of(folder, model.config)
+                grows = model.config.vocab_size < config.vocab_size
+                if grows or families.of(model.config).pads_vocabulary:
                     model.resize_token_embeddings(config.vocab_size)
                 if model.config != config:
                     raise UserError(
                         f"{base} is not the model that the adapter in {folder} was trained on: "
                         f"correct base_model_name_or_path in its {adapter.CONFIG_FILE}"
                     )
-            adapter.merge_adapter(folder, config, dict(model.named_parameters()))
-            model.head_is_new = checkpoint.has_new_head(folder / adapter.WEIGHTS_FILE)
+            changed = adapter.merge_adapter(folder, config, dict(model.named_parameters()))
+            if any(is_head(name) for name in changed):
+                model.head_is_new = checkpoint.has_new_head(folder / adapter.WEIGHTS_FILE)
             return model.to(dtype).eval()
         tensors, file = checkpoint.read_tensors(folder)
         config = checkpoint.read_config(folder, tensors)
@@ -312,7 +311,10 @@ class DoubleHeadsModel(nn.Module):
         weights = map_weights(parameters, config, shapes, file)
         model.to_empty(device="cpu")
         model._init_multiple_choice_head()
-        model.load_state_dict(weights, strict=False)
+        with torch.no_grad():
+            for name, parts in weights.items():
+                # One after another, so that nothing is there twice but what is copied.
+                torch.cat(parts, out=model.get_parameter(name).data)
         model.head_is_new = len(weights) < len(shapes) or checkpoint.has_new_head(file)
         return model.eval()
 

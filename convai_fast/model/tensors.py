@@ -5,6 +5,7 @@ Parameters have three names: ours, transformers' of today, and in part those of 
 
 import logging
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,18 +15,18 @@ from torch import Tensor
 from convai_fast.errors import UserError, shown
 from convai_fast.model import families, legacy
 from convai_fast.model.config import TransformerConfig
+from convai_fast.model.families.family import LM_HEAD, split
 
 logger = logging.getLogger(__name__)
 
-# The language-model head has the token embedding for a weight.
 EMBEDDING = "transformer.token_embedding.weight"
-_LM_HEAD = "lm_head.weight"
+_MULTIPLE_CHOICE_HEAD = "multiple_choice_head"
 
 
 class Accounted(NamedTuple):
     """What became of every tensor of a file."""
 
-    parameters: dict[str, Tensor]  # by the names that transformers' double-heads classes use
+    parameters: dict[str, Tensor]  # by the names that transformers' classes use
     renamed: dict[str, str]  # the stored name -> that name, where they differ
     dropped: dict[str, str]  # the stored name -> why it is not needed
 
@@ -34,17 +35,17 @@ def account_for(tensors: Mapping[str, Tensor], config: TransformerConfig, path: 
     """Tell a file's parameters, by today's names, from its constants and tied copies.
 
     Raises:
-        UserError: a tensor is there twice, a constant is not the expected one, or the
+        UserError: a tensor is there twice, a constant is not the expected one, or a tied
             language-model head is not the token embedding.
     """
     family = families.of(config)
     names = family.tensor_names(config)
-    known = {_LM_HEAD, *names.values()}
+    known = {LM_HEAD, *chain(*names.values())}
     accounted = Accounted(parameters={}, renamed={}, dropped={})
     for key, tensor in tensors.items():
         name = legacy.current_name(key)
         # A body saved without heads (as `gpt2` on the hub) leaves out the prefix.
-        prefixed = f"transformer.{name}"
+        prefixed = f"{family.prefix}.{name}"
         if prefixed in known or family.constant(prefixed):
             name = prefixed
         if constant := family.constant(name):
@@ -52,26 +53,28 @@ def account_for(tensors: Mapping[str, Tensor], config: TransformerConfig, path: 
             if not is_expected(tensor):
                 raise UserError(
                     f"{path}: {key} holds something else than {reason}, so it is not the model of "
-                    "a GPT; get the file again."
+                    f"{family.title}; get the file again."
                 )
             accounted.dropped[key] = reason
             continue
         if name in accounted.parameters:
-            raise UserError(f"{path} holds {name} twice, with and without `transformer.`.")
+            raise UserError(f"{path} holds {name} twice, with and without `{family.prefix}.`.")
         accounted.parameters[name] = tensor
         if name != key:
             accounted.renamed[key] = name
-    _tie_head(accounted, names[EMBEDDING], path)
+    if config.tied:
+        (embedding,) = names[EMBEDDING]
+        _tie_head(accounted, embedding, path)
     return accounted
 
 
 def _tie_head(accounted: Accounted, embedding_name: str, path: Path) -> None:
     """Leave one tensor of the token embedding and the language-model head, which are the same."""
     parameters = accounted.parameters
-    lm_head = parameters.pop(_LM_HEAD, None)
+    lm_head = parameters.pop(LM_HEAD, None)
     if lm_head is None:
         return
-    key = next((k for k, name in accounted.renamed.items() if name == _LM_HEAD), _LM_HEAD)
+    key = next((k for k, name in accounted.renamed.items() if name == LM_HEAD), LM_HEAD)
     accounted.renamed.pop(key, None)
     if embedding_name not in parameters:
         # Of the two tied names, transformers 5 keeps this one for OpenAI GPT.
@@ -82,8 +85,8 @@ def _tie_head(accounted: Accounted, embedding_name: str, path: Path) -> None:
     same_kind = (embedding.shape, embedding.dtype) == (lm_head.shape, lm_head.dtype)
     if not (same_kind and torch.equal(embedding, lm_head)):
         raise UserError(
-            f"{path}: {key} differs from the token embedding, but only models that tie the two "
-            "are supported."
+            f"{path}: {key} differs from the token embedding, but its config.json ties the two "
+            "(tie_word_embeddings); use the one that belongs to these weights."
         )
     accounted.dropped[key] = "the token embedding once more, to which the head is tied"
 
@@ -93,7 +96,7 @@ def map_weights(
     config: TransformerConfig,
     shapes: Mapping[str, torch.Size],
     path: Path,
-) -> dict[str, Tensor]:
+) -> dict[str, list[Tensor]]:
     """A file's parameters under our names, in the dtype they are stored in.
 
     Args:
@@ -103,24 +106,23 @@ def map_weights(
         path: the file, for messages.
 
     Returns:
-        every parameter in `shapes`; for the weights of a plain language model, all but the
-        multiple-choice head, which is logged as a warning.
+        the parts, as of `split`, of every parameter in `shapes`; for the weights of a plain
+        language model, of all but the multiple-choice head, which is logged as a warning.
 
     Raises:
         UserError: a tensor is unknown, missing or of another shape.
     """
     family = families.of(config)
     names = family.tensor_names(config)
-    unknown = parameters.keys() - names.values()
+    unknown = parameters.keys() - set(chain(*names.values()))
     if unknown:
         raise UserError(
             f"{path} holds tensors that are unknown in transformers' layout of "
             f"{family.name}: {listing(unknown)}; check model_type in config.json, or load "
             "and save the model with a current transformers first."
         )
-    missing = names.values() - parameters.keys()
-    head = {names[name] for name in names if name.startswith("multiple_choice_head")}
-    if missing == head:
+    missing = set(chain(*names.values())) - parameters.keys()
+    if missing == head_names(config):
         logger.warning(
             "%s has no multiple-choice head (it is a plain language model): "
             "the head is newly initialised and must be trained.",
@@ -129,38 +131,57 @@ def map_weights(
     elif missing:
         raise UserError(
             f"{path} lacks tensors of the model that config.json describes: {listing(missing)}; "
-            "check n_layer in config.json, or get the complete file."
+            "check the number of layers in config.json, or get the complete file."
         )
 
     weights = {}
     for ours, theirs in names.items():
-        if theirs not in parameters:
-            continue
-        tensor = parameters[theirs]
-        is_transposed = family.stores_transposed(theirs)
-        stored = shapes[ours][::-1] if is_transposed else shapes[ours]
-        if tensor.shape != stored:
-            raise UserError(
-                f"{path}: {theirs} has shape {tuple(tensor.shape)}, but config.json asks for "
-                f"{tuple(stored)}; use the config.json that belongs to these weights."
-            )
-        if not tensor.is_floating_point():
-            raise UserError(
-                f"{path}: {theirs} holds {str(tensor.dtype).removeprefix('torch.')} numbers; "
-                "only floating-point weights can be read."
-            )
-        weights[ours] = tensor.t() if is_transposed else tensor
+        if missing.isdisjoint(theirs):
+            places = split(torch.empty(shapes[ours], device="meta"), theirs, config)
+            weights[ours] = [
+                _checked(parameters[name], place.shape, name, config, path)
+                for name, place in zip(theirs, places, strict=True)
+            ]
     return weights
+
+
+def _checked(
+    tensor: Tensor, shape: torch.Size, name: str, config: TransformerConfig, path: Path
+) -> Tensor:
+    """The stored `tensor` as we have it, in our `shape`."""
+    is_transposed = families.of(config).stores_transposed(name)
+    stored = shape[::-1] if is_transposed else shape
+    if tensor.shape != stored:
+        raise UserError(
+            f"{path}: {name} has shape {tuple(tensor.shape)}, but config.json asks for "
+            f"{tuple(stored)}; use the config.json that belongs to these weights."
+        )
+    if not tensor.is_floating_point():
+        raise UserError(
+            f"{path}: {name} holds {str(tensor.dtype).removeprefix('torch.')} numbers; "
+            "only floating-point weights can be read."
+        )
+    return tensor.t() if is_transposed else tensor
+
+
+def head_names(config: TransformerConfig) -> set[str]:
+    """How transformers' layout calls the tensors of the multiple-choice head."""
+    names = families.of(config).tensor_names(config)
+    return {*chain(*(there for ours, there in names.items() if is_head(ours)))}
+
+
+def is_head(name: str) -> bool:
+    """Whether it is our name of a parameter of the multiple-choice head."""
+    return name.startswith(_MULTIPLE_CHOICE_HEAD)
 
 
 def to_transformers(weights: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
     """A model's parameters, given by our names, as transformers names and stores them."""
     family = families.of(config)
     return {
-        theirs: (
-            weights[ours].t() if family.stores_transposed(theirs) else weights[ours]
-        ).contiguous()
+        name: (part.t() if family.stores_transposed(name) else part).contiguous()
         for ours, theirs in family.tensor_names(config).items()
+        for name, part in zip(theirs, split(weights[ours], theirs, config), strict=True)
     }
 
 

@@ -1,7 +1,7 @@
 """LoRA: small matrices beside the linear layers are trained, the layers themselves are not.
 
-The multiple-choice head is trained too, in full, and so are the embedding's rows of the five
-special tokens, which no pretrained model knows.
+The multiple-choice head is trained too, in full, and so are the rows of the five special tokens,
+which no pretrained model knows: those of the embedding, and of a language-model head of its own.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), as peft
 implements it.
@@ -10,7 +10,7 @@ implements it.
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,15 @@ from convai_fast.archive import is_checkpoint_file
 from convai_fast.files import flush, scratch_folder
 from convai_fast.model import adapter, checkpoint, families
 from convai_fast.model.double_heads import DoubleHeadsModel
-from convai_fast.model.tensors import EMBEDDING
+from convai_fast.model.families.family import split
+from convai_fast.model.tensors import EMBEDDING, is_head
 from convai_fast.options import options_file
 from convai_fast.training.checkpoints import explained
 from convai_fast.training.options import TrainOptions
 
 
 class _TrainedRows(nn.Module):
-    """An embedding of which some rows are parameters of their own."""
+    """A weight of which some rows are parameters of their own."""
 
     ids: Tensor
 
@@ -58,7 +59,7 @@ class Lora:
         """Add the adapter to `model`, whose other parameters no longer ask for a gradient.
 
         Args:
-            token_ids: whose rows of the embedding are trained.
+            token_ids: whose rows of the embedding and of the language-model head are trained.
             base: folder or Hub id of the model's weights; by default `options.model`.
         """
         from peft import LoraConfig, inject_adapter_in_model
@@ -79,11 +80,13 @@ class Lora:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
         model.multiple_choice_head.requires_grad_(True)
-        embedding = model.transformer.token_embedding
-        self._trained_rows = _TrainedRows(embedding.weight, self.token_ids)
-        parametrize.register_parametrization(embedding, "weight", self._trained_rows)
+        self._trained_rows = {}
+        for name in (EMBEDDING,) if model.config.tied else (EMBEDDING, "lm_head"):
+            module, kind = self._owner(name)
+            self._trained_rows[name] = _TrainedRows(getattr(module, kind), self.token_ids)
+            parametrize.register_parametrization(module, kind, self._trained_rows[name])
         family = families.of(model.config)
-        embedding_module = family.tensor_names(model.config)[EMBEDDING].split(".")[-2]
+        names = family.tensor_names(model.config)
         self.base = Path(base or options.model).expanduser()
         # What peft and transformers read.
         self._saved_config = LoraConfig(
@@ -92,7 +95,9 @@ class Lora:
             target_modules=list(family.linear_layers),
             fan_in_fan_out=family.conv1d,
             modules_to_save=["multiple_choice_head"],
-            trainable_token_indices={embedding_module: self.token_ids},
+            trainable_token_indices={
+                names[name][0].split(".")[-2]: self.token_ids for name in self._trained_rows
+            },
             inference_mode=True,
         )
 
@@ -154,11 +159,7 @@ class Lora:
                 head_is_new=self.model.head_is_new,
             )
             return
-        tensors = {
-            name: tensor.detach().cpu().contiguous()
-            for ours, names in adapter.tensor_names(config).items()
-            for name, tensor in zip(names, self._adapted(ours), strict=True)
-        }
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._adapted()}
         self._saved_config.save_pretrained(str(folder))
         checkpoint.save_tensors(
             tensors, folder / adapter.WEIGHTS_FILE, head_is_new=self.model.head_is_new
@@ -166,24 +167,37 @@ class Lora:
         checkpoint.write_config(folder, config, torch.float32, tokenizer)
         tokenizer.save_pretrained(folder)
 
-    def _adapted(self, name: str) -> list[Tensor]:
-        """The trained tensors that stand for the parameter `name`, as in `tensor_names`."""
-        module_name, kind = name.rsplit(".", 1)
-        module: Any = self.model.get_submodule(module_name)
-        if hasattr(module, "lora_A"):
-            return [module.lora_A["default"].weight, module.lora_B["default"].weight]
-        if module is self.model.transformer.token_embedding:
-            return [self._trained_rows.rows]
-        return [getattr(module, kind)]
+    def _owner(self, name: str) -> tuple[Any, str]:
+        """The module that has the parameter `name`, and what it calls it."""
+        module, _, own = name.rpartition(".")
+        return self.model.get_submodule(module), own
+
+    def _adapted(self) -> Iterator[tuple[str, Tensor]]:
+        """What is trained, by its names in the adapter's file.
+
+        peft has an A and a B for each of transformers' layers: where several of them are one here,
+        they have the same A, and their parts of B.
+        """
+        config = self.model.config
+        for ours, names in families.of(config).tensor_names(config).items():
+            module, own = self._owner(ours)
+            if ours in self._trained_rows:
+                yield adapter.file_name(names[0], adapter.ROWS), self._trained_rows[ours].rows
+            elif is_head(ours):
+                yield adapter.file_name(names[0]), getattr(module, own)
+            elif own == "weight" and hasattr(module, "lora_A"):
+                parts = split(module.lora_B["default"].weight, names, config)
+                for name, part in zip(names, parts, strict=True):
+                    yield adapter.file_name(name, adapter.LORA_A), module.lora_A["default"].weight
+                    yield adapter.file_name(name, adapter.LORA_B), part
 
     @torch.no_grad()
     def _merged_weights(self) -> dict[str, Tensor]:
         weights = {}
         for name in families.of(self.model.config).tensor_names(self.model.config):
-            module_name, kind = name.rsplit(".", 1)
-            module: Any = self.model.get_submodule(module_name)
-            weights[name] = getattr(getattr(module, "base_layer", module), kind)
-            if kind == "weight" and hasattr(module, "lora_A"):
+            module, own = self._owner(name)
+            weights[name] = getattr(getattr(module, "base_layer", module), own)
+            if own == "weight" and hasattr(module, "lora_A"):
                 weights[name] = weights[name] + module.get_delta_weight("default")
         return weights
 

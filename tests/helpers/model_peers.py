@@ -1,4 +1,4 @@
-"""transformers' models of both architectures, and batches of random ids for them."""
+"""transformers' models of all families, and batches of random ids for them."""
 
 from types import SimpleNamespace
 
@@ -14,15 +14,74 @@ PEERS = {
     "openai-gpt": (transformers.OpenAIGPTConfig, transformers.OpenAIGPTDoubleHeadsModel),
     "gpt2": (transformers.GPT2Config, transformers.GPT2DoubleHeadsModel),
 }
+# Of a model with rotary positions; its groups have two heads, and not all width is in its heads.
+SIZES = dict(
+    vocab_size=101,
+    max_position_embeddings=40000,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=12,
+    intermediate_size=56,
+)
+# A family, and what makes its models differ.
+ROTARY = {
+    "llama": ("llama", dict(tie_word_embeddings=True)),
+    "llama-3.1": (
+        "llama",
+        dict(
+            rope_parameters=dict(
+                rope_type="llama3",
+                rope_theta=500.0,
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=5000,
+            ),
+            num_key_value_heads=4,
+        ),
+    ),
+    "llama-biases": (
+        "llama",
+        dict(attention_bias=True, mlp_bias=True, hidden_act="gelu", rms_norm_eps=1e-3)
+        | dict(rope_parameters=dict(rope_type="linear", rope_theta=100.0, factor=4.0)),
+    ),
+    "mistral": (
+        "mistral",
+        dict(sliding_window=40000)
+        | dict(rope_parameters=dict(rope_type="dynamic", rope_theta=900.0, factor=2.0)),
+    ),
+    "qwen2": (
+        "qwen2",
+        dict(tie_word_embeddings=True, num_key_value_heads=1, head_dim=8)
+        | dict(
+            rope_parameters=dict(
+                rope_type="yarn",
+                rope_theta=1e4,
+                factor=4.0,
+                original_max_position_embeddings=10000,
+            )
+        ),
+    ),
+    "qwen3": ("qwen3", dict(attention_bias=True)),
+}
 
 
 def make_peer(architecture, seed=0, noise=0.05, **settings):
-    """transformers' double-heads model with random values in every parameter, biases included."""
-    config_class, model_class = PEERS[architecture]
-    sizes = dict(vocab_size=101, n_positions=48, n_embd=32, n_layer=2, n_head=4)
-    sizes |= dict(bos_token_id=None, eos_token_id=None)  # GPT-2's would be outside the vocabulary
+    """transformers' double-heads model with random values in every parameter, biases included.
+
+    `architecture` is one of `PEERS` or of `ROTARY`.
+    """
     torch.manual_seed(seed)
-    peer = model_class(config_class(**(sizes | settings))).eval()
+    if architecture in PEERS:
+        config_class, model_class = PEERS[architecture]
+        sizes = dict(vocab_size=101, n_positions=48, n_embd=32, n_layer=2, n_head=4)
+        sizes |= dict(bos_token_id=None, eos_token_id=None)  # these would be outside the vocabulary
+        peer = model_class(config_class(**(sizes | settings))).eval()
+    else:
+        family, own = ROTARY[architecture]
+        peer = families.FAMILIES[family].peer(SIZES | own | settings).eval()
     with torch.no_grad():
         for parameter in peer.parameters():
             parameter.add_(torch.randn_like(parameter) * noise)
@@ -61,15 +120,19 @@ def relative_error(actual, expected):
 
 def gradients_by_our_names(peer, config):
     """transformers' gradients in our layout: a Conv1D stores its weight transposed."""
-    embedding = peer.get_input_embeddings().weight.grad
-    gradients = {}
-    for ours, theirs in families.of(config).tensor_names(config).items():
-        module, _, kind = theirs.rpartition(".")
+
+    def gradient(name):
+        module, _, kind = name.rpartition(".")
         module = peer.get_submodule(module)
-        gradient = getattr(module, kind).grad
-        gradients[ours] = gradient.t() if isinstance(module, Conv1D) else gradient
-    gradients["transformer.token_embedding.weight"] = embedding
-    return gradients
+        found = getattr(module, kind).grad
+        return found.t() if isinstance(module, Conv1D) else found
+
+    gradients = {
+        ours: torch.cat([gradient(name) for name in theirs])
+        for ours, theirs in families.of(config).tensor_names(config).items()
+    }
+    embedding = peer.get_input_embeddings().weight.grad
+    return gradients | {"transformer.token_embedding.weight": embedding}
 
 
 def assert_gradients(model, peer):
@@ -77,7 +140,7 @@ def assert_gradients(model, peer):
     gradients = gradients_by_our_names(peer, model.config)
     # A bias that all candidates share moves no probability: its gradient is 0 but for rounding.
     bias = model.multiple_choice_head.bias.grad - gradients.pop("multiple_choice_head.bias")
-    assert bias.norm() <= 1e-4 * model.transformer.blocks[0].mlp.up.bias.grad.norm()
+    assert bias.norm() <= 1e-4 * model.transformer.blocks[0].mlp.up.weight.grad.norm()
     for name, gradient in gradients.items():
         if gradient.norm() == 0:  # of the multiple-choice head, where there is no choice
             assert model.get_parameter(name).grad.norm() == 0, name

@@ -94,7 +94,10 @@ def test_the_family_of_a_config_without_model_type_is_recognised(settings, expec
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"model_type": "llama"}, "model_type 'llama' is not supported"),
+        (
+            {"model_type": "bloom"},
+            "model_type 'bloom' is not supported; use one of openai-gpt, gpt2,",
+        ),
         ({"architectures": ["BertModel"]}, r"architectures \['BertModel'\] is not supported"),
         ({"n_embd": 768}, "model_type is missing"),
         ({"model_type": "gpt2", "scale_attn_weights": False}, "scale_attn_weights False is not"),

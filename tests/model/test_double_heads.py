@@ -298,9 +298,11 @@ def test_resizing_to_the_same_size_changes_nothing(model):
     assert model.transformer.token_embedding.weight is before
 
 
-def test_the_vocabulary_never_shrinks(model):
-    with pytest.raises(ValueError, match="cannot shrink the vocabulary of 101 tokens to 100"):
-        model.resize_token_embeddings(100)
+def test_resizing_to_less_drops_the_last_rows(model):
+    before = model.transformer.token_embedding.weight.detach().clone()
+    model.resize_token_embeddings(100)
+    assert torch.equal(model.transformer.token_embedding.weight, before[:100])
+    assert model(torch.tensor([[99]])).logits.shape == (1, 1, 100)
 
 
 def test_training_step_runs_under_autocast_with_dropout(model):

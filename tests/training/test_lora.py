@@ -317,8 +317,9 @@ def test_an_adapter_merged_wrongly_fails_the_check(lora_options, tmp_path, capsy
     merge = double_heads.adapter.merge_adapter
 
     def wrong(folder, config, parameters):
-        merge(folder, config, parameters)
+        changed = merge(folder, config, parameters)
         parameters["transformer.blocks.0.mlp.up.weight"].data.mul_(2)
+        return changed
 
     monkeypatch.setattr(double_heads.adapter, "merge_adapter", wrong)
     assert main(["convert", "--model", str(run), "--output", f"{tmp_path}/new"]) == 2

@@ -8,8 +8,12 @@ from convai_fast.model.config import TransformerConfig
 from convai_fast.model.families.family import Family
 from convai_fast.model.families.gpt import GPT
 from convai_fast.model.families.gpt2 import GPT2
+from convai_fast.model.families.llama import Llama, Mistral
+from convai_fast.model.families.qwen import Qwen2, Qwen3
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (GPT(), GPT2())}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (GPT(), GPT2(), Llama(), Mistral(), Qwen2(), Qwen3())
+}
 
 
 def of(config: TransformerConfig) -> Family:
@@ -42,10 +46,9 @@ def find(config: Mapping[str, Any], tensor_names: Collection[str] = ()) -> Famil
                 return family
         raise UserError(
             f"architectures {shown(classes)} is not supported; "
-            f"only the classes of {' and '.join(f.title for f in FAMILIES.values())} are."
+            f"only the classes of {', '.join(f.title for f in FAMILIES.values())} are."
         )
     for family in FAMILIES.values():
         if family.recognises(config, tensor_names):
             return family
-    names = " or ".join(f'"{name}"' for name in FAMILIES)
-    raise UserError(f"model_type is missing; set it to {names}.")
+    raise UserError(f"model_type is missing; set it to one of {', '.join(FAMILIES)}.")

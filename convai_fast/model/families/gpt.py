@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from convai_fast.errors import UserError, shown
+from convai_fast.errors import UserError
 from convai_fast.model.config import Activation, NormPosition, TransformerConfig
 from convai_fast.model.families.family import Family
 
@@ -59,6 +59,7 @@ class GPT(Family):
     config_class = "OpenAIGPTConfig"
     model_class = "OpenAIGPTDoubleHeadsModel"
     supported = _WRITTEN | _NOT_WRITTEN
+    prefix = "transformer"
     tensors: ClassVar = {
         "transformer.token_embedding.weight": "transformer.tokens_embed.weight",
         "transformer.position_embedding.weight": "transformer.positions_embed.weight",
@@ -87,9 +88,9 @@ class GPT(Family):
         ),
     }
 
-    activation_field = "afn"  # of config.json
-    # What that may say -> ours. OpenAI GPT's "gelu" is the tanh approximation.
-    activations: ClassVar[dict[str, Activation]] = {
+    activation_field = "afn"
+    # OpenAI GPT's "gelu" is the tanh approximation.
+    activations: ClassVar[Mapping[str, Activation]] = {
         "gelu": "gelu_new",
         "relu": "relu",
         "silu": "silu",
@@ -100,20 +101,15 @@ class GPT(Family):
 
     def recognises(self, config: Mapping[str, Any], tensor_names: Collection[str]) -> bool:
         """By the name of the activation's setting, or of the position embedding."""
-        position = self.tensors["transformer.position_embedding.weight"].split(".", 1)[1]
+        position = str(self.tensors["transformer.position_embedding.weight"])
         return config.get(self.activation_field) is not None or any(
-            name.endswith(position) for name in tensor_names
+            name.endswith(position.removeprefix(f"{self.prefix}.")) for name in tensor_names
         )
 
     def read_config(self, settings: Mapping[str, Any]) -> TransformerConfig:
         """OpenAI GPT's class knows no n_inner: the MLP is four times as wide as the rest."""
-        activation = settings[self.activation_field]
+        activation = self.activation(settings)
         n_embd, n_head = settings["n_embd"], settings["n_head"]
-        if activation not in list(self.activations):  # which may be no string
-            raise UserError(
-                f"{self.activation_field} {shown(activation)} is not supported for "
-                f"{self.name}; use one of {', '.join(self.activations)}."
-            )
         are_numbers = type(n_embd) is int and type(n_head) is int and n_head > 0
         if are_numbers and n_embd % n_head:
             raise UserError(f"n_embd {n_embd} must be a multiple of n_head {n_head}.")
@@ -124,7 +120,7 @@ class GPT(Family):
             # What is no number is refused.
             head_dim=n_embd // n_head if are_numbers else n_head,
             n_inner=4 * n_embd if isinstance(n_embd, int) else n_embd,
-            activation=self.activations[activation],
+            activation=activation,
             gated=False,
             norm="layer",
             norm_position=self.norm_position,
@@ -141,12 +137,11 @@ class GPT(Family):
 
     def write_config(self, config: TransformerConfig) -> dict[str, Any]:
         """What is transformers' default is written too."""
-        activation = next(k for k, v in self.activations.items() if v == config.activation)
         return {
             "architectures": [self.model_class],
             "model_type": self.name,
             **{name: getattr(config, name) for name in _SIZES},
-            self.activation_field: activation,
+            self.activation_field: self.activation_name(config),
             "layer_norm_epsilon": config.norm_eps,
             **{name: getattr(config, name) for name in _DROPOUTS},
             "initializer_range": config.initializer_range,

@@ -6,11 +6,12 @@ Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2
 import dataclasses
 import math
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from convai_fast.model.config import Activation, NormPosition, TransformerConfig
+from convai_fast.model.config import NormPosition, TransformerConfig
+from convai_fast.model.families.family import ACTIVATIONS
 from convai_fast.model.families.gpt import GPT
 
 if TYPE_CHECKING:
@@ -32,14 +33,7 @@ class GPT2(GPT):
         "transformer.final_norm": "transformer.ln_f",
     }
     activation_field = "activation_function"
-    activations: ClassVar[dict[str, Activation]] = {
-        "gelu_new": "gelu_new",
-        "gelu_pytorch_tanh": "gelu_new",
-        "gelu": "gelu",
-        "relu": "relu",
-        "silu": "silu",
-        "swish": "silu",
-    }
+    activations = ACTIVATIONS
     norm_position: NormPosition = "pre"
     final_norm = True
 
