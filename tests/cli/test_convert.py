@@ -13,6 +13,7 @@ from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
 from convai_fast.errors import UserError
 from convai_fast.loading import load
 from convai_fast.model import DoubleHeadsModel
+from tests.helpers.model_peers import make_peer
 from tests.helpers.old_checkpoints import (
     ARCHITECTURES,
     LAYOUTS,
@@ -48,6 +49,23 @@ def test_transformers_own_classes_load_what_was_converted(tmp_path, layout, arch
     assert tokenizer.convert_tokens_to_ids(SPECIAL[layout]) == list(range(size, size + 5))
     assert tokenizer.bos_token_id == special_ids(load_tokenizer(tmp_path / "old")).bos
     assert tokenizer("the cat").input_ids == load_tokenizer(tmp_path / "old")("the cat").input_ids
+
+
+def test_rows_of_no_token_are_dropped_where_a_family_has_such_rows(tokenizer, tmp_path, capsys):
+    peer = make_peer("llama-3.1", vocab_size=len(tokenizer) + 7)
+    peer.save_pretrained(tmp_path / "old")
+    tokenizer.save_pretrained(tmp_path / "old")
+    assert convert(tmp_path / "old", tmp_path / "new") == 0
+    unused = "model.embed_tokens.weight: the last 7 rows, which belong to no token"
+    assert f"dropped         {unused}\n" in capsys.readouterr().out
+    told = []
+    for folder in ("old", "new"):
+        model, _ = load(tmp_path / folder, resize=True, report=told.append)
+        weights = (model.lm_head, model.transformer.token_embedding.weight)
+        for ours, name in zip(weights, ("lm_head", "model.embed_tokens"), strict=True):
+            theirs = peer.get_parameter(f"{name}.weight")
+            assert torch.equal(ours, theirs[: len(tokenizer)])
+    assert told == ["embedding: 7 rows of no token dropped"]
 
 
 def test_the_report_accounts_for_everything(old, tmp_path, capsys):

@@ -14,17 +14,22 @@ from convai_fast.generation.request import Request
 from convai_fast.loading import load
 from convai_fast.training import step
 from tests.helpers.bulk_files import save_model
+from tests.helpers.model_peers import make_peer
 from tests.helpers.reply_peers import both_models
 from tests.helpers.small_tokenizers import save_model_of_letters
 
 
-@pytest.fixture(scope="module", params=["gpt2", "openai-gpt"])
+@pytest.fixture(scope="module", params=["gpt2", "openai-gpt", "qwen3"])
 def comparison(request, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "gpt2":
         save_model(folder, tokenizer)
-    else:
+    elif request.param == "openai-gpt":
         save_model_of_letters(folder)
+    else:
+        settings = dict(vocab_size=len(tokenizer), max_position_embeddings=64)
+        make_peer(request.param, **settings).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     dialogues = builtin_dialogues(num_train=1, num_valid=0)["train"]
     model, own = load(folder)
     return Comparison(model, own, dialogues, max_history=1, precision="fp32", seconds=0)
@@ -41,7 +46,7 @@ def test_every_workload_runs_both_ways_and_leaves_the_weights_as_they_are(compar
             assert ours == pytest.approx(theirs, abs=1e-4)
             assert len(ours) == 20
         if workload.name.startswith("repl"):
-            has_cache = comparison.model.config.family == "gpt2"
+            has_cache = comparison.model.config.family != "openai-gpt"
             assert (workload.ours.amount == workload.theirs.amount) == has_cache
             assert ("has no cache" in workload.note) == (not has_cache)
     count = min(32, len(comparison.turns))

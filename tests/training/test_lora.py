@@ -11,14 +11,14 @@ import sys
 import pytest
 import torch
 import yaml
-from peft import PeftModel
-from transformers import GPT2DoubleHeadsModel, OpenAIGPTDoubleHeadsModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, GPT2DoubleHeadsModel, OpenAIGPTDoubleHeadsModel
 
 from convai_fast.cli.main import main
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.loading import load
-from convai_fast.model import double_heads
+from convai_fast.model import double_heads, families
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.training import checkpoints, loop, lora, step
@@ -26,7 +26,21 @@ from convai_fast.training.options import TrainOptions
 from tests.helpers.killed_runs import assert_equal_runs, die_at, in_a_process
 from tests.helpers.old_checkpoints import pack
 
-PEERS = {"gpt2": GPT2DoubleHeadsModel, "openai-gpt": OpenAIGPTDoubleHeadsModel}
+PEERS = {
+    "gpt2": GPT2DoubleHeadsModel,
+    "openai-gpt": OpenAIGPTDoubleHeadsModel,
+    "llama": families.FAMILIES["llama"].peer_class(),
+}
+SHAPES = {
+    "llama": dict(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+    )
+}
 
 
 @pytest.fixture(params=PEERS)
@@ -34,6 +48,7 @@ def base(request, tokenizer, tmp_path):
     """A small model with weights that knows none of the special tokens, as a folder."""
     torch.manual_seed(0)
     shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
+    shape = SHAPES.get(request.param, shape)
     config = {"model_type": request.param, "vocab_size": len(tokenizer) - 5, **shape}
     model = DoubleHeadsModel(TransformerConfig.from_transformers(config))
     model.save_pretrained(tmp_path / "base")
@@ -79,7 +94,7 @@ def test_adapter_merged_weights_and_peft_are_one_model(lora_options, base, token
     over.resize_token_embeddings(len(tokenizer))
     over_base = PeftModel.from_pretrained(over, run / "best")
     # peft does not see that OpenAI GPT's head is tied to the embedding, for the special tokens.
-    tied = slice(None) if kind is GPT2DoubleHeadsModel else slice(0, len(tokenizer) - 5)
+    tied = slice(0, len(tokenizer) - 5) if kind is OpenAIGPTDoubleHeadsModel else slice(None)
     batch = a_batch(tokenizer)
     for peer, tokens in ((kind.from_pretrained(merged / "best"), slice(None)), (over_base, tied)):
         with torch.no_grad():
@@ -89,23 +104,56 @@ def test_adapter_merged_weights_and_peft_are_one_model(lora_options, base, token
         torch.testing.assert_close(output.mc_logits, expected.mc_logits, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("base", ["gpt2"], indirect=True)
-def test_layers_head_and_special_tokens_are_trained_and_nothing_else(lora_options, base, tokenizer):
+@pytest.mark.parametrize("base", ["llama"], indirect=True)
+def test_layers_heads_and_special_tokens_are_trained_and_nothing_else(
+    lora_options, base, tokenizer
+):
     run = train(lora_options)
     model = DoubleHeadsModel.from_pretrained(base)
     model.resize_token_embeddings(len(tokenizer))
     before = model.state_dict()
     after = DoubleHeadsModel.from_pretrained(run / "last").state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    embedding = "transformer.token_embedding.weight"
-    linear = ("qkv.weight", "out.weight", "up.weight", "down.weight")
+    embeddings = {"transformer.token_embedding.weight", "lm_head"} & before.keys()
+    linear = ("qkv.weight", "out.weight", "gate.weight", "up.weight", "down.weight")
     assert changed - {"multiple_choice_head.bias"} == {
         "multiple_choice_head.weight",
-        embedding,
+        *embeddings,
         *(name for name in before if name.endswith(linear)),
     }
-    rows = (before[embedding] != after[embedding]).any(dim=1).nonzero().flatten().tolist()
-    assert rows == sorted(special_ids(tokenizer))
+    for name in embeddings:
+        rows = (before[name] != after[name]).any(dim=1).nonzero().flatten().tolist()
+        assert rows == sorted(special_ids(tokenizer))
+
+
+@pytest.mark.parametrize("base", ["gpt2", "llama"], indirect=True)
+def test_an_adapter_that_peft_wrote_changes_what_it_names_alone(base, tokenizer, tmp_path):
+    model = DoubleHeadsModel.from_pretrained(base)
+    model.resize_token_embeddings(len(tokenizer))
+    model.head_is_new = False
+    model.save_pretrained(base, tokenizer)
+    targets = ["q_proj", "v_proj"] if base_is_llama(base) else ["c_fc"]
+    over = AutoModelForCausalLM.from_pretrained(base)
+    over = get_peft_model(over, LoraConfig(r=3, lora_alpha=5, target_modules=targets))
+    for parameter in over.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    over.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    adapted, _ = load(tmp_path / "adapter")
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        expected = over(input_ids=ids).logits
+        torch.testing.assert_close(adapted(ids).logits, expected, atol=1e-5, rtol=1e-4)
+    assert not adapted.head_is_new  # which is the base model's
+    part = "attention.qkv.weight" if base_is_llama(base) else "mlp.up.weight"
+    before, after = model.state_dict(), adapted.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.endswith(part)}
+
+
+def base_is_llama(base):
+    return json.loads((base / "config.json").read_text())["model_type"] == "llama"
 
 
 @pytest.mark.parametrize("merge_lora", [False, True])
@@ -287,6 +335,7 @@ def test_lora_over_an_adapter_says_to_merge_it_first(lora_options, tmp_path, cap
     train(dataclasses.replace(again, model=f"{tmp_path}/merged", max_steps=1))
 
 
+@pytest.mark.parametrize("base", ["gpt2", "llama"], indirect=True)
 def test_convert_merges_an_adapter(lora_options, base, tokenizer, tmp_path, capsys):
     run = train(lora_options)
     assert main(["convert", "--model", str(run / "best"), "--output", f"{tmp_path}/new"]) == 0
@@ -304,10 +353,7 @@ def test_convert_merges_an_adapter(lora_options, base, tokenizer, tmp_path, caps
     with torch.no_grad():
         peer = kind.from_pretrained(tmp_path / "new")(**a_batch(tokenizer))
         expected = PeftModel.from_pretrained(over, run / "best").eval()(**a_batch(tokenizer))
-    old = slice(0, len(tokenizer) - 5)  # see above
-    torch.testing.assert_close(
-        peer.logits[..., old], expected.logits[..., old], atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(peer.logits, expected.logits, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(peer.mc_logits, expected.mc_logits, atol=1e-5, rtol=1e-4)
 
 

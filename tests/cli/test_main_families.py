@@ -1,0 +1,46 @@
+"""Every command with a model that is no GPT, as a user types it."""
+
+import io
+import json
+import sys
+
+from convai_fast.cli.main import main
+from convai_fast.model.families import FAMILIES
+from tests.helpers.bulk_files import read_lines, write_lines
+from tests.helpers.model_peers import SIZES
+
+
+def test_a_llama_is_trained_evaluated_talked_to_and_ranks(files, tmp_path, monkeypatch, capsys):
+    shape, run, data = (tmp_path / "shape", tmp_path / "run", files / "dialogues.json")
+    shape.mkdir()
+    config = {"model_type": "llama", **SIZES, "max_position_embeddings": 256}
+    (shape / "config.json").write_text(json.dumps(config))
+    options = ["--model", shape, "--tokenizer", files / "tokenizer", "--from_scratch"]
+    options += ["--data", data, "--dataset_cache", tmp_path / "cache", "--output", run]
+    options += ["--max_steps", 2, "--n_epochs", 9, "--gradient_accumulation_steps", 1]
+    assert main(["train", *map(str, options)]) == 0
+    assert "model: llama, 2 layers of width 32, " in capsys.readouterr().out
+    assert main(["train", "--resume", str(run), "--max_steps", "3"]) == 0
+    assert "llama with 2 layers of width 32" in (run / "last" / "README.md").read_text()
+
+    asked = ["--data", str(data), "--max_examples", "3"]
+    assert main(["evaluate", "--model", str(run), *asked]) == 0
+    printed = capsys.readouterr().out
+    assert "hits@1" in printed and "perplexity of a word" in printed
+
+    question = {"id": "a", "history": ["do you like tea ?"]}
+    candidates = {"candidates": ["yes .", "no ."]}
+    for command, request in (("rank", question | candidates), ("generate", question)):
+        output = tmp_path / f"{command}.jsonl"
+        lines = write_lines(tmp_path / "in.jsonl", request)
+        arguments = ["--model", str(run), "--input", lines, "--output", str(output)]
+        assert main([command, *arguments]) == 0
+        assert [line["id"] for line in read_lines(output)] == ["a"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi , tea ?\n"))
+    capsys.readouterr()
+    assert main(["interact", "--model", str(run), "--min_length", "2"]) == 0
+    assert len(capsys.readouterr().out.split(">>> ")[1].strip()) >= 2
+
+    assert main(["convert", "--model", str(run), "--output", str(tmp_path / "converted")]) == 0
+    theirs = FAMILIES["llama"].peer_class().from_pretrained(tmp_path / "converted")
+    assert theirs.config.max_position_embeddings == 256
