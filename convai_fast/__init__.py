@@ -1,4 +1,4 @@
-"""Fine-tune GPT and GPT-2 persona-dialogue models, and talk to them."""
+"""Fine-tune persona-dialogue models with two heads, and talk to them."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -25,7 +25,7 @@ from convai_fast.options import options_of
 COMMANDS = {
     "demo": ("DemoOptions", "train a small model on built-in dialogues and show what it learnt"),
     "prepare": ("PrepareOptions", "turn a file of dialogues into a store, or preview it"),
-    "train": ("TrainCommand", "fine-tune a GPT or GPT-2 double-heads model on dialogues"),
+    "train": ("TrainCommand", "fine-tune a model of two heads on dialogues"),
     "evaluate": ("EvaluateOptions", "measure a model as ConvAI2 did: hits@1, perplexity, F1, …"),
     "interact": ("InteractOptions", "talk to a model"),
     "serve": ("ServeOptions", "answer over HTTP as OpenAI's completions do, and on a page"),

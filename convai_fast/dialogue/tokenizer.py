@@ -16,7 +16,7 @@ _HUB_FILES = ("*.json", "merges.txt")
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
-    """Load a GPT or GPT-2 tokenizer and add those of the five special tokens that it lacks.
+    """Load a tokenizer and add those of the five special tokens that it lacks.
 
     `path` is a folder or a tar archive of one, or a Hub id. A folder has `tokenizer.json`, or, as
     the old libraries wrote them, `vocab.json`, `merges.txt` and a file that tells the special
@@ -77,7 +77,7 @@ def _from_transformers(path: str) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
             f"{path} has a tokenizer of the class {type(tokenizer).__name__}, of which there is no "
-            "fast version (tokenizer.json): give the tokenizer of a GPT or GPT-2 model"
+            "fast version (tokenizer.json): give one that has it"
         )
     if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):
         raise UserError(

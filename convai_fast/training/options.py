@@ -168,7 +168,7 @@ class TrainOptions(  # the fields of the last come first
     ExampleOptions,
     DataOptions,
 ):
-    """Fine-tune a GPT or GPT-2 double-heads model on dialogues.
+    """Fine-tune a model of two heads on dialogues.
 
     Makes a run folder with options.yaml, metrics.jsonl, TensorBoard events, and the last and the
     best checkpoint, which `convai-fast interact` and transformers open.

@@ -188,9 +188,10 @@ def test_losses_logits_and_every_gradient_are_those_of_transformers(
 
 @torch.no_grad()
 def test_far_positions_are_those_of_transformers(peer, to_ours):
-    model, position_ids = to_ours(peer), torch.arange(39980, 40000)
-    expected = peer(IDS, position_ids=position_ids[None].expand(6, -1))
-    actual = model(IDS, position_ids=position_ids.expand(2, 3, -1))
+    model = to_ours(peer)
+    position_ids = torch.arange(39980, 40000) - 3000 * torch.arange(6)[:, None]
+    expected = peer(IDS, position_ids=position_ids)
+    actual = model(IDS, position_ids=position_ids.view_as(IDS))
     assert relative_error(actual.logits, expected.logits) < 1e-4
     assert relative_error(actual.mc_logits, expected.mc_logits) < 1e-4
 
