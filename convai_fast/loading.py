@@ -70,8 +70,9 @@ def load(
 
 def rows_of_tokens(config: TransformerConfig, tokenizer: PreTrainedTokenizerFast) -> int:
     """How many rows of the embedding belong to tokens: some families pad it with more."""
-    rows, num_tokens = config.vocab_size, len(tokenizer)
-    return min(rows, num_tokens) if families.of(config).pads_vocabulary else rows
+    if not families.of(config).pads_vocabulary:
+        return config.vocab_size
+    return min(config.vocab_size, max(tokenizer.get_vocab().values()) + 1)
 
 
 def check_fit(

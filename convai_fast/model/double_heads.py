@@ -61,8 +61,8 @@ class RankingHead(nn.Linear):
 class DoubleHeadsModel(nn.Module):
     """A decoder that writes replies and ranks them (TransferTransfo, arXiv 1901.08149).
 
-    It computes what transformers' double-heads class of the model's family computes, but vocabulary
-    logits only where there is a label. The language-model head shares its weight with the token
+    It computes what transformers' class of the model's family computes, but vocabulary logits only
+    where there is a label. The language-model head shares its weight with the token
     embedding where the config says that they are tied. A new model has random weights;
     `from_pretrained` reads saved ones.
 
@@ -313,8 +313,9 @@ class DoubleHeadsModel(nn.Module):
         model._init_multiple_choice_head()
         with torch.no_grad():
             for name, parts in weights.items():
-                # One after another, so that nothing is there twice but what is copied.
-                torch.cat(parts, out=model.get_parameter(name).data)
+                places = model.get_parameter(name).split([len(part) for part in parts])
+                for place, part in zip(places, parts, strict=True):
+                    place.copy_(part)
         model.head_is_new = len(weights) < len(shapes) or checkpoint.has_new_head(file)
         return model.eval()
 
@@ -328,7 +329,7 @@ class DoubleHeadsModel(nn.Module):
 
         `weights` stand for the model's own state dict, where that is sharded over processes.
 
-        transformers' own double-heads classes and `AutoTokenizer` load the folder. That the
+        transformers' own classes and `AutoTokenizer` load the folder. That the
         multiple-choice head is new is remembered in the metadata of `model.safetensors`.
 
         Raises:

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
+from convai_fast.dialogue.tokenizer import add_special_tokens
+from convai_fast.model.families import FAMILIES
 from tests.fuzz.damage import (
     ODD_VALUES,
     assert_one_sentence,
@@ -21,7 +23,9 @@ from tests.fuzz.damage import (
     mutate_json,
     run_command,
 )
+from tests.helpers.model_peers import make_peer
 from tests.helpers.old_checkpoints import ARCHITECTURES, LAYOUTS, write_old_checkpoint
+from tests.helpers.small_tokenizers import byte_tokenizer
 
 NO_HEAD = ("has no multiple-choice head",)  # a warning
 NAMES = [
@@ -47,6 +51,14 @@ def read_bases(folder):
                 for written in (path, path, today):
                     files = {f.name: f.read_bytes() for f in written.iterdir()}
                     bases.append((files, tensors))
+    tokenizer = byte_tokenizer()
+    add_special_tokens(tokenizer)
+    for name in ("llama-3.1", "qwen2"):
+        path = folder / name
+        make_peer(name, vocab_size=len(tokenizer)).save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        files = {file.name: file.read_bytes() for file in path.iterdir()}
+        bases += 4 * [(files, load_file(path / "model.safetensors"))]
     return bases
 
 
@@ -229,7 +241,7 @@ def try_one(number, bases, folder):
     written = sorted(path.name for path in folder.iterdir())
     assert written == sorted([old.name, *(["new"] if outcome.code == 0 else [])]), written
     if outcome.code == 0:
-        assert json.loads((new / "config.json").read_text())["model_type"] in ARCHITECTURES
+        assert json.loads((new / "config.json").read_text())["model_type"] in FAMILIES
     return outcome
 
 
