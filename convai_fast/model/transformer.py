@@ -12,6 +12,14 @@ from convai_fast.model.layers import Dropout, Linear
 from convai_fast.ops import rotary
 
 
+class HeadNorm(nn.RMSNorm):
+    """An RMSNorm of what autocast may have rounded, in the dtype of its own weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., head_dim] to the same, in the dtype of `x`."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 class Attention(nn.Module):
     """Self-attention of several heads, groups of which may share their keys and values."""
 
@@ -23,7 +31,7 @@ class Attention(nn.Module):
             config.n_embd, sum(self.num_heads) * config.head_dim, bias=config.qkv_bias
         )
         self.q_norm, self.k_norm = (
-            nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+            HeadNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
             for _ in "qk"
         )
         self.out = Linear(config.n_head * config.head_dim, config.n_embd, bias=config.out_bias)
