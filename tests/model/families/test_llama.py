@@ -7,13 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.build_store import build_store
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.errors import UserError
-from convai_fast.model import DoubleHeadsModel, TransformerConfig, families
+from convai_fast.model import DoubleHeadsModel, TransformerConfig
 from tests.helpers.model_peers import (
     ROTARY,
     SIZES,
@@ -271,7 +271,7 @@ def test_a_published_config_means_what_it_means_in_transformers(model):
     assert config.qkv_bias == (config.family == "qwen2")
     assert config.qk_norm == (config.family == "qwen3")
     assert all(a > b for a, b in pairwise(config.rope.frequencies))
-    theirs = families.of(config)._config_class().from_dict(config.to_transformers())
+    theirs = AutoConfig.for_model(**config.to_transformers())
     assert read(**theirs.to_dict()) == config
 
 
