@@ -117,7 +117,7 @@ def read_config(folder: Path, tensor_names: Collection[str] = ()) -> Transformer
         config = TransformerConfig.from_transformers(legacy.current_config(content, tensor_names))
         if tensor_names and config.n_layer > len(tensor_names):
             raise UserError(
-                f"n_layer {config.n_layer} is more than the {len(tensor_names)} tensors of the "
+                f"{config.n_layer} layers are more than the {len(tensor_names)} tensors of the "
                 "weights can make; use the config.json that belongs to these weights."
             )
     except UserError as error:

@@ -119,7 +119,8 @@ class TransformerConfig:
                 )
         if self.n_head % self.n_kv_head:
             raise UserError(
-                f"n_head {self.n_head} must be a multiple of n_kv_head {self.n_kv_head}."
+                f"the {self.n_head} attention heads must be a multiple of the {self.n_kv_head} of "
+                "keys and values."
             )
         if self.rope is not None and len(self.rope.frequencies) * 2 != self.head_dim:
             raise UserError(

@@ -129,7 +129,7 @@ def test_what_would_change_the_results_is_refused_in_one_sentence(settings, sent
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"n_kv_head": 5}, "n_head 12 must be a multiple of n_kv_head 5"),
+        ({"n_kv_head": 5}, "the 12 attention heads must be a multiple of the 5 of keys and values"),
         (
             {"rope": Rope((1.0,), 1.0, {}), "head_dim": 3},
             "rotary positions need heads of an even width, all of which turns, not 3",

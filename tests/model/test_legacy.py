@@ -72,7 +72,7 @@ def test_either_architecture_in_either_layout_computes_what_transformers_does(
         (dict(n_special=-1), "config.json: n_special must be a whole number from 0 on, not -1"),
         (dict(vocab_size=None), "config.json: vocab_size must be a whole number beside n_special"),
         (dict(predict_special_tokens=False), "config.json: predict_special_tokens false is not"),
-        (dict(n_layer=10**6), "config.json: n_layer 1000000 is more than the 31 tensors"),
+        (dict(n_layer=10**6), "config.json: 1000000 layers are more than the 31 tensors"),
     ],
 )
 def test_a_config_that_does_not_fit_is_named(old, settings, sentence):

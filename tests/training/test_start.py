@@ -53,7 +53,7 @@ def test_a_model_that_has_no_room_for_a_reply_is_one_sentence(options, model_fol
     path.write_text(json.dumps(json.loads(config) | {"n_positions": 2}))
     options.model, options.dataset_path = str(model_folder), str(data_file)
     options.from_scratch = True
-    with pytest.raises(UserError, match=r"2 positions .n_positions in its config.json., too few"):
+    with pytest.raises(UserError, match=r"2 positions, as its config\.json says, too few"):
         train(options, report=lambda _: None)
     path.write_text(config)
 

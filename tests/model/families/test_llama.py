@@ -281,7 +281,7 @@ def test_a_published_config_means_what_it_means_in_transformers(model):
         ({"hidden_size": 0}, "hidden_size must be a positive whole number"),
         ({"num_attention_heads": "4"}, "num_attention_heads must be a positive whole number"),
         ({"num_attention_heads": 5}, "transformers refuses .*not a multiple of"),
-        ({"num_key_value_heads": 3}, "must be a multiple of n_kv_head 3"),
+        ({"num_key_value_heads": 3}, "the 4 attention heads must be a multiple of the 3 of keys"),
         ({"head_dim": 7}, "transformers refuses .*even"),
         ({"hidden_act": "relu2"}, "hidden_act 'relu2' is not supported for llama; use one of"),
         ({"rms_norm_eps": "small"}, "transformers refuses the settings .*'rms_norm_eps'"),
