@@ -96,6 +96,25 @@ def pad_vocabulary(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return F.pad(weight.to(dtype), (0, 0, 0, -len(weight) % _ALIGNMENT))
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm by `convai_fast.ops.rms_norm`.
+
+    Args:
+        feeds_products: whether only products read what comes out, which then has the dtype that
+            they are computed in.
+    """
+
+    def __init__(self, size: int, eps: float, feeds_products: bool = False) -> None:
+        super().__init__(size, eps=eps)
+        self.feeds_products = feeds_products
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., size] to the same."""
+        assert self.eps is not None
+        dtype = _product_dtype(x) if self.feeds_products else x.dtype
+        return ops.rms_norm(x, self.weight, self.eps, dtype)
+
+
 class Linear(nn.Linear):
     """A linear layer through `linear`."""
 

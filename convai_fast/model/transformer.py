@@ -1,6 +1,7 @@
 """One transformer decoder for all families of models, which differ in what `config` says."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -8,16 +9,7 @@ from convai_fast import ops
 from convai_fast.model import families
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.context import Causal, Context
-from convai_fast.model.layers import Dropout, Linear
-from convai_fast.ops import rotary
-
-
-class HeadNorm(nn.RMSNorm):
-    """An RMSNorm of what autocast may have rounded, in the dtype of its own weight."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., head_dim] to the same, in the dtype of `x`."""
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+from convai_fast.model.layers import Dropout, Linear, RMSNorm
 
 
 class Attention(nn.Module):
@@ -31,7 +23,7 @@ class Attention(nn.Module):
             config.n_embd, sum(self.num_heads) * config.head_dim, bias=config.qkv_bias
         )
         self.q_norm, self.k_norm = (
-            HeadNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+            RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
             for _ in "qk"
         )
         self.out = Linear(config.n_head * config.head_dim, config.n_embd, bias=config.out_bias)
@@ -50,7 +42,7 @@ class Attention(nn.Module):
         q, k, v = qkv.split(self.num_heads, dim=-2)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
-            q, k = rotary.rotate(q, rotation), rotary.rotate(k, rotation)
+            q, k = (ops.rotate(x.flatten(0, -3), rotation).view(x.shape) for x in (q, k))
         dropout_p = self.attn_pdrop if self.training else 0.0
         x = context.attend(self.layer, q, k, v, dropout_p).flatten(-2)
         return self.dropout(self.out(_only(wanted, x)))
@@ -91,7 +83,11 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., n_embd] to the same."""
-        return self.dropout(self.down(self.activation(self.gate(x)) * self.up(x)))
+        gate, up = self.gate(x), self.up(x)
+        is_silu = self.activation is F.silu
+        return self.dropout(
+            self.down(ops.swiglu(gate, up) if is_silu else self.activation(gate) * up)
+        )
 
 
 def _only(wanted: Tensor | None, x: Tensor) -> Tensor:
@@ -99,9 +95,10 @@ def _only(wanted: Tensor | None, x: Tensor) -> Tensor:
     return x if wanted is None else x.flatten(0, -2).index_select(0, wanted)
 
 
-def _norm(config: TransformerConfig) -> nn.Module:
-    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
-    return kind(config.n_embd, eps=config.norm_eps)
+def _norm(config: TransformerConfig, *, feeds_products: bool = False) -> nn.Module:
+    if config.norm == "layer":
+        return nn.LayerNorm(config.n_embd, eps=config.norm_eps)
+    return RMSNorm(config.n_embd, config.norm_eps, feeds_products)
 
 
 def add_norm(x: Tensor, residual: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -128,9 +125,9 @@ class Block(nn.Module):
         super().__init__()
         self.pre_norm = config.norm_position == "pre"
         self.attention = Attention(config, layer)
-        self.attention_norm = _norm(config)
+        self.attention_norm = _norm(config, feeds_products=self.pre_norm)
         self.mlp = GatedMLP(config) if config.gated else MLP(config)
-        self.mlp_norm = _norm(config)
+        self.mlp_norm = _norm(config, feeds_products=self.pre_norm)
 
     def forward(
         self,
@@ -141,7 +138,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """[..., n_embd] to the same, or to [num_wanted, n_embd].
 
-        `rotation` is `rotary.rotation` of the positions; see `Transformer.forward` for the rest.
+        `rotation` is `ops.rotation` of the positions; see `Transformer.forward` for the rest.
         """
         attended = self.attention(
             self.attention_norm(x) if self.pre_norm else x, context, rotation, wanted
@@ -213,7 +210,8 @@ class Transformer(nn.Module):
             x = x + self.position_embedding(context.position_ids)
         if self.config.rope is not None:
             frequencies, scale = self.config.rope.frequencies, self.config.rope.scale
-            rotation = rotary.rotation(context.position_ids, frequencies, scale)
+            positions = context.position_ids.expand(input_ids.shape).flatten()
+            rotation = ops.rotation(positions, frequencies, scale)
         x = self.dropout(x)
         for block in self.blocks:
             arguments = (x, context, rotation, wanted if block is self.blocks[-1] else None)

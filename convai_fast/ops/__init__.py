@@ -19,7 +19,10 @@ from convai_fast.ops.packed_linear import (
     packed_linear,
     product_instructions,
 )
+from convai_fast.ops.rms_norm import rms_norm
+from convai_fast.ops.rotate import rotate, rotation
 from convai_fast.ops.sample import sample
+from convai_fast.ops.swiglu import swiglu
 
 __all__ = [
     "ACTIVATIONS",
@@ -47,5 +50,9 @@ __all__ = [
     "packed_bytes",
     "packed_linear",
     "product_instructions",
+    "rms_norm",
+    "rotate",
+    "rotation",
     "sample",
+    "swiglu",
 ]

@@ -80,3 +80,14 @@ library.define(
 
 library.define("gelu(Tensor x) -> Tensor")
 library.define("gelu_backward(Tensor grad, Tensor x) -> Tensor")
+
+library.define("swiglu(Tensor gate, Tensor up) -> Tensor")
+library.define("swiglu_backward(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)")
+
+library.define("rms_norm(Tensor x, Tensor weight, float eps, ScalarType dtype) -> Tensor")
+library.define(
+    "rms_norm_backward(Tensor grad, Tensor x, Tensor weight, float eps)"
+    " -> (Tensor for_x, Tensor for_weight)"
+)
+
+library.define("rotate(Tensor x, Tensor cosines, Tensor sines) -> Tensor")

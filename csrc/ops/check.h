@@ -24,6 +24,11 @@ auto for_scalar(const at::Tensor& x, const Function& function) {
   return x.scalar_type() == at::kFloat ? function(float{}) : function(simd::BFloat16{});
 }
 
+// Whether x is of one of the types that `for_scalar` tells apart.
+inline bool is_float_or_bfloat16(const at::Tensor& x) {
+  return x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16;
+}
+
 // `x` [tokens, num_heads, head_dim], copied unless a token's heads lie side by side in it.
 inline at::Tensor with_dense_heads(const at::Tensor& x) {
   const bool is_dense = (x.size(2) == 1 || x.stride(2) == 1) &&

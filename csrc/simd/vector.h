@@ -170,6 +170,7 @@ using Simd = SimdOf<kWidth>;
 }  // namespace convai_fast::simd::CONVAI_FAST_ISA
 
 #include "simd/block_product.h"
+#include "simd/part.h"
 #include "simd/random_words.h"
 #include "simd/round_to.h"
 #include "simd/softmax.h"

@@ -311,6 +311,39 @@ def make_gelu(rng: Rng) -> Arguments:
     return {"x": make_gelu_backward(rng)["x"]}
 
 
+def make_swiglu_backward(rng: Rng) -> Arguments:
+    arguments = make_gelu_backward(rng)
+    return {"grad": arguments["grad"], "gate": arguments["x"], "up": arguments["x"].flip(0)}
+
+
+def make_swiglu(rng: Rng) -> Arguments:
+    arguments = make_swiglu_backward(rng)
+    return {"gate": arguments["gate"], "up": arguments["up"]}
+
+
+def make_rms_norm_backward(rng: Rng) -> Arguments:
+    rows, size = int(rng.integers(0, 300)), int(rng.integers(1, 70))
+    x, grad = torch.from_numpy(rng.normal(0, 1, (2, rows, size)).astype(np.float32))
+    kinds = [torch.float32, torch.bfloat16]
+    weight = torch.from_numpy(rng.normal(1, 0.5, size).astype(np.float32))
+    x, grad = x.to(kinds[rng.integers(2)]), grad.to(kinds[rng.integers(2)])
+    return {"grad": grad, "x": x, "weight": weight, "eps": 1e-3}
+
+
+def make_rms_norm(rng: Rng) -> Arguments:
+    arguments = make_rms_norm_backward(rng)
+    dtype = arguments.pop("grad").dtype
+    return arguments | {"dtype": dtype}
+
+
+def make_rotate(rng: Rng) -> Arguments:
+    tokens, heads, half = (int(n) for n in rng.integers(1, (40, 5, 40)))
+    x = torch.from_numpy(rng.normal(0, 1, (tokens, heads, 2 * half)).astype(np.float32))
+    angles = torch.from_numpy(rng.uniform(0, 9, (tokens, half)).astype(np.float32))
+    dtype = [torch.float32, torch.bfloat16][rng.integers(2)]
+    return {"x": x.to(dtype), "cosines": angles.cos(), "sines": angles.sin()}
+
+
 def make_dropout(rng: Rng) -> Arguments:
     x = torch.from_numpy(rng.normal(0, 1, int(rng.integers(0, 300))).astype(np.float32))
     p, seed = float(rng.choice([0.1, 0.5, 0.9])), torch.tensor(int(rng.integers(2**63)))
@@ -332,5 +365,10 @@ MAKERS: dict[str, Callable[[Rng], Arguments]] = {
     "branch_attention_backward": make_branch_attention_backward,
     "gelu": make_gelu,
     "gelu_backward": make_gelu_backward,
+    "swiglu": make_swiglu,
+    "swiglu_backward": make_swiglu_backward,
+    "rms_norm": make_rms_norm,
+    "rms_norm_backward": make_rms_norm_backward,
+    "rotate": make_rotate,
     "dropout": make_dropout,
 }

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
+from convai_fast import ops
 from convai_fast.model import DoubleHeadsModel, Transformer, TransformerConfig
 from convai_fast.model.config import Rope
 from convai_fast.model.packed import for_inference, throughput
 from convai_fast.model.transformer import MLP
-from convai_fast.ops import rotary
 
 ROPE = Rope(tuple(500.0 ** -(k / 4) for k in range(4)), 1.0, {})  # for heads of 8
 LLAMA = dict(
@@ -111,7 +111,7 @@ def test_plain_mlp_may_have_no_bias():
 
 def test_a_rotation_keeps_the_dtype_and_the_length():
     x = torch.randn(12, 4, 8, dtype=torch.bfloat16)
-    turned = rotary.rotate(x, rotary.rotation(POSITIONS, ROPE.frequencies))
+    turned = ops.rotate(x, ops.rotation(POSITIONS, ROPE.frequencies))
     assert turned.dtype == torch.bfloat16
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-2, atol=0)
 

@@ -14,7 +14,10 @@ from convai_fast.ops.reference.gelu import gelu, gelu_backward
 from convai_fast.ops.reference.linear import linear, linear_backward
 from convai_fast.ops.reference.packed_linear import ACTIVATIONS, packed_linear
 from convai_fast.ops.reference.philox import philox, philox_words
+from convai_fast.ops.reference.rms_norm import rms_norm, rms_norm_backward
+from convai_fast.ops.reference.rotate import rotate, rotation
 from convai_fast.ops.reference.sample import filter_probabilities, sample
+from convai_fast.ops.reference.swiglu import swiglu, swiglu_backward
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,5 +38,11 @@ __all__ = [
     "packed_linear",
     "philox",
     "philox_words",
+    "rms_norm",
+    "rms_norm_backward",
+    "rotate",
+    "rotation",
     "sample",
+    "swiglu",
+    "swiglu_backward",
 ]

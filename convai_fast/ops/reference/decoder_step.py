@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convai_fast.ops.rotary import rotate, rotation
+from convai_fast.ops.reference.rotate import rotate, rotation
 
 
 def decoder_step(
@@ -69,8 +69,8 @@ def decoder_step(
         if q_norm is not None and k_norm is not None:
             q, k = (F.rms_norm(x, (head_dim,), w, norm_eps) for x, w in ((q, q_norm), (k, k_norm)))
         if rope_frequencies is not None:
-            turn = rotation(position_ids, tuple(rope_frequencies.tolist()), rope_scale)
-            q, k = rotate(q, turn), rotate(k, turn)
+            turn = rotation(position_ids, rope_frequencies, rope_scale)
+            q, k = rotate(q, *turn), rotate(k, *turn)
         attended = torch.ops.convai_fast.cached_attention(
             q, k, v, keys[layer], values[layer], slots, offsets, lengths
         ).flatten(1)

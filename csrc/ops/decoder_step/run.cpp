@@ -16,10 +16,8 @@
 #include "ops/cached_attention/attend.h"
 #include "ops/decoder_step/decoder.h"
 #include "ops/packed_linear/product.h"
+#include "ops/rotate/rotate.h"
 #include "ops/scratch.h"
-
-#define CONVAI_FAST_KERNEL "ops/decoder_step/cpu_kernel.h"
-#include "simd/each_isa.h"
 
 namespace convai_fast::decoder_step {
 namespace {
@@ -85,7 +83,6 @@ void place_heads(const Decoder<Scalar>& decoder, const Layer<Scalar>& layer, con
                  const float* rotation, float* qkv) {
   if (!rotation && !layer.q_norm.weight) return;
   const int64_t head_dim = decoder.head_dim, heads = decoder.num_heads;
-  const auto rotate = CONVAI_FAST_DISPATCH(rotate_kernel);
   for_tokens(step, [&](int64_t row, int64_t) {
     float *q = qkv + row * decoder.qkv_width(), *k = q + heads * head_dim;
     if (layer.q_norm.weight) {
@@ -94,7 +91,7 @@ void place_heads(const Decoder<Scalar>& decoder, const Layer<Scalar>& layer, con
     }
     if (rotation) {
       const float *cosines = rotation + row * head_dim, *sines = cosines + head_dim / 2;
-      rotate(cosines, sines, head_dim / 2, heads + decoder.num_kv_heads, q);
+      rotate::rotate_heads(q, cosines, sines, head_dim / 2, heads + decoder.num_kv_heads, q);
     }
   });
 }

@@ -12,10 +12,6 @@ namespace {
 
 constexpr int64_t kValuesPerTask = 1 << 14;
 
-bool is_ours(const at::Tensor& x) {
-  return x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16;
-}
-
 // GELU of x; with a gradient, what that is before it.
 at::Tensor run(const std::optional<at::Tensor>& grad, const at::Tensor& x) {
   const auto dense = x.contiguous(), dense_grad = grad ? grad->contiguous() : at::Tensor();
@@ -34,7 +30,7 @@ at::Tensor run(const std::optional<at::Tensor>& grad, const at::Tensor& x) {
 }
 
 at::Tensor gelu_cpu(const at::Tensor& x) {
-  return is_ours(x) ? run(std::nullopt, x) : at::gelu(x, "tanh");
+  return is_float_or_bfloat16(x) ? run(std::nullopt, x) : at::gelu(x, "tanh");
 }
 
 at::Tensor gelu_backward_cpu(const at::Tensor& grad, const at::Tensor& x) {
@@ -42,7 +38,7 @@ at::Tensor gelu_backward_cpu(const at::Tensor& grad, const at::Tensor& x) {
                    ", not ", grad.scalar_type());
   TORCH_CHECK_VALUE(grad.sizes() == x.sizes(), "gelu: grad ", grad.sizes(), " does not fit x ",
                     x.sizes());
-  return is_ours(x) ? run(grad, x) : at::gelu_backward(grad, x, "tanh");
+  return is_float_or_bfloat16(x) ? run(grad, x) : at::gelu_backward(grad, x, "tanh");
 }
 
 }  // namespace

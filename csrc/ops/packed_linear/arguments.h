@@ -72,7 +72,8 @@ struct Norm {
 
   // That of layer `i`, of a stack of norms over `features` of which this is the first.
   Norm of_layer(int64_t i, int64_t features) const {
-    return {weight ? weight + i * features : nullptr, bias ? bias + i * features : nullptr, eps, rms};
+    return {weight ? weight + i * features : nullptr, bias ? bias + i * features : nullptr, eps,
+            rms};
   }
 };
 
