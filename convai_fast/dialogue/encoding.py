@@ -1,11 +1,13 @@
 """Text into token ids: always whole, and nobody's words ever a special token."""
 
+from dataclasses import astuple
 from weakref import WeakKeyDictionary
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.dialogue.format import SPECIAL_TOKENS
+from convai_fast.dialogue.layout import Surroundings
 from convai_fast.errors import UserError, reason_of
 from convai_fast.files import fingerprint
 
@@ -39,6 +41,26 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[in
             f"the tokenizer cannot read text ({reason_of(error)}): its files are damaged, get them "
             "again"
         ) from error
+
+
+def encode_in(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], surroundings: Surroundings
+) -> list[list[int]]:
+    """Token ids of each text where it stands, otherwise as `encode`.
+
+    A text that its tokenizer joins with what stands before it is encoded without that.
+    """
+    if surroundings == Surroundings():
+        return encode(tokenizer, texts)
+    before, leading, trailing, trims = astuple(surroundings)
+    own = [f"{leading}{text.strip() if trims else text}{trailing}" for text in texts]
+    if not before:
+        return encode(tokenizer, own)
+    prefix, *joined = encode(tokenizer, [before, *(before + text for text in own)])
+    return [
+        ids[len(prefix) :] if ids[: len(prefix)] == prefix else encode(tokenizer, [text])[0]
+        for text, ids in zip(own, joined, strict=True)
+    ]
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

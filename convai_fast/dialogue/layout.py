@@ -25,11 +25,18 @@ Ids = tuple[int, ...]
 class Place(IntEnum):
     """Where a text stands; there, what is around it may change its tokens."""
 
-    SENTENCE = 0  # of the persona, with another one after it
-    LAST_SENTENCE = 1
-    SPEAKER1 = 2  # a turn of the one who replies
-    SPEAKER2 = 3  # a turn of the partner
-    REPLY = 4
+    ONLY_SENTENCE = 0  # of the persona
+    FIRST_SENTENCE = 1
+    LAST_SENTENCE = 2
+    MIDDLE_SENTENCE = 3
+    SPEAKER1 = 4  # a turn of the one who replies
+    SPEAKER2 = 5  # a turn of the partner
+    REPLY = 6
+
+
+def sentence_place(index: int, num_sentences: int) -> Place:
+    """The place of a persona's sentence, of which `num_sentences` are read."""
+    return Place(2 * (index > 0) + (index + 1 < num_sentences))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +44,16 @@ class Surroundings:
     """What a text is encoded with: its tokens are those of `leading + text + trailing` where
     `before` precedes it, whose own tokens do not count.
 
-    `Surroundings("", "", "\\n")` makes `["i", " like", " tea", ".\\n"]` of "i like tea.", for a
+    `Surroundings(trailing="\\n")` makes `["i", " like", " tea", ".\\n"]` of "i like tea.", for a
     tokenizer that has a token for a line that ends with a full stop.
+
+    `trims` tells that the text comes without the white space around it.
     """
 
     before: str = ""
     leading: str = ""
     trailing: str = ""
+    trims: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from transformers import AutoTokenizer
 
-from convai_fast.dialogue.encoding import encode, tokenizer_fingerprint
+from convai_fast.dialogue.encoding import encode, encode_in, tokenizer_fingerprint
 from convai_fast.dialogue.format import SPECIAL_TOKENS
+from convai_fast.dialogue.layout import Surroundings
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
 
@@ -57,6 +58,18 @@ def test_no_thread_makes_words_into_special_tokens(tokenizer):
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(200)))
+
+
+def test_what_stands_around_a_text_changes_its_tokens(tokenizer):
+    [joined] = encode(tokenizer, ["tea\n"])
+    assert (
+        encode_in(tokenizer, ["tea", " tea"], Surroundings(trailing="\n", trims=True))
+        == [joined] * 2
+    )
+    [after_space] = encode(tokenizer, [" like"])
+    assert encode_in(tokenizer, ["like"], Surroundings(before="i", leading=" ")) == [after_space]
+    assert encode_in(tokenizer, ["ike"], Surroundings(before=" l")) == encode(tokenizer, ["ike"])
+    assert encode_in(tokenizer, TEXTS, Surroundings()) == encode(tokenizer, TEXTS)
 
 
 def test_half_a_character_is_named(tokenizer):
