@@ -31,7 +31,8 @@ class Place(IntEnum):
     MIDDLE_SENTENCE = 3
     SPEAKER1 = 4  # a turn of the one who replies
     SPEAKER2 = 5  # a turn of the partner
-    REPLY = 6
+    PERSONA_TURN = 6  # one that the persona is a part of
+    REPLY = 7
 
 
 def sentence_place(index: int, num_sentences: int) -> Place:
@@ -65,7 +66,8 @@ class Layout:
         persona_open, persona_close: around the sentences of a persona.
         persona_turn: the turn that the persona is a part of, whose text then follows
             `persona_close`, and whose `turn_open` is left out since `persona_open` includes it;
-            "none" where it stands by itself, before the turns.
+            "none" where it stands by itself, before the turns. It is the partner's: without "none",
+            `partner_begins`.
         no_persona: instead of a persona that stands by itself, where there is none, or nothing is
             left of it.
         turn_open, turn_close: around a turn, of speaker1 (who replies) and of speaker2.
