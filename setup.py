@@ -33,6 +33,7 @@ ROOT = Path(__file__).parent
 # Named like the modules, so that several Pythons can build in one clone.
 BUILD_INFO = f"_build_info.{sysconfig.get_config_var('SOABI')}.json"
 DEPENDENCIES = [
+    "jinja2>=3.1.6",  # transformers' condition for chat templates
     "numpy>=2.0",
     "pyyaml>=6.0",
     "safetensors>=0.5",

@@ -20,6 +20,7 @@ from typing import Literal
 from convai_fast.dialogue.format import SpecialIds
 
 Ids = tuple[int, ...]
+PersonaTurn = Literal["none", "first", "last"]
 
 
 class Place(IntEnum):
@@ -84,7 +85,7 @@ class Layout:
     begin: Ids
     persona_open: Ids = ()
     persona_close: Ids = ()
-    persona_turn: Literal["none", "first", "last"] = "none"
+    persona_turn: PersonaTurn = "none"
     no_persona: Ids = ()
     turn_open: tuple[Ids, Ids]
     turn_close: tuple[Ids, Ids] = ((), ())
