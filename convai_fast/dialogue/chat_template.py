@@ -50,7 +50,7 @@ class _Chat(NamedTuple):
 
 
 def layout_of(tokenizer: PreTrainedTokenizerFast) -> Layout:
-    """The layout that a tokenizer's chat template implies.
+    """The layout that a tokenizer's chat template implies, with the special tokens of its files.
 
     Before a reply comes what the template writes before the last one of a conversation, even if it
     begins one that is yet to be written in another way: a model then reads in use what it was
@@ -70,6 +70,9 @@ def layout_of(tokenizer: PreTrainedTokenizerFast) -> Layout:
     close2, open1 = _divided(to_speaker1, _prefix(end, to_reply), opening1)
     close1, open2 = _divided(to_speaker2, end, opening)
     begin = opening[: len(opening) - len(open2)]
+    reply_open = to_reply[len(close2) :]
+    if not reply_open:
+        raise UserError(f"the chat template writes nothing that begins a reply: {_WAY_OUT}")
 
     persona_turn, persona_open, persona_close = _persona(tokenizer, surroundings, close1, open2)
     no_persona: Ids = ()
@@ -92,7 +95,7 @@ def layout_of(tokenizer: PreTrainedTokenizerFast) -> Layout:
         turn_open=(open1, open2),
         turn_close=(close1, close2),
         partner_begins=partner_begins or persona_turn != "none",
-        reply_open=to_reply[len(close2) :] or to_reply,
+        reply_open=reply_open,
         eos=eos,
         ends=_ends(tokenizer, eos, [*around, persona_open]),
         pad=pad,
@@ -353,7 +356,8 @@ def _ends(tokenizer: PreTrainedTokenizerFast, eos: int, around: Sequence[Ids]) -
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    # Not verbose: it would warn of more tokens than the model has positions.
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 

@@ -131,7 +131,10 @@ def test_dialogues_that_a_template_reads_in_another_way_are_counted():
         (LLAMA2.replace("messages[1:]", "raise_exception('no system')"), r"\(no system\)"),
         ("{{ messages[0].content }}", "does not write each text once"),
         ("{% for each in messages %}{{ each.content }}\n{% endfor %}", "without a special token"),
-        ("{% for each in messages %}{{ each.content }}{{ eos_token }}{% endfor %}", "more ways"),
+        (
+            "{% for each in messages %}{{ each.content }}{{ eos_token }}{% endfor %}",
+            "begins a reply",
+        ),
         (QWEN3.replace("text -", "loop.index ~ text -"), "more ways"),
         (QWEN3.replace("text -", "'a' ~ text -"), "joins texts"),
     ],
