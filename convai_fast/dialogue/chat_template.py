@@ -351,8 +351,8 @@ def _ends(tokenizer: PreTrainedTokenizerFast, eos: int, around: Sequence[Ids]) -
     """The special tokens that the template writes, and the end of a text."""
     written = {id for ids in around for id in ids}
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ends = (written & special | {tokenizer.eos_token_id, eos}) - {None, tokenizer.unk_token_id}
-    return tuple(sorted(ends))
+    ends = written & special | {tokenizer.eos_token_id, eos}
+    return tuple(sorted(ends - {None}))
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

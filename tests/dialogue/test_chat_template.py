@@ -9,8 +9,16 @@ from transformers import PreTrainedTokenizerFast
 
 from convai_fast.dialogue.chat_template import encode_dialogue, layout_of, verify
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
+from convai_fast.dialogue.layout import Place, Surroundings
 from convai_fast.errors import UserError
-from tests.helpers.chat_tokenizers import CHAT_MODELS, LLAMA2, QWEN3, byte_level, chat_tokenizer
+from tests.helpers.chat_tokenizers import (
+    CHAT_MODELS,
+    LLAMA2,
+    QWEN3,
+    SMOLLM2,
+    byte_level,
+    chat_tokenizer,
+)
 
 layout_of_model = cache(lambda name: layout_of(chat_tokenizer(name)))
 
@@ -84,6 +92,17 @@ def test_a_default_persona_is_read_where_there_is_none():
     assert "SmolLM" not in read("smollm2", (*layout.begin, *layout.persona_open))
 
 
+def test_a_template_is_told_not_to_think():
+    layout = layout_of(with_template(SMOLLM2.replace("SmolLM.", "' ~ enable_thinking ~ '")))
+    assert "False" in read("qwen3", layout.no_persona)
+
+
+def test_texts_that_nothing_joins_are_encoded_by_themselves():
+    surroundings = layout_of_model("qwen3").surroundings
+    assert surroundings[Place.SPEAKER1 :] == (Surroundings(),) * 4
+    assert surroundings[Place.FIRST_SENTENCE] == Surroundings(trailing="\n", trims=True)
+
+
 def test_the_date_of_a_template_stays_as_it_was_in_training():
     assert "26ĠJulĠ2024" in read("llama3", layout_of_model("llama3").begin)
 
@@ -140,8 +159,11 @@ def test_dialogues_that_a_template_reads_in_another_way_are_counted():
     ],
 )
 def test_templates_that_are_no_layout_are_told(template, message):
-    tokenizer = PreTrainedTokenizerFast(
+    with pytest.raises(UserError, match=message):
+        layout_of(with_template(template))
+
+
+def with_template(template):
+    return PreTrainedTokenizerFast(
         tokenizer_object=byte_level("qwen"), eos_token="<|im_end|>", chat_template=template
     )
-    with pytest.raises(UserError, match=message):
-        layout_of(tokenizer)
