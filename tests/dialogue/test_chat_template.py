@@ -24,7 +24,14 @@ layout_of_model = cache(lambda name: layout_of(chat_tokenizer(name)))
 
 # What tokenizers join with their surroundings, and any other character.
 characters = st.sampled_from("te aI. \n?'1é\u0301▁<|>[]/\r\t\u3000") | st.characters(codec="utf-8")
-text = st.text(characters, min_size=1, max_size=12).map(str.strip).filter(bool)
+text = st.text(characters, min_size=1, max_size=12).map(str.strip)
+text = text.filter(lambda words: words and not any(token in words for token in special_tokens()))
+
+
+@cache
+def special_tokens():
+    """Of any of the models: in a text they are no special tokens, unlike for transformers."""
+    return {token for name in CHAT_MODELS for token in chat_tokenizer(name).get_added_vocab()}
 
 
 def template_ids(name, persona, history, reply):
