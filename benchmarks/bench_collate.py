@@ -85,7 +85,7 @@ def test_collate(benchmark, store, shape, say):
     )
     middle = len(batches) // 2
     rows = batches._batches[middle]
-    pad = store.special_ids.pad
+    pad = store.layout.pad
     segments = [segments_of(batches, row) for row in rows]
     built = build_in_python(segments, tokenizer)
     tensors = [[torch.tensor(i[key]) for r in built for i in r] for key in KEYS.values()]

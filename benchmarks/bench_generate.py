@@ -17,8 +17,8 @@ from benchmarks.peers import Drawing, transformers
 from benchmarks.timing import memory_bandwidth, record, seconds_per_call
 from convai_fast import GenerationEngine
 from convai_fast.comparison.measure import ratios
-from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.generation.request import build_prompt
+from convai_fast.loading import layout_for
 
 ROUNDS = {"one": 5, "batch": 3, "many": 1, "real": 2}
 DRAWING = Drawing(temperature=0.7, top_p=0.9)
@@ -91,7 +91,9 @@ def test_generate(benchmark, architecture, workload, tmp_path, say):
     model, tokenizer = shapes.model_and_tokenizer(architecture)
     name, requests = shapes.generate_requests(shape, tokenizer)
     prompts = [
-        build_prompt(r, tokenizer, special_ids(tokenizer), model.config.vocab_size, 480)
+        build_prompt(
+            r, tokenizer, layout_for(tokenizer, model.config), model.config.vocab_size, 480
+        )
         for r in requests
     ]
     engines = {

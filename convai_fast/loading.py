@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from convai_fast.archive import unpacked
 from convai_fast.dialogue.format import SPECIAL_TOKENS
+from convai_fast.dialogue.layout import Layout
 from convai_fast.dialogue.tokenizer import add_special_tokens, read_tokenizer, special_ids
 from convai_fast.errors import UserError
 from convai_fast.files import fingerprint
@@ -102,6 +103,14 @@ def check_fit(
         )
     if not missing:
         add_special_tokens(tokenizer)  # none is new, but transformers learns which is which
+
+
+def layout_for(tokenizer: PreTrainedTokenizerFast, config: TransformerConfig) -> Layout:
+    """How dialogues are laid out for a model with this config and tokenizer.
+
+    Raises UserError when the tokenizer lacks tokens that the layout of its family has.
+    """
+    return families.of(config).layout(tokenizer)
 
 
 def model_fingerprint(model: DoubleHeadsModel) -> str:

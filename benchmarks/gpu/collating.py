@@ -3,6 +3,8 @@
 The store is made up, so that torch is enough.
 """
 
+from itertools import chain
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,8 +13,11 @@ from torch.nn.utils.rnn import pad_sequence
 from benchmarks.gpu.clock import figures, in_turn
 from benchmarks.gpu.notes import Notes, Setting
 from convai_fast import ops
+from convai_fast.dialogue.format import SpecialIds
+from convai_fast.dialogue.layout import classic
+from convai_fast.ops.plan import layout_numbers, pieces_of
 
-SPECIAL_IDS = (1, 2, 3, 4, 0)
+LAYOUT = classic(SpecialIds(1, 2, 3, 4, 0))
 PERSONA, HISTORY, MAX_LENGTH = 5, 5, 512
 SHAPES = ((8, 2), (64, 20), (256, 20))  # examples, candidates
 
@@ -27,8 +32,10 @@ class Store:
     def __init__(self, num_utterances: int, examples: int, num_candidates: int) -> None:
         rng = np.random.default_rng(0)
         lengths = rng.integers(5, 16, num_utterances)
-        offsets = np.concatenate([[0], lengths.cumsum()])
-        tokens = rng.integers(5, 40_000, offsets[-1])
+        pieces = pieces_of(LAYOUT)
+        offsets = np.cumsum([0, *lengths, *map(len, pieces)])
+        tokens = rng.integers(5, 40_000, lengths.sum())
+        tokens = np.append(tokens, [*chain(*pieces)])
 
         def ids(count: int) -> np.ndarray:
             return rng.integers(0, num_utterances, (examples, count)).astype(np.int32)
@@ -57,7 +64,8 @@ class Store:
         seq_len = int((prefix + candidates.max(1)).max()) + 2
         sizes = prefix + (candidates + 2).sum(1)
         begins = np.concatenate([[0], sizes.cumsum()])
-        common = (torch.from_numpy(plan), SPECIAL_IDS, num_candidates)
+        layout = layout_numbers(LAYOUT, num_utterances)
+        common = (torch.from_numpy(plan), layout, num_candidates)
         self.padded = (*common, seq_len)
         self.shared = (*common, torch.from_numpy(begins), int(begins[-1]), MAX_LENGTH)
 

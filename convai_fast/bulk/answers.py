@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.bulk.jsonl import ranking_record, reply_record
-from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.identified import IdentifiedRequest
 from convai_fast.generation.ranking import rank
 from convai_fast.generation.request import Reply, Request, find_blank_turn
+from convai_fast.loading import layout_for
 from convai_fast.model.double_heads import DoubleHeadsModel
 
 Fail = Callable[[IdentifiedRequest, str], None]
@@ -93,7 +93,7 @@ class Rankings(Answers):
     def __init__(self, model: DoubleHeadsModel, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__(tokenizer)
         self.model = model.eval()
-        self.special_ids = special_ids(tokenizer)
+        self.layout = layout_for(tokenizer, model.config)
 
     def answer(
         self, items: Iterable[IdentifiedRequest], fail: Fail
@@ -102,7 +102,7 @@ class Rankings(Answers):
         for item in items:
             try:
                 ranking = rank(
-                    self.model, self.tokenizer, self.special_ids, item.request, item.candidates
+                    self.model, self.tokenizer, self.layout, item.request, item.candidates
                 )
             except UserError as error:
                 fail(item, str(error))

@@ -31,7 +31,7 @@ from convai_fast.generation.identified import IdentifiedRequest, seed_of
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Reply, Request, check_ranking, prompt_room
 from convai_fast.hardware import resolve_device
-from convai_fast.loading import load
+from convai_fast.loading import layout_for, load
 from convai_fast.model.double_heads import DoubleHeadsModel
 
 Written = list[Reply] | str  # the replies to a request, or why there are none
@@ -265,7 +265,7 @@ def generate(
     if not {"id", "custom_id"} & {*(dataset.columns() or [])}:
         raise UserError("the dataset has no column id: give each row one of its own")
     loaded = model if isinstance(model, tuple) else load(model)
-    prompt_room(loaded[0].config.n_positions, params)
+    prompt_room(loaded[0].config.n_positions, params, layout_for(loaded[1], loaded[0].config))
     check_ranking(params, loaded[0])
     most = actors.most()
     # What reads the rows needs cores as well: with a choice, Ray starts no more than leaves them.

@@ -17,6 +17,7 @@ from convai_fast.dialogue.new_tokenizer import train_tokenizer
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
+from convai_fast.loading import layout_for
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.transformer import Block
@@ -35,7 +36,9 @@ def run(options: DemoOptions) -> None:
     model = DoubleHeadsModel(_model_config(tokenizer))
     prime_attention(model)
     with tempfile.TemporaryDirectory() as scratch:
-        store = build_store(dialogues, tokenizer, Path(scratch) / "store")
+        store = build_store(
+            dialogues, tokenizer, Path(scratch) / "store", layout_for(tokenizer, model.config)
+        )
         result = Trainer(_train_options(options), model, tokenizer, store).run()
     if result.stopped_by is not None:
         print("a demo does not go on from there: begin it anew with convai-fast demo")

@@ -25,7 +25,7 @@ from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.identified import IdentifiedRequest
 from convai_fast.generation.request import Reply, check_ranking, prompt_room
 from convai_fast.hardware import resolve_device
-from convai_fast.loading import load, model_fingerprint
+from convai_fast.loading import layout_for, load, model_fingerprint
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.options import check_at_least
 
@@ -65,7 +65,8 @@ def run(options: GenerateOptions) -> None:
         source = requests_of(options, replace(options.data, fill_candidates=1), params)
     weights, make_answers = _on_ray(options) if options.ray else _here(options)
     model, tokenizer = load(options.model)
-    prompt_room(model.config.n_positions, params)  # too long a reply is no line's fault
+    layout = layout_for(tokenizer, model.config)
+    prompt_room(model.config.n_positions, params, layout)  # too long a reply is no line's fault
     check_ranking(params, model)
     settings = {
         **source.settings,

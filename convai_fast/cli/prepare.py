@@ -1,8 +1,9 @@
 """`convai-fast prepare`: dialogues into a store, or a look at what the model will read."""
 
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.cli.options.prepare import PrepareOptions
@@ -13,9 +14,11 @@ from convai_fast.data.readers import read_into, tell
 from convai_fast.data.spool import Spool
 from convai_fast.data.store import DialogueStore, is_store
 from convai_fast.dialogue.format import IGNORED
-from convai_fast.dialogue.tokenizer import load_tokenizer
+from convai_fast.dialogue.layout import Part, classic, parts_of
+from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
 from convai_fast.errors import UserError
 from convai_fast.files import scratch_folder
+from convai_fast.ops.plan import read_plan
 from convai_fast.options import check_at_least
 
 
@@ -29,6 +32,7 @@ def run(options: PrepareOptions) -> None:
             "prepare a store for each data set, and give train --data store1=3 store2"
         )
     tokenizer = load_tokenizer(options.tokenizer)
+    layout = classic(special_ids(tokenizer))
     with scratch_folder(None, "convai-fast-") as scratch, Spool() as spool:
         read_into(spool, sources, skip_bad_records=options.skip_bad_records)
         place = options.output
@@ -36,6 +40,7 @@ def run(options: PrepareOptions) -> None:
         store = complete_and_write_store(
             spool,
             tokenizer,
+            layout,
             place or scratch / "store",
             num_candidates=options.fill_candidates,
             valid_fraction=options.valid_fraction,
@@ -93,30 +98,53 @@ def summary(store: DialogueStore, split: str, options: PrepareOptions) -> str:
     return "\n".join(lines)
 
 
+def _parts(batches: DialogueBatches, row: int) -> Iterator[Part]:
+    """The parts of what an example's candidates share, and where the reply begins."""
+    store, tables = batches.store, batches.tables
+    _, (texts,) = read_plan(
+        store.tokens,
+        store.utterance_offsets,
+        tables.persona_ids,
+        tables.history_ids,
+        tables.candidate_ids,
+        torch.from_numpy(batches.plan[batches.rows[row : row + 1]]),
+        store.layout_numbers,
+        batches.max_length,
+    )
+    return parts_of(texts.persona, texts.history, [], store.layout)
+
+
 def preview(batches: DialogueBatches, row: int, tokenizer: PreTrainedTokenizerFast) -> str:
     """One example as the model reads it: a line a part, labelled tokens in brackets."""
+
+    def text_of(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids)).replace("\n", "\\n")
+
     batch = batches.collate(batches.rows[row : row + 1])
     true = int(batch["mc_labels"][0])
     length = int(batch["mc_token_ids"][0, true]) + 1
     ids = batch["input_ids"][0, true, :length].tolist()
     segments = batch["token_type_ids"][0, true, :length].tolist()
     labels = batch["labels"][0, true, :length].tolist()
-    special = batches.store.special_ids
 
-    starts = [i for i, id in enumerate(ids) if id in (special.speaker1, special.speaker2)]
-    bounds = [0, *starts, length]
     lines = [f"example {row}: {length} tokens, {true + 1} candidates"]
-    for part, (begin, end) in enumerate(pairwise(bounds)):
+    end = turn = 0
+    for name, _, part in _parts(batches, row):
+        begin, end = end, length if name == "reply" else end + len(part)
+        if begin == end:
+            continue
+        if name == "turn":
+            name, turn = f"turn {turn + 1}", turn + 1
         speaker = tokenizer.convert_ids_to_tokens(segments[begin])
-        name = "persona" if part == 0 else "reply" if part == len(starts) else f"turn {part}"
         labelled = [i for i in range(begin, end) if labels[i] != IGNORED]
         first = labelled[0] if labelled else end
-        text = tokenizer.decode(ids[begin:first])
-        learnt = f" [{tokenizer.decode(ids[first:end])}]" if labelled else ""
-        lines.append(f"  {name:<8} segment {speaker:<11} {end - begin:>4} tokens  {text}{learnt}")
+        learnt = f" [{text_of(ids[first:end])}]" if labelled else ""
+        count, text = f"{end - begin:>4} tokens", text_of(ids[begin:first])
+        lines.append(f"  {name:<8} segment {speaker:<11} {count}  {text}{learnt}")
+    reply = begin + len(batches.store.layout.reply_open)
     for j in range(true):
-        end = int(batch["mc_token_ids"][0, j]) + 1
-        text = tokenizer.decode(batch["input_ids"][0, j, starts[-1] + 1 : end - 1].tolist())
+        end = int(batch["mc_token_ids"][0, j])
+        text = text_of(batch["input_ids"][0, j, reply:end].tolist())
         lines.append(f"  {'instead':<8} {text}")
         if j == 2 and true > 4:
             lines.append(f"  {'instead':<8} … and {true - j - 1} more")

@@ -12,7 +12,7 @@ from convai_fast.extras import require
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.request import prompt_room
 from convai_fast.hardware import resolve_device
-from convai_fast.loading import load
+from convai_fast.loading import layout_for, load
 from convai_fast.options import check_at_least
 from convai_fast.training.options import TrainOptions
 
@@ -41,7 +41,7 @@ def _serve(options: ServeOptions, listener: socket.socket) -> None:
         max_history = trained.max_history if trained else TrainOptions.max_history
     device = resolve_device(options.device)
     model, tokenizer = load(options.model)
-    prompt_room(model.config.n_positions, options.sampling)
+    prompt_room(model.config.n_positions, options.sampling, layout_for(tokenizer, model.config))
     engine = GenerationEngine(
         model.to(device), tokenizer, max_batch_size=options.batch_size, weights=options.weights
     )

@@ -21,10 +21,10 @@ from convai_fast.data.store import DialogueStore
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.prompt import Prompt
-from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request, build_prompt
+from convai_fast.loading import layout_for
 from convai_fast.model import families
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.options import Precision
@@ -64,7 +64,8 @@ class Comparison:
         precision: Precision = "auto",
         seconds: float = 30.0,
     ) -> None:
-        self.model, self.tokenizer, self.special_ids = model, tokenizer, special_ids(tokenizer)
+        self.model, self.tokenizer = model, tokenizer
+        self.layout = layout_for(tokenizer, model.config)
         self.device = model.transformer.token_embedding.weight.device
         self.dialogues = dialogues[:_MAX_DIALOGUES]
         self.max_history, self.weights, self.seconds = max_history, weights, seconds
@@ -98,15 +99,14 @@ class Comparison:
             theirs.to(self.device).eval()
             yield self._ranking(engine, theirs)
             del engine
-            store = build_store(
-                {"train": [*self.dialogues]}, self.tokenizer, Path(folder) / "store"
-            )
+            dialogues, place = {"train": [*self.dialogues]}, Path(folder) / "store"
+            store = build_store(dialogues, self.tokenizer, place, self.layout)
             yield self._training_step(store, theirs)
 
     def _prompt(self, request: Request, room_for: int) -> Prompt:
         config = self.model.config
         room = config.n_positions - room_for
-        return build_prompt(request, self.tokenizer, self.special_ids, config.vocab_size, room)
+        return build_prompt(request, self.tokenizer, self.layout, config.vocab_size, room)
 
     def _replies(
         self, name: str, engine: GenerationEngine, writer: PreTrainedModel, prompts: list[Prompt]
@@ -191,7 +191,7 @@ class Comparison:
 
     def _padded(self, prompt: Prompt, candidates: Sequence[Sequence[int]]) -> dict[str, Any]:
         """A turn's candidates as transformers' double-heads classes take them."""
-        eos, speaker1, pad = self.special_ids.eos, self.special_ids.speaker1, self.special_ids.pad
+        eos, speaker1, pad = self.layout.eos, self.layout.speaker1, self.layout.pad
         rows = [[*prompt.input_ids, *candidate, eos] for candidate in candidates]
         seq_len, start = max(map(len, rows)), len(prompt.input_ids)
         segments = [*prompt.token_type_ids, *[speaker1] * (seq_len - start)]

@@ -348,13 +348,13 @@ class DialogueBatches:
 
     def _collate(self, gathered: Gathered, i: int) -> Batch:
         *_, num_candidates, seq_len, num_tokens = gathered.batches[i]
-        plan, mc_labels, offsets, label_positions = gathered.tables(i)
+        plan, mc_labels, offsets, label_positions, prefix_lengths = gathered.tables(i)
         tables = self._store_tables
         if self._on_device is not None:
             tables = self._on_device.tables
             if self.pin_memory:
                 plan, offsets = plan.pin_memory(), offsets.pin_memory()
-        arguments = (*tables, plan, self.store.special_ids, num_candidates)
+        arguments = (*tables, plan, self.store.layout_numbers, num_candidates)
         if self.layout == "padded":
             input_ids, token_type_ids, labels, mc_token_ids = ops.collate(
                 *arguments, seq_len, self.pin_memory
@@ -370,7 +370,7 @@ class DialogueBatches:
             ops.collate_shared(*arguments, offsets, num_tokens, self.max_length, self.pin_memory)
         )
         if self._on_device is not None:
-            branch_ids = self._on_device.branch_ids(plan)
+            branch_ids = self._on_device.branch_ids(plan, prefix_lengths)
         return SharedBatch(
             input_ids=input_ids,
             token_type_ids=token_type_ids,

@@ -20,6 +20,7 @@ from convai_fast.data.spool import Spool
 from convai_fast.data.store import FORMAT_VERSION, DialogueStore, is_store
 from convai_fast.data.trained_with import TrainedSource, TrainedWith
 from convai_fast.dialogue.encoding import tokenizer_fingerprint
+from convai_fast.dialogue.layout import Layout
 from convai_fast.errors import UserError
 from convai_fast.files import fingerprint, locked, open_bytes
 from convai_fast.options import check_at_least
@@ -69,12 +70,13 @@ def read_dialogues(options: DataOptions, report: Callable[[str], None] = tell) -
 def open_dataset(
     options: DataOptions,
     tokenizer: PreTrainedTokenizerFast,
+    layout: Layout,
     cache: str | Path,
     report: Callable[[str], None] = print,
 ) -> DialogueStore:
-    """Open the store for these dialogues and this tokenizer, built in `cache` if need be.
+    """Open the store for these dialogues, tokenizer and layout, built in `cache` if need be.
 
-    The cache holds a folder for each combination of dialogues, tokenizer and options. Where the
+    The cache holds a folder for each combination of these and of options. Where the
     dialogues are files, it is found by a hash of their bytes, without reading them as dialogues;
     what a function or the Hub gives has to be read first. What reading told, such as which records
     were left out, is told again when the store is found. A store that is damaged is built anew, and
@@ -83,10 +85,12 @@ def open_dataset(
     sources = checked_sources(options)
     if len(sources) == 1 and sources[0].is_store:
         store = sources[0].store
-        if store.meta["tokenizer"] == tokenizer_fingerprint(tokenizer):
+        is_same = store.meta["tokenizer"] == tokenizer_fingerprint(tokenizer)
+        if is_same and store.layout == layout:
             report(f"dialogues: the store {sources[0].path}; its splits and distractors stay")
             return store
-        report(f"{sources[0].path} was made with another tokenizer: its texts are tokenised anew")
+        other = "layout" if is_same else "tokenizer"
+        report(f"{sources[0].path} was made with another {other}: its texts are tokenised anew")
 
     def read(spool: Spool) -> None:
         read_into(spool, sources, skip_bad_records=options.skip_bad_records, report=report)
@@ -95,7 +99,7 @@ def open_dataset(
     folder = None
     if len(files) == len(sources):
         contents = [_hash_of_files(each) for each in files]
-        folder = Path(cache) / _key(options, tokenizer, contents)
+        folder = Path(cache) / _key(options, tokenizer, layout, contents)
         found = _find(folder, report)
         if found is not None:
             return found
@@ -107,7 +111,7 @@ def open_dataset(
     with scratch as spool:
         if folder is None:
             read(spool)
-            folder = Path(cache) / _key(options, tokenizer, spool.fingerprints)
+            folder = Path(cache) / _key(options, tokenizer, layout, spool.fingerprints)
         with locked(Path(cache), folder.name):
             found = _find(folder, report, spool.notes)
             if found is not None:
@@ -118,6 +122,7 @@ def open_dataset(
             return complete_and_write_store(
                 spool,
                 tokenizer,
+                layout,
                 folder,
                 num_candidates=options.fill_candidates,
                 valid_fraction=options.valid_fraction,
@@ -182,10 +187,16 @@ def _find(
     return store
 
 
-def _key(options: DataOptions, tokenizer: PreTrainedTokenizerFast, contents: list[str]) -> str:
+def _key(
+    options: DataOptions,
+    tokenizer: PreTrainedTokenizerFast,
+    layout: Layout,
+    contents: list[str],
+) -> str:
     settings = (
         FORMAT_VERSION,
         tokenizer_fingerprint(tokenizer),
+        layout,
         options.fill_candidates,
         options.valid_fraction,
         options.data_seed,

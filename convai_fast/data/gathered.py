@@ -23,12 +23,14 @@ class BatchTables(NamedTuple):
         offsets: int64 [batch + 1], where each example begins in the shared layout.
         label_positions: int64 [num_labels], the tokens that have a label there, counted from the
             batch's first.
+        prefix_lengths: int64 [batch], tokens that an example's candidates share.
     """
 
     plan: Tensor
     mc_labels: Tensor
     offsets: Tensor
     label_positions: Tensor
+    prefix_lengths: Tensor
 
 
 class Gathered:
@@ -49,7 +51,8 @@ class Gathered:
         self._plan = torch.from_numpy(plan)
         self._mc_labels = torch.from_numpy(counts - 1)
         self._offsets = torch.from_numpy(offsets)
-        # The labels of a row are one run of its last tokens, but for the <eos> of a reply that was
+        self._prefix_lengths = torch.from_numpy(index.prefix_lengths[rows].astype(np.int64))
+        # The labels of a row are one run of its last tokens, but for the eos of a reply that was
         # cut, which has none.
         self._num_labels = index.num_labels[rows].astype(np.int64)
         self._label_ends = offsets[places] - index.is_cut[rows]
@@ -85,6 +88,7 @@ class Gathered:
             self._mc_labels[first:last].split(sizes),
             offsets.split([size + 1 for size in sizes]),
             positions.split(num_labels),
+            self._prefix_lengths[first:last].split(sizes),
             strict=True,
         )
         return [BatchTables(*part) for part in parts]

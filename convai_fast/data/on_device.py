@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from convai_fast.data.store import DialogueStore
+from convai_fast.ops import LAYOUT_NUMBERS
 
 
 class StoreOnDevice:
@@ -30,33 +31,22 @@ class StoreOnDevice:
         )
         self._max_length = max_length
         lengths = np.diff(store.utterance_offsets.numpy())
-        # Tokens of all sentences, turns and candidates before each.
-        self._persona, self._history, self._candidates = (
-            np.append(0, np.cumsum(lengths[ids.numpy()]))
-            for ids in (own.persona_ids, own.history_ids, own.candidate_ids)
-        )
+        first = store.layout_numbers[LAYOUT_NUMBERS.index("reply")]
+        # The last one is nobody's: it is looked up, and not used, where a prefix begins.
+        self._replies = np.append(lengths[first + own.candidate_ids.numpy()], 0)
 
-    def branch_ids(self, plan: Tensor) -> Tensor:
-        """`branch_ids` of the batch that `collate_shared` makes of these rows, int64 on the CPU."""
-        first, count, rotated, kept, turn, num_turns, skipped, candidate, num_candidates = (
-            plan.numpy().T
-        )
+    def branch_ids(self, plan: Tensor, prefix_lengths: Tensor) -> Tensor:
+        """`branch_ids` of the batch that `collate_shared` makes of these rows, int64 on the CPU.
 
-        def tokens(before: np.ndarray, begin: np.ndarray, count: np.ndarray) -> np.ndarray:
-            return before[begin + count] - before[begin]
-
-        # A rotation moves the last sentences to the front.
-        moved = np.minimum(kept, rotated)
-        prefix = 1 + num_turns - skipped + tokens(self._history, turn, num_turns)
-        prefix += tokens(self._persona, first + count - rotated, moved)
-        prefix += tokens(self._persona, first, kept - moved)
-
-        num_segments = num_candidates + 1
-        begins = num_segments.cumsum() - num_segments
-        branch = np.arange(num_segments.sum()) - np.repeat(begins, num_segments)
-        replies = np.repeat(candidate - 1, num_segments) + branch
-        replies = tokens(self._candidates, np.maximum(replies, 0), (branch > 0).astype(np.int64))
-        prefixes = np.repeat(prefix, num_segments)
-        # Beside a reply stand <speaker1> and <eos>.
+        Args:
+            prefix_lengths: int64 [batch], see `ExampleIndex`.
+        """
+        first, num_candidates = plan.numpy().T[-2:]
+        num_parts = num_candidates + 1
+        begins = num_parts.cumsum() - num_parts
+        branch = np.arange(num_parts.sum()) - np.repeat(begins, num_parts)
+        replies = self._replies[np.repeat(first - 1, num_parts) + branch]
+        prefixes = np.repeat(prefix_lengths.numpy(), num_parts)
+        # Beside a reply stand the tokens before and after it.
         parts = np.minimum(replies, self._max_length - 2 - prefixes) + 2
         return torch.from_numpy(np.repeat(branch, np.where(branch > 0, parts, prefixes)))

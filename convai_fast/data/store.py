@@ -1,23 +1,24 @@
 """The dialogues as token ids: a folder of memory-mapped arrays.
 
-One arena holds each distinct utterance once; everything else is a small table of integers that
-points into it, so memory grows with tokens and never with examples x candidates x length:
+One arena holds each distinct text once for each kind of places that it stands in (see
+`ops/plan.py`); everything else is a small table of integers that points into it, so memory grows
+with tokens and never with examples x candidates x length:
 
     tokens             uint16 or int32   all utterances, one after another
     utterance_offsets  int64             where each utterance begins in tokens
-    texts              uint8             the UTF-8 of all utterances, one after another
-    text_offsets       int64             where each utterance begins in texts
+    texts              uint8             the UTF-8 of all texts, one after another
+    text_offsets       int64             where each text begins in texts
     and for each split:
-    persona_ids        int32             utterances of all personas, one after another
+    persona_ids        int32             texts of all personas, one after another
     persona_offsets    int64             where the persona of each dialogue begins in persona_ids
-    history_ids        int32             utterances of all conversations, one after another
+    history_ids        int32             texts of all conversations, one after another
     dialogue           int32             the dialogue of each example
     history_first      int64             where the history of each example begins in history_ids
     history_count      int32             how many turns it has
-    candidate_ids      int32             utterances of all candidates; the true reply is the last
+    candidate_ids      int32             texts of all candidates; the true reply is the last
     candidate_offsets  int64             where the candidates of each example begin
 
-The history of a turn is usually that of the turn before and two utterances more, so that the
+The history of a turn is usually that of the turn before and two texts more, so that the
 examples of a dialogue share one run of `history_ids`:
 
     history_ids  a b c d e      example 0: a | example 1: a b c | example 2: a b c d e
@@ -35,11 +36,12 @@ import torch
 from torch import Tensor
 
 from convai_fast.dialogue.dialogue import Dialogue, History, Utterance
-from convai_fast.dialogue.format import SpecialIds
+from convai_fast.dialogue.layout import Layout
 from convai_fast.errors import UserError, reason_of
 from convai_fast.files import read_json
+from convai_fast.ops.plan import classes_of, layout_numbers, pieces_of
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _CHUNK_BYTES = 1 << 22  # read at a time for a checksum
 
 
@@ -94,7 +96,8 @@ class DialogueStore:
 
     `tokens`, `utterance_offsets`, `texts`, `text_offsets` and the tables in `splits["train"]`,
     `splits["valid"]` are memory-mapped tensors on the CPU; `origins` are, for each source that it
-    was made of, the sets of dialogues in it; `meta` is what `meta.json` says.
+    was made of, the sets of dialogues in it; `meta` is what `meta.json` says; `layout` is that of
+    the sequences, and `layout_numbers` is how `collate` reads it.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -117,19 +120,20 @@ class DialogueStore:
                 f"convai_fast reads {FORMAT_VERSION}: make it anew with `convai-fast prepare`"
             )
         try:
-            self.special_ids = SpecialIds(*self.meta["special_ids"])
+            self.layout = Layout.from_json(self.meta["layout"])
             self.origins = [[Origin(**each) for each in own] for own in self.meta["origins"]]
             self.tokens = self._map("tokens", getattr(torch, self.meta["token_dtype"]))
             self.utterance_offsets = self._map("utterance_offsets", torch.int64)
             self.texts = self._map("texts", torch.uint8)
             self.text_offsets = self._map("text_offsets", torch.int64)
             self.splits = {split: self._map_split(split) for split in self.meta["splits"]}
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{self.folder / 'meta.json'} is damaged: make the store anew with "
                 f"`convai-fast prepare`"
             ) from error
         self._check()
+        self.layout_numbers = layout_numbers(self.layout, len(self.text_offsets) - 1)
 
     @property
     def num_bytes(self) -> int:
@@ -142,7 +146,7 @@ class DialogueStore:
         return self.tokens[begin:end].tolist()
 
     def text(self, index: int) -> str:
-        """One utterance as text."""
+        """One text."""
         begin, end = self.text_offsets[index : index + 2].tolist()
         return self.texts[begin:end].numpy().tobytes().decode()
 
@@ -182,16 +186,16 @@ class DialogueStore:
 
     def _check(self) -> None:
         """Everything points inside: a wrong index would make the kernels read foreign memory."""
-        num_utterances = len(self.utterance_offsets) - 1
+        num_texts, num_utterances = len(self.text_offsets) - 1, len(self.utterance_offsets) - 1
+        own_utterances = len(classes_of(self.layout)) * num_texts + len(pieces_of(self.layout))
         sound = _is_partition(self.utterance_offsets, len(self.tokens)) and (
-            _is_partition(self.text_offsets, len(self.texts))
-            and len(self.text_offsets) == len(self.utterance_offsets)
+            _is_partition(self.text_offsets, len(self.texts)) and num_utterances == own_utterances
         )
         for tables in self.splits.values():
             ids = (tables.persona_ids, tables.history_ids, tables.candidate_ids)
             sound = (
                 sound
-                and all(_is_within(t, num_utterances) for t in ids)
+                and all(_is_within(t, num_texts) for t in ids)
                 and _is_within(tables.dialogue, tables.num_dialogues)
                 and _is_partition(tables.persona_offsets, len(tables.persona_ids))
                 and _is_partition(tables.candidate_offsets, len(tables.candidate_ids))
@@ -240,7 +244,7 @@ def is_store(folder: str | Path) -> bool:
 def dialogues_of(
     tables: dict[str, np.ndarray], text_of: Callable[[int], str]
 ) -> Iterator[Dialogue]:
-    """Yield the dialogues of a split, from its tables and the text of each utterance's number.
+    """Yield the dialogues of a split, from its tables and the text of each number.
 
     The turns of a dialogue share one list; see `History`.
     """

@@ -20,6 +20,7 @@ from convai_fast.dialogue.layout import (
     PersonaTurn,
     Place,
     Surroundings,
+    build_sequence,
     sentence_place,
 )
 from convai_fast.errors import UserError, reason_of
@@ -143,7 +144,8 @@ def encode_dialogue(
     for place, text in _texts(chat, layout.persona_turn):
         encoded[place < Place.SPEAKER1] += encode_in(tokenizer, [text], layout.surroundings[place])
     *turns, answer = encoded[False]
-    return _sequence(encoded[True], turns[lacks_a_turn:], answer, layout)
+    ids, *_ = build_sequence(encoded[True], turns[lacks_a_turn:], answer, layout)
+    return ids
 
 
 def _matches(tokenizer: PreTrainedTokenizerFast, layout: Layout, chat: _Chat) -> bool:
@@ -158,28 +160,6 @@ def _completed(layout: Layout, chat: _Chat) -> tuple[_Chat, bool]:
     """A chat that the partner begins if the layout asks for it, and whether a turn was missing."""
     missing = layout.partner_begins and len(chat.turns) % 2 == 0
     return (chat._replace(turns=["", *chat.turns]) if missing else chat), missing
-
-
-def _sequence(
-    persona: Sequence[Sequence[int]],
-    history: Sequence[Sequence[int]],
-    reply: Sequence[int],
-    layout: Layout,
-) -> list[int]:
-    sentences = [token for sentence in persona for token in sentence]
-    around_persona = [*layout.persona_open, *sentences, *layout.persona_close]
-    ids = [*layout.begin]
-    if layout.persona_turn == "none":
-        ids += around_persona if persona else layout.no_persona
-    turns = list(history)
-    if layout.partner_begins and len(turns) % 2 == 0:
-        turns.insert(0, [])
-    persona_turn = {"none": -1, "first": 0, "last": len(turns) - 1}[layout.persona_turn]
-    for i, turn in enumerate(turns):
-        speaker = (len(turns) - i) % 2
-        ids += around_persona if persona and i == persona_turn else layout.turn_open[speaker]
-        ids += [*turn, *layout.turn_close[speaker]]
-    return [*ids, *layout.reply_open, *reply, layout.eos]
 
 
 def _divided(between: Ids, end: Ids, opening: Ids) -> tuple[Ids, Ids]:

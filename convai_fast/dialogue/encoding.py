@@ -1,5 +1,6 @@
 """Text into token ids: always whole, and nobody's words ever a special token."""
 
+from collections.abc import Sequence
 from dataclasses import astuple
 from weakref import WeakKeyDictionary
 
@@ -7,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.dialogue.format import SPECIAL_TOKENS
-from convai_fast.dialogue.layout import Surroundings
+from convai_fast.dialogue.layout import Layout, Place, Surroundings
 from convai_fast.errors import UserError, reason_of
 from convai_fast.files import fingerprint
 
@@ -61,6 +62,19 @@ def encode_in(
         ids[len(prefix) :] if ids[: len(prefix)] == prefix else encode(tokenizer, [text])[0]
         for text, ids in zip(own, joined, strict=True)
     ]
+
+
+def encode_at(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], places: Sequence[Place], layout: Layout
+) -> list[list[int]]:
+    """Token ids of each text in its place; see `encode_in`."""
+    surroundings = [layout.surroundings[place] for place in places]
+    encoded: list[list[int]] = [[] for _ in texts]
+    for each in set(surroundings):
+        own = [i for i, around in enumerate(surroundings) if around == each]
+        for i, ids in zip(own, encode_in(tokenizer, [texts[i] for i in own], each), strict=True):
+            encoded[i] = ids
+    return encoded
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -5,7 +5,8 @@ from typing import TypedDict
 
 from transformers import PreTrainedTokenizerFast
 
-from convai_fast.dialogue.format import IGNORED, build_sequence
+from convai_fast.dialogue.format import IGNORED
+from convai_fast.dialogue.layout import build_sequence, classic
 from convai_fast.dialogue.tokenizer import special_ids
 
 
@@ -41,8 +42,8 @@ def build_input_from_segments(
     count from the front and so contradict its speaker tokens when the history has an even number of
     turns; for odd numbers, as in PERSONA-CHAT, the two are identical.
     """
-    ids = special_ids(tokenizer)
-    input_ids, token_type_ids, labels = build_sequence(persona, history, reply, ids, with_eos)
+    layout = classic(special_ids(tokenizer))
+    input_ids, token_type_ids, labels = build_sequence(persona, history, reply, layout, with_eos)
     return {
         "input_ids": input_ids,
         "token_type_ids": token_type_ids,

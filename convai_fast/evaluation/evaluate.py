@@ -30,6 +30,7 @@ from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.identified import request_of_turn, turn_id
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import prompt_room
+from convai_fast.loading import layout_for
 from convai_fast.model.double_heads import DoubleHeadsModel
 
 T = TypeVar("T")
@@ -140,7 +141,8 @@ def evaluate(
     writes_replies = not _OF_REPLIES.isdisjoint(metrics)
     params = replace(sampling or SamplingParams(), n=1)
     if writes_replies:
-        prompt_room(model.config.n_positions, params)  # better said now than after other metrics
+        # Better said now than after other metrics.
+        prompt_room(model.config.n_positions, params, layout_for(tokenizer, model.config))
     run = _Run(model, tokenizer, dialogues[split], split, max_history, max_examples)
     if ks:
         run.check_candidates(max(ks))
@@ -265,7 +267,7 @@ class _Run:
     def score(self, ranks: bool, tokens: bool, batch_size: int, dtype: torch.dtype) -> None:
         """Rank candidates, or tell how likely the tokens of true replies are, or both at once."""
         with tempfile.TemporaryDirectory() as folder:
-            store = build_store({_SPLIT: self.dialogues}, self.tokenizer, Path(folder) / "store")
+            store = self._store(self.dialogues, folder)
             num_candidates, what = (0, "ranking") if ranks else (1, "scoring")
             batches = self._batches(store, batch_size, num_candidates, what)
             if ranks and tokens and any(batches.cuts):
@@ -275,12 +277,16 @@ class _Run:
                 batches, ranks = self._batches(store, batch_size, 1, "scoring"), False
             self._note(score_examples(self.model, batches, dtype, ranks=ranks, tokens=tokens))
 
+    def _store(self, dialogues: list[Dialogue], folder: str) -> DialogueStore:
+        layout = layout_for(self.tokenizer, self.model.config)
+        return build_store({_SPLIT: dialogues}, self.tokenizer, Path(folder) / "store", layout)
+
     def score_words(self, vocabulary: WordVocabulary, batch_size: int, dtype: torch.dtype) -> None:
         """Tell how likely the words of true replies are."""
         dialogues = with_separate_words(self.dialogues)
         replies = [self._candidates(row)[-1] for row in range(len(self.turns))]
         with tempfile.TemporaryDirectory() as folder:
-            store = build_store({_SPLIT: dialogues}, self.tokenizer, Path(folder) / "store")
+            store = self._store(dialogues, folder)
             batches = self._batches(store, batch_size, 1, "scoring words")
             scores = score_words(self.model, batches, replies, vocabulary, dtype)
         for row, example in zip(self.rows, self.examples, strict=True):

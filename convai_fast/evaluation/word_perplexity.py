@@ -193,7 +193,7 @@ def score_words(
         for i in track(range(len(batches)), "scoring words", "batch", len(batches)):
             batch = batches.shared(i)
             labelled = batch["label_positions"].tolist()
-            eos = batches.store.special_ids.eos  # no word; a reply that was cut has none
+            eos = batches.store.layout.eos  # no word; a reply that was cut has none
             queries: list[_Query] = []
             for row in batches.rows_of(i).tolist():
                 num_labels = int(batches.index.num_labels[row])

@@ -16,14 +16,12 @@ class Constraints:
     Args:
         params: `min_length`, `repetition_penalty` and `no_repeat_ngram_size` are read.
         prompt: its token ids, which penalties and n-grams count too, as in transformers.
-        special_ids: the tokens that end a reply.
+        ends: the tokens that end a reply.
     """
 
-    def __init__(
-        self, params: SamplingParams, prompt: Sequence[int], special_ids: Sequence[int]
-    ) -> None:
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], ends: Sequence[int]) -> None:
         self._params = params
-        self._special_ids = list(special_ids)
+        self._ends = list(ends)
         self._tokens: list[int] = []
         self._seen: dict[int, None] = {}  # in order, and each once
         self._followers: dict[tuple[int, ...], list[int]] = {}  # of every n - 1 tokens so far
@@ -60,7 +58,7 @@ class Constraints:
     def banned(self) -> list[int]:
         """What must not be drawn next."""
         num_drawn = self._num_seen - self._prompt_length
-        banned = self._special_ids if num_drawn < self._params.min_length else []
+        banned = self._ends if num_drawn < self._params.min_length else []
         n = self._params.no_repeat_ngram_size
         if n > 0:
             context = tuple(self._tokens[len(self._tokens) - n + 1 :])

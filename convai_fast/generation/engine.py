@@ -14,7 +14,6 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.dialogue.prompt import Prompt
-from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.generation.backends import make_backend
 from convai_fast.generation.detokenizer import Detokenizer, TextPieces
@@ -34,7 +33,7 @@ from convai_fast.generation.request import (
 )
 from convai_fast.generation.sampler import ALL_BANNED
 from convai_fast.generation.scheduler import Scheduler, TokenSequence
-from convai_fast.loading import check_fit
+from convai_fast.loading import check_fit, layout_for
 from convai_fast.model.double_heads import DoubleHeadsModel
 
 _NO_SCORE = "no draft can be ranked, since its score is no number: the model's weights are damaged"
@@ -65,7 +64,7 @@ class GenerationEngine:
 
     Args:
         model: on a CPU its weights are packed now: make a new engine after changing them.
-        tokenizer: turns requests into token ids and replies into text; its special tokens end them.
+        tokenizer: turns requests into token ids and replies into text.
         max_batch_size: sequences that are under way at a time, at most.
         weights: "float32", "bfloat16", or "int8", an approximation for the CPU; "auto" is bfloat16
             on a GPU and float32 elsewhere.
@@ -94,10 +93,10 @@ class GenerationEngine:
         check_fit(tokenizer, model.config.vocab_size, "this model")
         self.model = model
         self.tokenizer = tokenizer
-        self.special_ids = special_ids(tokenizer)
+        self.layout = layout_for(tokenizer, model.config)
         self._detokenizer = Detokenizer(tokenizer)
         self._backend = make_backend(model, max_batch_size, weights)
-        self._launcher = make_launcher(self._backend, model.multiple_choice_head, self.special_ids)
+        self._launcher = make_launcher(self._backend, model.multiple_choice_head, self.layout)
         self._launched: list[Launch] = []  # what is not looked at yet, in order
         self._scheduler = Scheduler(
             max_batch_size, model.config.vocab_size, self._backend.prefill_tokens
@@ -150,8 +149,8 @@ class GenerationEngine:
         check_ranking(params, self.model)
         if params.best_of > 1 and stream:
             raise UserError("best_of chooses among whole replies: they cannot be streamed")
-        room = prompt_room(config.n_positions, params)
-        return build_prompt(request, self.tokenizer, self.special_ids, config.vocab_size, room)
+        room = prompt_room(config.n_positions, params, self.layout)
+        return build_prompt(request, self.tokenizer, self.layout, config.vocab_size, room)
 
     @deferred_signals()
     def cancel(self, id: Hashable) -> None:
@@ -313,7 +312,7 @@ class GenerationEngine:
             >>> best, *_ = engine.rank(request, ["tea , always .", "i have a dog ."])
             >>> best.index, best.text, best.probability
         """
-        return rank(self.model, self.tokenizer, self.special_ids, request, candidates)
+        return rank(self.model, self.tokenizer, self.layout, request, candidates)
 
     # --- one step -------------------------------------------------------------------------------
 
@@ -407,7 +406,7 @@ class GenerationEngine:
         params, length = draft.job.params, len(draft.input_ids)
         try:
             draft.logprobs[draft.num_drawn :] = logprobs
-            draft.extend(tokens, self.special_ids.speaker1)
+            draft.extend(tokens, self.layout.speaker1)
             stop_at = self._detokenizer.find_stop(draft.token_ids, params) if params.stop else -1
             if stop_at >= 0:
                 self._finish(draft, "stop", stop_at)
@@ -433,7 +432,7 @@ class GenerationEngine:
             # Ranked as in training: at the <eos> after what is returned, in the next step.
             draft.reply = reply
             self._scheduler.truncate(draft, draft.prompt_length + count)
-            draft.extend([self.special_ids.eos], self.special_ids.speaker1)
+            draft.extend([self.layout.eos], self.layout.speaker1)
         else:
             self._complete(draft, reply)
 

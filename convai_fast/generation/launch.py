@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convai_fast.dialogue.format import SpecialIds
+from convai_fast.dialogue.layout import Layout
 from convai_fast.generation.backends import Backend, CudaBackend
 from convai_fast.generation.backends.decode_loop import ENDED, RowState
 from convai_fast.generation.constraints import Constraints
@@ -48,15 +48,13 @@ class Launcher:
     Args:
         backend: computes hidden states and logits.
         score: the multiple-choice head, [rows, n_embd] to [rows, 1].
-        special_ids: they end a reply.
+        layout: tells what ends a reply, and the segment of its tokens.
     """
 
     ahead = 0  # launches that may be under way while another one is made
 
-    def __init__(
-        self, backend: Backend, score: Callable[[Tensor], Tensor], special_ids: SpecialIds
-    ) -> None:
-        self._backend, self._score, self._special_ids = backend, score, special_ids
+    def __init__(self, backend: Backend, score: Callable[[Tensor], Tensor], layout: Layout) -> None:
+        self._backend, self._score, self._ends = backend, score, layout.ends
         self._sampler = Sampler()
 
     def launch(self, step: Step, *, must_wait: bool) -> Launch:
@@ -81,7 +79,7 @@ class Launcher:
 
     def _outcome(self, draft: Draft, drawn: Drawn) -> Outcome:
         token, logprob, failure = drawn
-        if failure or token in self._special_ids:
+        if failure or token in self._ends:
             return Outcome(draft, 0, [], [], failure or "eos")
         return Outcome(draft, 0, [token], [] if logprob is None else [logprob])
 
@@ -106,7 +104,7 @@ class Launcher:
     def _how(self, draft: Draft) -> Draw:
         if draft.constraints is None:
             prompt = draft.input_ids[: draft.prompt_length]
-            draft.constraints = Constraints(draft.job.params, prompt, self._special_ids)
+            draft.constraints = Constraints(draft.job.params, prompt, self._ends)
         draft.constraints.follow(draft.input_ids)
         return Draw(draft.job.params, draft.constraints, draft.step)
 
@@ -120,10 +118,10 @@ class AheadLauncher(Launcher):
     ahead = 1
 
     def __init__(
-        self, backend: CudaBackend, score: Callable[[Tensor], Tensor], special_ids: SpecialIds
+        self, backend: CudaBackend, score: Callable[[Tensor], Tensor], layout: Layout
     ) -> None:
-        super().__init__(backend, score, special_ids)
-        self._loop = backend.decode_loop(special_ids, special_ids.speaker1)
+        super().__init__(backend, score, layout)
+        self._loop = backend.decode_loop(layout.ends, layout.speaker1)
         self._vocab_size = backend.vocab_size
         self._flights = count(1)
 
@@ -195,7 +193,7 @@ class AheadLauncher(Launcher):
             for column, value in zip(whole, before.tolist(), strict=False):
                 column.insert(0, value)
         # Few end within a launch: only those are looked through.
-        ends: np.ndarray = np.any((tokens < 0) | np.isin(tokens, self._special_ids), axis=0)
+        ends: np.ndarray = np.any((tokens < 0) | np.isin(tokens, self._ends), axis=0)
         ends[: len(first[0])] = True
         for i, (draft, flight) in enumerate(rows):
             drawn, ending = self._until_end(columns[i]) if ends[i] else (columns[i], "")
@@ -204,19 +202,17 @@ class AheadLauncher(Launcher):
     def _until_end(self, column: list[int]) -> tuple[list[int], str]:
         """The tokens before the one that ends a reply, if one does, and how it ends."""
         for i, token in enumerate(column):
-            if token in self._special_ids:
+            if token in self._ends:
                 return column[:i], "eos"
             if token < 0:
                 return column[:i], "" if token == ENDED else DAMAGED
         return column, ""
 
 
-def make_launcher(
-    backend: Backend, score: Callable[[Tensor], Tensor], special_ids: SpecialIds
-) -> Launcher:
+def make_launcher(backend: Backend, score: Callable[[Tensor], Tensor], layout: Layout) -> Launcher:
     """The launcher that makes most of `backend`."""
     kind = AheadLauncher if isinstance(backend, CudaBackend) else Launcher
-    return kind(backend, score, special_ids)  # type: ignore[arg-type]
+    return kind(backend, score, layout)  # type: ignore[arg-type]
 
 
 def _row_of(draft: Draft) -> RowState:

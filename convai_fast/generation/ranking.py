@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.readers.fields import is_blank
-from convai_fast.dialogue.format import SpecialIds
+from convai_fast.dialogue.layout import Layout, Place
 from convai_fast.dialogue.prompt import Prompt, fit_prompt
 from convai_fast.errors import UserError
 from convai_fast.generation.detokenizer import Detokenizer
@@ -41,22 +41,23 @@ class RankedCandidate:
 def rank(
     model: DoubleHeadsModel,
     tokenizer: PreTrainedTokenizerFast,
-    special_ids: SpecialIds,
+    layout: Layout,
     request: Request,
     candidates: Texts,
 ) -> list[RankedCandidate]:
     """See `GenerationEngine.rank`."""
     vocab_size = model.config.vocab_size
-    given = token_ids_of(candidates, "candidates", tokenizer, vocab_size)
+    places = [Place.REPLY] * len(candidates)
+    given = token_ids_of(candidates, "candidates", tokenizer, vocab_size, places, layout)
     if not given:
         raise UserError("there are no candidates to rank: give at least one")
     for i, candidate in enumerate(candidates):
         if isinstance(candidate, str) and is_blank(candidate):
             raise UserError(f"candidates[{i}] of the request is blank: leave it out")
     model.check_ranking(NEEDS_HEAD)
-    kept, room = _fit_candidates(given, model.config.n_positions)
-    prompt = build_prompt(request, tokenizer, special_ids, vocab_size, room)
-    (scores,) = fetch(_score(model, special_ids, prompt, kept))
+    kept, room = _fit_candidates(given, model.config.n_positions, layout)
+    prompt = build_prompt(request, tokenizer, layout, vocab_size, room)
+    (scores,) = fetch(_score(model, layout, prompt, kept))
     probabilities = scores.softmax(-1).tolist()
     detokenizer = Detokenizer(tokenizer)
     ranked = [
@@ -78,17 +79,17 @@ def rank(
 
 def rank_candidates(
     model: DoubleHeadsModel,
-    special_ids: SpecialIds,
+    layout: Layout,
     persona: Sequence[Sequence[int]],
     history: Sequence[Sequence[int]],
     candidates: Sequence[Sequence[int]],
 ) -> Tensor:
     """Log-probability of each candidate being the true reply, by the multiple-choice head.
 
-    Every candidate is scored at its `<eos>` after the same persona and history, of which, where
-    they leave no room for the longest candidate, what `fit` cuts is left out; a candidate too long
-    by itself loses its end. The model is put in eval mode. `GenerationEngine.rank` does the same
-    with texts.
+    Every candidate is scored at the token that ends it, after the same persona and history, of
+    which, where they leave no room for the longest candidate, what `fit` cuts is left out; a
+    candidate too long by itself loses its end. The model is put in eval mode.
+    `GenerationEngine.rank` does the same with texts.
 
     Args:
         persona: token ids of each sentence.
@@ -107,16 +108,16 @@ def rank_candidates(
     if not candidates:
         raise ValueError("rank_candidates: there are no candidates")
     model.check_ranking(NEEDS_HEAD)
-    kept, room = _fit_candidates(candidates, model.config.n_positions)
-    prompt = fit_prompt(persona, history, special_ids, room)
-    return _score(model, special_ids, prompt, kept).log_softmax(-1)
+    kept, room = _fit_candidates(candidates, model.config.n_positions, layout)
+    prompt = fit_prompt(persona, history, layout, room)
+    return _score(model, layout, prompt, kept).log_softmax(-1)
 
 
 def _fit_candidates(
-    candidates: Sequence[Sequence[int]], n_positions: int
+    candidates: Sequence[Sequence[int]], n_positions: int, layout: Layout
 ) -> tuple[list[Sequence[int]], int]:
     """The candidates, cut where one is too long by itself, and the room they leave the prompt."""
-    longest = n_positions - 3  # beside <bos>, <speaker1> and <eos>
+    longest = n_positions - layout.empty_prompt - 1  # beside the token that ends it
     kept = [candidate[:longest] for candidate in candidates]
     return kept, n_positions - max(map(len, kept)) - 1
 
@@ -124,7 +125,7 @@ def _fit_candidates(
 @torch.inference_mode()
 def _score(
     model: DoubleHeadsModel,
-    special_ids: SpecialIds,
+    layout: Layout,
     prompt: Prompt,
     candidates: Sequence[Sequence[int]],
 ) -> Tensor:
@@ -135,8 +136,8 @@ def _score(
     position_ids, branch_ids, ends = list(range(start)), [0] * start, []
     for branch, candidate in enumerate(candidates, start=1):
         count = len(candidate) + 1
-        input_ids += [*candidate, special_ids.eos]
-        token_type_ids += [special_ids.speaker1] * count
+        input_ids += [*candidate, layout.eos]
+        token_type_ids += [layout.speaker1] * count
         position_ids += range(start, start + count)
         branch_ids += [branch] * count
         ends.append(len(input_ids) - 1)

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.readers.fields import is_blank
-from convai_fast.dialogue.encoding import encode
-from convai_fast.dialogue.format import SpecialIds
-from convai_fast.dialogue.prompt import SHORTEST_PROMPT, Prompt, fit_prompt
+from convai_fast.dialogue.encoding import encode, encode_at
+from convai_fast.dialogue.layout import Layout, Place
+from convai_fast.dialogue.prompt import Prompt, fit_prompt, shortest_prompt
 from convai_fast.errors import UserError
 from convai_fast.generation.params import SamplingParams
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -29,7 +29,7 @@ class Request:
             blank, or token ids.
         input_ids: instead of both, the whole prompt: what the reply is to follow.
         token_type_ids: the segment id of each of `input_ids`; without them every token has that of
-            `<speaker1>`.
+            the one who replies.
         params: how the replies are drawn.
 
     Example:
@@ -68,7 +68,7 @@ class Reply:
 def build_prompt(
     request: Request,
     tokenizer: PreTrainedTokenizerFast,
-    special_ids: SpecialIds,
+    layout: Layout,
     vocab_size: int,
     room: int,
 ) -> Prompt:
@@ -82,19 +82,18 @@ def build_prompt(
     if request.input_ids is None:
         if request.token_type_ids is not None:
             raise UserError("the request has token_type_ids, but no input_ids")
-        persona = token_ids_of(request.persona, "persona", tokenizer, vocab_size)
-        history = token_ids_of(request.history, "history", tokenizer, vocab_size)
+        persona, history, elsewhere = dialogue_of(request, tokenizer, layout, vocab_size)
         for i, turn in enumerate(request.history):
             if isinstance(turn, str) and is_blank(turn):
                 raise UserError(f"history[{i}] of the request is blank: leave it out")
-        return fit_prompt(persona, history, special_ids, room)
+        return fit_prompt(persona, history, layout, room, elsewhere)
 
     if len(request.persona) or len(request.history):
         raise UserError("the request has both input_ids and persona or history: give only one")
     input_ids = list(request.input_ids)
     token_type_ids = request.token_type_ids
     if token_type_ids is None:
-        token_type_ids = [special_ids.speaker1] * len(input_ids)
+        token_type_ids = [layout.speaker1] * len(input_ids)
     token_type_ids = list(token_type_ids)
     if not input_ids or len(token_type_ids) != len(input_ids):
         raise UserError(
@@ -111,14 +110,48 @@ def build_prompt(
     return Prompt(input_ids, token_type_ids)
 
 
-def prompt_room(n_positions: int, params: SamplingParams) -> int:
+class DialogueIds(NamedTuple):
+    """Token ids of the texts of a request by their places, as `fit_prompt` takes them."""
+
+    persona: list[list[int]]
+    history: list[list[int]]
+    elsewhere: dict[Place, list[list[int]]]
+
+
+def dialogue_of(
+    request: Request, tokenizer: PreTrainedTokenizerFast, layout: Layout, vocab_size: int
+) -> DialogueIds:
+    """The token ids of persona and history; those that are given are taken for any place."""
+
+    def ids_of(texts: Texts, field: str, places: list[Place]) -> list[list[int]]:
+        return token_ids_of(texts, field, tokenizer, vocab_size, places, layout)
+
+    def differs(place: Place, usual: Place) -> bool:
+        return layout.surroundings[place] != layout.surroundings[usual]
+
+    num_sentences, num_turns = len(request.persona), len(request.history)
+    persona = ids_of(request.persona, "persona", [Place.MIDDLE_SENTENCE] * num_sentences)
+    history = ids_of(request.history, "history", layout.places_of_turns(num_turns, False))
+    elsewhere = {
+        place: ids_of(request.persona, "persona", [place] * num_sentences)
+        for place in (Place.ONLY_SENTENCE, Place.FIRST_SENTENCE, Place.LAST_SENTENCE)
+        if differs(place, Place.MIDDLE_SENTENCE)
+    }
+    if layout.persona_turn != "none" and differs(Place.PERSONA_TURN, Place.SPEAKER2):
+        places = [Place.PERSONA_TURN] * num_turns
+        elsewhere[Place.PERSONA_TURN] = ids_of(request.history, "history", places)
+    return DialogueIds(persona, history, elsewhere)
+
+
+def prompt_room(n_positions: int, params: SamplingParams, layout: Layout) -> int:
     """Number of tokens that a prompt may have so that the reply still fits the model.
 
     Raises UserError when `params.max_length` leaves no room for a prompt.
     """
     room = n_positions - params.max_length - (params.best_of > 1)  # ranked at its <eos>
-    if room < SHORTEST_PROMPT:
-        most = room + params.max_length - SHORTEST_PROMPT
+    shortest = shortest_prompt(layout)
+    if room < shortest:
+        most = room + params.max_length - shortest
         raise UserError(
             f"max_length is {params.max_length}, which leaves no room for a prompt in the "
             f"model's {n_positions} positions: give at most {most}"
@@ -144,15 +177,20 @@ def find_blank_turn(history: Texts, tokenizer: PreTrainedTokenizerFast) -> int |
 
 
 def token_ids_of(
-    texts: Texts, field: str, tokenizer: PreTrainedTokenizerFast, vocab_size: int
+    texts: Texts,
+    field: str,
+    tokenizer: PreTrainedTokenizerFast,
+    vocab_size: int,
+    places: Sequence[Place],
+    layout: Layout,
 ) -> list[list[int]]:
-    """The token ids of each of `texts`, which UserError calls `field`."""
+    """The token ids of each of `texts` in its place; UserError calls them `field`."""
     if isinstance(texts, str):
         raise UserError(f"{field} of the request is one text: give a list of them")
     given: list[Any] = list(texts)
     num_texts = sum(isinstance(each, str) for each in given)
     if given and num_texts == len(given):
-        return encode(tokenizer, given)
+        return encode_at(tokenizer, given, places, layout)
     if num_texts:
         raise UserError(f"{field} of the request mixes texts and token ids: give one kind")
     for ids in given:

@@ -8,18 +8,6 @@ from torch import Tensor
 from convai_fast.ops import reference
 from convai_fast.ops.schemas import library
 
-PLAN_COLUMNS = (
-    "persona_first",  # where the row's persona begins in persona_ids
-    "persona_count",  # how many sentences it has
-    "persona_rotation",  # how many of them move from the end to the front
-    "persona_kept",  # how many are kept, after the rotation
-    "history_first",  # where the row's history begins in history_ids
-    "history_count",  # how many turns it has
-    "history_skip",  # how many tokens are left out at the beginning of the first of them
-    "candidate_first",  # where the row's candidates begin in candidate_ids
-    "candidate_count",  # how many it has; the last is the true reply
-)
-
 library.impl("collate", reference.collate, "CompositeExplicitAutograd")
 library.impl("collate_shared", reference.collate_shared, "CompositeExplicitAutograd")
 
@@ -32,7 +20,7 @@ def _fake_collate(
     history_ids: Tensor,
     candidate_ids: Tensor,
     plan: Tensor,
-    special_ids: Sequence[int],
+    layout: Sequence[int],
     num_candidates: int,
     seq_len: int,
     pin_memory: bool = False,
@@ -53,7 +41,7 @@ def _fake_collate_shared(
     history_ids: Tensor,
     candidate_ids: Tensor,
     plan: Tensor,
-    special_ids: Sequence[int],
+    layout: Sequence[int],
     num_candidates: int,
     offsets: Tensor,
     num_tokens: int,
@@ -74,7 +62,7 @@ def collate(
     history_ids: Tensor,
     candidate_ids: Tensor,
     plan: Tensor,
-    special_ids: Sequence[int],
+    layout: Sequence[int],
     num_candidates: int,
     seq_len: int,
     pin_memory: bool = False,
@@ -84,20 +72,21 @@ def collate(
     Args:
         tokens: uint16 or int32 [num_tokens], all utterances one after another.
         utterance_offsets: int64 [num_utterances + 1], where each utterance begins in `tokens`.
-        persona_ids: int32, utterance ids of persona sentences.
-        history_ids: int32, utterance ids of history turns.
-        candidate_ids: int32, utterance ids of candidates.
+        persona_ids: int32, text ids of persona sentences.
+        history_ids: int32, text ids of history turns.
+        candidate_ids: int32, text ids of candidates.
         plan: int64 [batch, 9] on the CPU, a row an example, columns as in `PLAN_COLUMNS`.
-        special_ids: ids of bos, eos, speaker1, speaker2, pad (a `SpecialIds`).
+        layout: what stands around texts, and where in `tokens` they and it are; numbers as in
+            `LAYOUT_NUMBERS`.
         num_candidates: candidates of the output, at least those of every row.
         seq_len: length of the padded sequences, at least that of the longest prefix + 2. A reply
-            that does not fit is cut to what fits before `<eos>`, which then has no label.
+            that does not fit is cut to what fits before eos, which then has no label.
         pin_memory: put the outputs of a CPU collation in page-locked memory, for CUDA transfers.
 
     Returns:
-        input_ids, token_type_ids: int64 [batch, num_candidates, seq_len], padded with `<pad>`.
-        labels: int64 [batch, num_candidates, seq_len]: the true reply and, unless it was cut,
-            `<eos>`; else -100.
+        input_ids, token_type_ids: int64 [batch, num_candidates, seq_len], padded with pad.
+        labels: int64 [batch, num_candidates, seq_len]: the true reply and, unless it was cut, eos;
+            else -100.
         mc_token_ids: int64 [batch, num_candidates], position of the last token, -1 where an example
             has no such candidate.
         All on the device of `tokens`.
@@ -106,7 +95,7 @@ def collate(
         ValueError, IndexError or RuntimeError: a prefix does not fit `seq_len`, or an index of the
             plan lies outside the store.
 
-    The sequence is the predecessor's; see `convai_fast.build_input_from_segments`.
+    The sequence is that of `convai_fast.dialogue.layout.build_sequence`.
     """
     return torch.ops.convai_fast.collate(
         tokens,
@@ -115,7 +104,7 @@ def collate(
         history_ids,
         candidate_ids,
         plan,
-        special_ids,
+        layout,
         num_candidates,
         seq_len,
         pin_memory,
@@ -129,7 +118,7 @@ def collate_shared(
     history_ids: Tensor,
     candidate_ids: Tensor,
     plan: Tensor,
-    special_ids: Sequence[int],
+    layout: Sequence[int],
     num_candidates: int,
     offsets: Tensor,
     num_tokens: int,
@@ -138,11 +127,11 @@ def collate_shared(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Build a batch in which all candidates of an example share one copy of what precedes them.
 
-    An example is persona and history, the prefix, followed by `[speaker1] reply [eos]` of every
-    candidate; examples follow one another without padding. With a prefix of two tokens and
-    candidates [5] and [6, 7]:
+    An example is all that stands before the last token of `reply_open`, the prefix, followed by
+    that token, reply and eos of every candidate; examples follow one another without padding. With
+    a prefix of two tokens and candidates [5] and [6, 7]:
 
-        input_ids      p p s1  5 eos s1  6  7 eos
+        input_ids      p p  s  5 eos  s  6  7 eos
         position_ids   0 1  2  3   4  2  3  4   5
         branch_ids     0 0  1  1   1  2  2  2   2
         labels         . .  .  .   .  .  6  7 eos
@@ -160,7 +149,7 @@ def collate_shared(
         input_ids, token_type_ids: int64 [num_tokens].
         position_ids: int64 [num_tokens], which continue from the prefix in every branch.
         branch_ids: int64 [num_tokens], 0 on the prefix, j + 1 on candidate j.
-        labels: int64 [num_tokens]: the true reply and, unless it was cut, `<eos>`; else -100.
+        labels: int64 [num_tokens]: the true reply and, unless it was cut, eos; else -100.
         mc_token_ids: int64 [batch, num_candidates], which of the num_tokens is a candidate's last,
             -1 where an example has no such candidate.
         All on the device of `tokens`.
@@ -176,7 +165,7 @@ def collate_shared(
         history_ids,
         candidate_ids,
         plan,
-        special_ids,
+        layout,
         num_candidates,
         offsets,
         num_tokens,

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.encoding import encode_at
 from convai_fast.dialogue.fit import fit
+from convai_fast.dialogue.layout import Place
 from convai_fast.errors import UserError
 from convai_fast.generation.detokenizer import Detokenizer
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.request import Request, check_ranking, prompt_room
+from convai_fast.generation.request import Request, check_ranking, dialogue_of, prompt_room
 from convai_fast.serving.shown_text import stream_text
 from convai_fast.serving.transcript import Transcript
 from convai_fast.terminal import counted
@@ -59,7 +60,7 @@ class Conversation:
         personas: Sequence[Sequence[str]] = (),
         max_history: int = 2,
     ) -> None:
-        prompt_room(engine.model.config.n_positions, params)
+        prompt_room(engine.model.config.n_positions, params, engine.layout)
         check_ranking(params, engine.model)
         self.engine = engine
         self.tokenizer = tokenizer
@@ -90,7 +91,8 @@ class Conversation:
         return "The model's persona:\n" + "".join(f"  {sentence}\n" for sentence in self.persona)
 
     def _answer(self, line: str) -> Iterator[str]:
-        (user_turn,) = encode(self.tokenizer, [line])
+        places = [Place.SPEAKER2]
+        (user_turn,) = encode_at(self.tokenizer, [line], places, self.engine.layout)
         if not user_turn:
             yield "Nothing to reply to: write a line, or /help.\n"
             return
@@ -98,11 +100,11 @@ class Conversation:
         turn_seed = random.Random(f"{self.params.seed} {self.turn}").getrandbits(63)
         reply: list[int] = []
         request = Request(
-            persona=self.persona_ids,
+            persona=self.persona,
             history=history[-self.window :],
             params=replace(self.params, seed=turn_seed),
         )
-        if cut := self._describe_cut(history[-self.window :]):
+        if cut := self._describe_cut(request):
             yield cut
         text = ""
         for piece in stream_text(self.tokenizer, self._tokens(request), reply):
@@ -113,11 +115,15 @@ class Conversation:
         self.transcript.add(line, text.strip())
         self.turn += 1
 
-    def _describe_cut(self, history: list[list[int]]) -> str:
-        """The line that tells what of the persona and `history` does not fit; empty if all does."""
-        sentences, turns = [*map(len, self.persona_ids)], [*map(len, history)]
-        room = prompt_room(self.engine.model.config.n_positions, self.params)
-        kept = fit(sentences, turns, room - 1)  # beside the reply's <speaker1>
+    def _describe_cut(self, request: Request) -> str:
+        """The line that tells what of persona and history does not fit; empty if all does."""
+        config, layout = self.engine.model.config, self.engine.layout
+        ids = dialogue_of(request, self.tokenizer, layout, config.vocab_size)
+        sentences, turns = [*map(len, ids.persona)], [*map(len, ids.history)]
+        elsewhere = {place: [*map(len, texts)] for place, texts in ids.elsewhere.items()}
+        room = prompt_room(config.n_positions, self.params, layout)
+        # Beside the prompt's last token.
+        kept = fit(sentences, turns, layout, room - 1, elsewhere)
         numbers = {
             "the oldest turns": sum(turns[: len(turns) - kept.num_turns]),
             "the persona": sum(sentences[kept.num_sentences :]),
@@ -190,7 +196,7 @@ class Conversation:
             return
         # What was said last is the model's own reply; a candidate competes with it.
         history = self.history[:-1]
-        request = Request(persona=self.persona_ids, history=history[-self.window :])
+        request = Request(persona=self.persona, history=history[-self.window :])
         try:
             for candidate in self.engine.rank(request, candidates):
                 yield f"  {candidate.probability:.3f}  {candidate.text}\n"
@@ -199,7 +205,6 @@ class Conversation:
 
     def _set_persona(self, sentences: Sequence[str]) -> None:
         self.persona = list(sentences)
-        self.persona_ids = encode(self.tokenizer, self.persona)
         self._begin()
 
     def _begin(self) -> None:

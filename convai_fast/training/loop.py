@@ -20,6 +20,7 @@ from convai_fast.data.store import DialogueStore
 from convai_fast.data.trained_with import TrainedSource
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
+from convai_fast.loading import layout_for
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.terminal import progress_bar, say
 from convai_fast.training.checkpoints import TrainingState
@@ -83,8 +84,9 @@ def _train(
     if ranks.world_size > 1:
         # Weights are drawn alike on all ranks; dropout, from here on, is not.
         torch.manual_seed(options.seed + ranks.rank)
+    layout = layout_for(tokenizer, model.config)
     folder = ranks.from_main(
-        lambda: open_dataset(options, tokenizer, options.dataset_cache, report).folder
+        lambda: open_dataset(options, tokenizer, layout, options.dataset_cache, report).folder
     )
     with ranks.together():
         store = DialogueStore(folder)

@@ -27,12 +27,14 @@ py::tuple index_examples(const Array<int64_t>& utterance_offsets,
                          const Array<int32_t>& history_ids, const Array<int32_t>& dialogue,
                          const Array<int64_t>& history_first, const Array<int32_t>& history_count,
                          const Array<int64_t>& candidate_offsets,
-                         const Array<int32_t>& candidate_ids, int64_t history_turns,
-                         int64_t num_candidates, int64_t max_length, int64_t permutations) {
+                         const Array<int32_t>& candidate_ids, const Array<int64_t>& layout_numbers,
+                         int64_t history_turns, int64_t num_candidates, int64_t max_length,
+                         int64_t permutations) {
   const SplitTables tables{
       utterance_offsets.data(), persona_offsets.data(),   persona_ids.data(),
       history_ids.data(),       dialogue.data(),          history_first.data(),
       history_count.data(),     candidate_offsets.data(), candidate_ids.data()};
+  const auto& layout = *reinterpret_cast<const Layout*>(layout_numbers.data());
   const IndexOptions options{history_turns, num_candidates, max_length};
   const int64_t examples = dialogue.size();
   Array<int64_t> plan({examples * permutations, kPlanColumns});
@@ -45,7 +47,7 @@ py::tuple index_examples(const Array<int64_t>& utterance_offsets,
     for (int64_t rotation = 0; rotation < permutations; ++rotation) {
       for (int64_t example = 0; example < examples; ++example) {
         const int64_t i = rotation * examples + example;
-        row_sizes[i] = index_example(tables, options, example, rotation, rows + i, &cuts);
+        row_sizes[i] = index_example(tables, layout, options, example, rotation, rows + i, &cuts);
       }
     }
   }

@@ -175,7 +175,7 @@ def test_both_layouts_hold_the_same_batches_of_the_same_candidates(store, num_ca
                 assert torch.equal(positions, torch.arange(last + 1))
                 at = in_shared["mc_token_ids"][row, j]
                 assert in_shared["branch_ids"][at] == j + 1
-                assert in_shared["input_ids"][at] == store.special_ids.eos
+                assert in_shared["input_ids"][at] == store.layout.eos
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,20 @@ from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.dataset import (
     checked_sources,
-    open_dataset,
     sources_of,
     trained_with,
     unknown_share,
 )
 from convai_fast.data.options import DataOptions
 from convai_fast.data.readers import load_dialogues
+from convai_fast.dialogue.layout import classic
 from convai_fast.dialogue.new_tokenizer import train_tokenizer
+from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
+
+
+def open_dataset(options, tokenizer, cache, report=print):
+    return dataset.open_dataset(options, tokenizer, classic(special_ids(tokenizer)), cache, report)
 
 
 def write_pairs(path, names, valid=()):
@@ -124,12 +129,15 @@ def test_processes_that_want_the_same_store_all_get_it(files, tokenizer, tmp_pat
         "import sys\n"
         "from convai_fast.data.dataset import open_dataset\n"
         "from convai_fast.data.options import DataOptions\n"
-        "from convai_fast.dialogue.tokenizer import load_tokenizer\n"
+        "from convai_fast.dialogue.layout import classic\n"
+        "from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids\n"
         f"t = load_tokenizer({str(tmp_path / 'tokenizer')!r})\n"
+        "layout = classic(special_ids(t))\n"
         "sys.stdin.readline()\n"
         "for seed in range(6):\n"
         f"    o = DataOptions({files!r}, data_seed=seed)\n"
-        f"    print(len(open_dataset(o, t, {str(tmp_path / 'cache')!r}, print).tokens))\n"
+        f"    store = open_dataset(o, t, layout, {str(tmp_path / 'cache')!r}, print)\n"
+        "    print(len(store.tokens))\n"
     )
     workers = [
         subprocess.Popen(
@@ -275,12 +283,12 @@ def test_a_full_disk_while_reading_is_one_sentence(files, tokenizer, tmp_path, m
 
 
 def test_a_reply_without_a_token_is_refused_when_tokenised(files, tokenizer, tmp_path, monkeypatch):
-    real = build_store.encode
-    monkeypatch.setattr(
-        build_store,
-        "encode",
-        lambda tokenizer, texts: [[] if t == "a 3" else real(tokenizer, [t])[0] for t in texts],
-    )
+    real = build_store.encode_in
+
+    def encode_in(tokenizer, texts, around):
+        return [[] if t == "a 3" else real(tokenizer, [t], around)[0] for t in texts]
+
+    monkeypatch.setattr(build_store, "encode_in", encode_in)
     with pytest.raises(UserError, match="the reply 'a 3' has no token in this tokenizer"):
         open_dataset(DataOptions(files), tokenizer, tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]

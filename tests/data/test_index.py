@@ -10,8 +10,11 @@ from convai_fast.data.build_store import build_store
 from convai_fast.data.index import index_examples_reference
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.ops import PLAN_COLUMNS
+from convai_fast.ops.plan import classes_of, layout_numbers, pieces_of
 from tests.helpers.batches import make_batches
+from tests.helpers.layouts import layouts
 
 
 def long_store(tokenizer, folder, persona, history, replies):
@@ -58,7 +61,7 @@ def test_what_is_too_long_loses_history_then_persona_then_the_reply(
     batch = batches.collate(np.array([0]))
     labels = batch["labels"].flatten()
     assert batch["input_ids"].shape[-1] == length <= max_length
-    assert batch["input_ids"].flatten()[-1] == store.special_ids.eos
+    assert batch["input_ids"].flatten()[-1] == store.layout.eos
     assert (labels != -100).sum() == num_labels
     assert (labels[-1] == -100) == bool(cuts[2])
 
@@ -70,7 +73,7 @@ def test_of_a_question_too_long_its_end_is_kept(tokenizer, tmp_path):
     dialogue = Dialogue([], [Utterance(["why do you like tea so much ?"], ["yes"])])
     store = build_store({"train": [dialogue]}, tokenizer, tmp_path / "store")
     batch = make_batches(store, max_length=len(reply) + 8)[0]
-    bos, eos, speaker1, speaker2, _ = store.special_ids
+    bos, eos, speaker1, speaker2, _ = special_ids(tokenizer)
     expected = [bos, speaker2, *question[-4:], speaker1, *reply, eos]
     assert batch["input_ids"].flatten().tolist() == expected
 
@@ -79,7 +82,7 @@ def test_a_long_distractor_cuts_the_prefix_but_not_the_true_replys_end(tokenizer
     store = long_store(tokenizer, tmp_path / "s", [], [5], [20, 3])
     batches = make_batches(store, max_length=12)
     assert (batches.index.num_labels.tolist(), batches.cuts) == ([4], (1, 0, 1))
-    assert batches[0]["labels"][0, 1, :6].tolist()[-1] == store.special_ids.eos
+    assert batches[0]["labels"][0, 1, :6].tolist()[-1] == store.layout.eos
 
 
 @pytest.mark.skipif(_native.host is None, reason="nothing is compiled here")
@@ -89,8 +92,11 @@ def test_the_compiled_index_equals_its_reference(data):
     def sizes(most):
         return data.draw(st.lists(st.integers(0, 9), max_size=most))
 
-    lengths = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=8))
-    ids = st.integers(0, len(lengths) - 1)
+    layout, num_texts = data.draw(layouts), data.draw(st.integers(1, 8))
+    count = num_texts * len(classes_of(layout))
+    lengths = data.draw(st.lists(st.integers(0, 9), min_size=count, max_size=count))
+    lengths += map(len, pieces_of(layout))
+    ids = st.integers(0, num_texts - 1)
     persona_sizes = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=3))
     examples = data.draw(
         st.lists(
@@ -121,6 +127,7 @@ def test_the_compiled_index_equals_its_reference(data):
         column((e[2] for e in examples), np.int32),
         offsets([len(e[3]) for e in examples]),
         column((i for e in examples for i in e[3]), np.int32),
+        np.array(layout_numbers(layout, num_texts)),
         data.draw(st.integers(0, 5)),
         data.draw(st.integers(0, 3)),
         data.draw(st.integers(4, 40)),

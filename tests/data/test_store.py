@@ -13,6 +13,7 @@ from convai_fast.data.store import DialogueStore, checksum
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.encoding import encode
 from convai_fast.errors import UserError
+from convai_fast.ops.plan import pieces_of
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,10 @@ def test_histories_that_do_not_grow_come_back_too(tokenizer, tmp_path):
 def test_equal_utterances_are_stored_once(tokenizer, tmp_path):
     dialogue = Dialogue(["hello"], [Utterance(["hello"], ["yes", "hello"])] * 50)
     store = build_store({"train": [dialogue], "valid": [dialogue]}, tokenizer, tmp_path / "store")
-    assert len(store.utterance_offsets) - 1 == 2
-    assert len(store.tokens) == sum(map(len, encode(tokenizer, ["hello", "yes"])))
+    assert len(store.text_offsets) - 1 == 2
+    texts = encode(tokenizer, ["hello", "yes"])
+    assert [store.utterance(i) for i in range(2)] == texts
+    assert len(store.tokens) == sum(map(len, [*texts, *pieces_of(store.layout)]))
 
 
 def test_history_grows_with_the_turns_not_with_their_square(tokenizer, tmp_path):
@@ -94,7 +97,7 @@ def test_an_interrupted_build_leaves_nothing(dialogues, tokenizer, tmp_path, mon
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("convai_fast.data.build_store.encode", fail)
+    monkeypatch.setattr("convai_fast.data.build_store.encode_in", fail)
     with pytest.raises(KeyboardInterrupt):
         build_store(dialogues, tokenizer, tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
@@ -167,7 +170,7 @@ def test_a_store_with_other_files_in_it_is_not_replaced(store, dialogues, tokeni
 
 def test_damaged_metadata_is_named(store):
     meta = json.loads((store.folder / "meta.json").read_text())
-    for name in ("special_ids", "token_dtype", "splits"):
+    for name in ("layout", "token_dtype", "splits"):
         damaged = {key: value for key, value in meta.items() if key != name}
         (store.folder / "meta.json").write_text(json.dumps(damaged))
         with pytest.raises(UserError, match=r"meta\.json is damaged"):

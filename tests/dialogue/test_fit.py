@@ -10,12 +10,15 @@ from convai_fast.data.build_store import build_store
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.fit import Fit, fit
+from convai_fast.dialogue.format import SpecialIds
+from convai_fast.dialogue.layout import classic
 from convai_fast.generation.ranking import rank_candidates
 from convai_fast.model.config import TransformerConfig
 from tests.helpers.decoder_steps import recorded_steps
 from tests.helpers.random_models import model_that_ranks
 
 SENTENCES, TURNS = [2, 1], [2, 1, 3]
+CLASSIC = classic(SpecialIds(1, 2, 3, 4, 0))
 
 
 @pytest.mark.parametrize(
@@ -35,17 +38,17 @@ SENTENCES, TURNS = [2, 1], [2, 1, 3]
     ],
 )
 def test_the_oldest_turns_go_first_then_persona_then_the_beginning_of_the_question(room, kept):
-    assert fit(SENTENCES, TURNS, room) == Fit(*kept)
+    assert fit(SENTENCES, TURNS, CLASSIC, room) == Fit(*kept)
 
 
 def test_an_empty_turn_stays_where_there_is_room_for_its_speaker():
-    assert fit([1], [0], 3) == Fit(1, 1, 0, 3)
-    assert fit([1], [0], 2) == Fit(0, 1, 0, 2)
-    assert fit([1], [0], 1) == Fit(0, 0, 0, 1)
+    assert fit([1], [0], CLASSIC, 3) == Fit(1, 1, 0, 3)
+    assert fit([1], [0], CLASSIC, 2) == Fit(0, 1, 0, 2)
+    assert fit([1], [0], CLASSIC, 1) == Fit(0, 0, 0, 1)
 
 
 def test_without_history_only_persona_is_cut():
-    assert fit([2, 2], [], 4) == Fit(1, 0, 0, 3)
+    assert fit([2, 2], [], CLASSIC, 4) == Fit(1, 0, 0, 3)
 
 
 lengths = st.lists(st.integers(0, 9), max_size=6)
@@ -53,7 +56,7 @@ lengths = st.lists(st.integers(0, 9), max_size=6)
 
 @given(lengths, lengths, st.integers(1, 60))
 def test_what_is_kept_fits_and_no_more_than_needed_is_cut(sentences, turns, room):
-    kept = fit(sentences, turns, room)
+    kept = fit(sentences, turns, CLASSIC, room)
     last_turns = turns[len(turns) - kept.num_turns :]
     num_tokens = 1 + sum(sentences[: kept.num_sentences]) + sum(last_turns) + len(last_turns)
     assert kept.num_tokens == num_tokens - kept.num_skipped_tokens <= room
@@ -69,7 +72,7 @@ def test_what_is_kept_fits_and_no_more_than_needed_is_cut(sentences, turns, room
 
 @given(lengths, lengths, st.integers(1, 60))
 def test_more_room_never_keeps_less(sentences, turns, room):
-    less, more = fit(sentences, turns, room), fit(sentences, turns, room + 1)
+    less, more = fit(sentences, turns, CLASSIC, room), fit(sentences, turns, CLASSIC, room + 1)
     assert more.num_turns >= less.num_turns
     assert more.num_sentences >= less.num_sentences
     assert more.num_tokens >= less.num_tokens
@@ -120,8 +123,8 @@ def prefix_in_ranking(dialogue, tokenizer, model):
     hook = model.transformer.register_forward_pre_hook(
         lambda _, args: read.extend([*args[:2], args[2].branch_ids])
     )
-    special = GenerationEngine(model, tokenizer).special_ids
-    rank_candidates(model, special, *(encode(tokenizer, part) for part in parts))
+    layout = GenerationEngine(model, tokenizer).layout
+    rank_candidates(model, layout, *(encode(tokenizer, part) for part in parts))
     hook.remove()
     input_ids, token_type_ids, branch_ids = read
     # The candidates share their <speaker1>, too.

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convai_fast.dialogue.format import build_sequence
+from convai_fast.dialogue.format import SpecialIds
+from convai_fast.dialogue.layout import build_sequence, classic
 from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.dialogue.tokenizer import special_ids
 
@@ -49,8 +50,8 @@ def test_labels_and_eos_are_optional(tokenizer):
 @settings(max_examples=300, deadline=None)
 @given(parts, parts, st.lists(st.integers(5, 99), max_size=5))
 def test_it_is_the_predecessors_sequence_for_every_odd_history(persona, history, reply):
-    special = (1, 2, 3, 4, 0)
-    input_ids, segments, _ = build_sequence(persona, history, reply, special)
+    special = SpecialIds(1, 2, 3, 4, 0)
+    input_ids, segments, _ = build_sequence(persona, history, reply, classic(special))
     expected_ids, expected_segments = predecessor(persona, history, reply, special)
     if len(history) % 2 == 1:
         assert (input_ids, segments) == (expected_ids, expected_segments)
@@ -59,8 +60,8 @@ def test_it_is_the_predecessors_sequence_for_every_odd_history(persona, history,
 @settings(max_examples=300, deadline=None)
 @given(parts, parts, st.lists(st.integers(5, 99), max_size=5))
 def test_segments_always_agree_with_speaker_tokens(persona, history, reply):
-    special = (1, 2, 3, 4, 0)
-    input_ids, segments, _ = build_sequence(persona, history, reply, special)
+    special = SpecialIds(1, 2, 3, 4, 0)
+    input_ids, segments, _ = build_sequence(persona, history, reply, classic(special))
     speaker = special[2]
     for token, segment in zip(input_ids, segments, strict=True):
         speaker = token if token in (3, 4) else speaker
@@ -69,6 +70,6 @@ def test_segments_always_agree_with_speaker_tokens(persona, history, reply):
 
 @pytest.mark.parametrize("turns", range(6))
 def test_the_partner_always_speaks_last_before_the_reply(turns):
-    _, segments, _ = build_sequence([], [[9]] * turns, [8], (1, 2, 3, 4, 0))
+    _, segments, _ = build_sequence([], [[9]] * turns, [8], classic(SpecialIds(1, 2, 3, 4, 0)))
     speakers = segments[1::2][: turns + 1]
     assert speakers == [4 if (turns - i) % 2 else 3 for i in range(turns)] + [3]

@@ -1,6 +1,6 @@
 """Good arguments for each compiled operator, small and of many shapes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from convai_fast import ops
+from convai_fast.dialogue.layout import Layout, build_sequence
+from convai_fast.ops.plan import classes_of, layout_numbers, pieces_of, read_plan
+from tests.helpers.layouts import random_layout
 
-SPECIAL = (1, 2, 3, 4, 0)  # bos eos speaker1 speaker2 pad
 Rng = np.random.Generator
 Arguments = dict[str, Any]
 
@@ -19,10 +21,17 @@ def partition(rng: Rng, parts: int, most: int) -> np.ndarray:
     return np.cumsum(np.r_[0, rng.integers(0, most + 1, parts)])
 
 
+def make_texts(rng: Rng) -> tuple[Layout, int, np.ndarray]:
+    """A layout, how many texts there are, and the offsets of their utterances."""
+    layout, num_texts = random_layout(int(rng.integers(10**6))), int(rng.integers(1, 7))
+    lengths = rng.integers(0, 13, num_texts * len(classes_of(layout)))
+    return layout, num_texts, np.cumsum(np.r_[0, lengths, [*map(len, pieces_of(layout))]])
+
+
 def make_index(rng: Rng) -> Arguments:
-    utterances, dialogues, examples = rng.integers(1, 6, 3)
-    offsets, persona, candidates = (
-        partition(rng, utterances, 12),
+    layout, texts, offsets = make_texts(rng)
+    dialogues, examples = rng.integers(1, 6, 2)
+    persona, candidates = (
         partition(rng, dialogues, 4),
         partition(rng, examples, 4),
     )
@@ -30,11 +39,13 @@ def make_index(rng: Rng) -> Arguments:
     first = rng.integers(0, turns, examples)
 
     def ids(count: int) -> Tensor:
-        return torch.from_numpy(rng.integers(0, utterances, count, dtype=np.int32))
+        return torch.from_numpy(rng.integers(0, texts, count, dtype=np.int32))
 
     return {
         "tokens": torch.zeros(offsets[-1], dtype=torch.int32),
         "utterance_offsets": torch.from_numpy(offsets),
+        "layout": layout,
+        "text_offsets": torch.zeros(texts + 1, dtype=torch.int64),
         "persona_ids": ids(persona[-1]),
         "persona_offsets": torch.from_numpy(persona),
         "history_ids": ids(turns),
@@ -45,14 +56,14 @@ def make_index(rng: Rng) -> Arguments:
         "candidate_offsets": torch.from_numpy(candidates),
         "max_history": int(rng.integers(0, 4)),
         "num_candidates": int(rng.integers(0, 4)),
-        "max_length": int(rng.integers(3, 60)),
+        "max_length": layout.empty_prompt + int(rng.integers(1, 60)),
         "personality_permutations": int(rng.integers(1, 4)),
     }
 
 
 def make_collate(rng: Rng) -> Arguments:
-    utterances, batch = int(rng.integers(1, 7)), int(rng.integers(0, 4))
-    offsets = partition(rng, utterances, 12)
+    layout, texts, offsets = make_texts(rng)
+    batch = int(rng.integers(0, 4))
     plan = np.zeros((batch, len(ops.PLAN_COLUMNS)), np.int64)
     ends = [0, 0, 0]
     for row in plan:
@@ -61,41 +72,39 @@ def make_collate(rng: Rng) -> Arguments:
         row[:4] = ends[0], counts[0], rotation, kept
         row[4:] = ends[1], counts[1], 0, ends[2], counts[2]
         ends = [end + int(count) for end, count in zip(ends, counts, strict=True)]
-    tables = [rng.integers(0, utterances, end, dtype=np.int32) for end in ends]
+    tables = [rng.integers(0, texts, end, dtype=np.int32) for end in ends]
     dtype = np.uint16 if rng.random() < 0.5 else np.int32
-    return {
+    arguments = {
         "tokens": torch.from_numpy(rng.integers(5, 50_000, offsets[-1]).astype(dtype)),
         "utterance_offsets": torch.from_numpy(offsets),
         "persona_ids": torch.from_numpy(tables[0]),
         "history_ids": torch.from_numpy(tables[1]),
         "candidate_ids": torch.from_numpy(tables[2]),
         "plan": torch.from_numpy(plan),
-        "special_ids": list(SPECIAL),
+        "layout": layout_numbers(layout, texts),
         "num_candidates": int(max(plan[:, 8], default=0)) + int(rng.integers(0, 2)),
-        # Room for the longest prefix, but not for every reply.
-        "seq_len": max(prefix_lengths(offsets, plan, tables), default=0) + int(rng.integers(2, 16)),
     }
+    # Room for the longest prefix, but not for every reply.
+    longest = max((prefix for prefix, _ in lengths_of(arguments)), default=0)
+    return arguments | {"seq_len": longest + int(rng.integers(2, 16))}
 
 
-def prefix_lengths(offsets: np.ndarray, plan: np.ndarray, tables: list[np.ndarray]) -> list[int]:
-    """Tokens of each row's <bos>, persona and history."""
-    lengths, sizes = np.diff(offsets), []
-    for row in plan:
-        persona = np.roll(tables[0][row[0] : row[0] + row[1]], row[2])[: row[3]]
-        history = tables[1][row[4] : row[4] + row[5]]
-        sizes.append(int(1 + lengths[persona].sum() + (lengths[history] + 1).sum()))
-    return sizes
+def lengths_of(arguments: Arguments) -> Iterator[tuple[int, list[int]]]:
+    """Tokens of each row's prefix, and of its candidates' replies."""
+    given = [arguments[f"{name}_ids"] for name in ("persona", "history", "candidate")]
+    given = [arguments["tokens"], arguments["utterance_offsets"], *given, arguments["plan"]]
+    layout, rows = read_plan(*given, arguments["layout"], max_length=10**9)
+    for row in rows:
+        prompt, *_ = build_sequence(row.persona, row.history, [], layout, with_eos=False)
+        yield len(prompt) - 1, [*map(len, row.candidates)]
 
 
 def make_collate_shared(rng: Rng) -> Arguments:
     arguments = make_collate(rng)
     room = arguments.pop("seq_len")
-    offsets, plan = arguments["utterance_offsets"].numpy(), arguments["plan"].numpy()
-    ids = [arguments[f"{name}_ids"].numpy() for name in ("persona", "history", "candidate")]
     sizes = [0]
-    for row, prefix in zip(plan, prefix_lengths(offsets, plan, ids), strict=True):
-        replies = np.diff(offsets)[ids[2][row[7] : row[7] + row[8]]]
-        sizes.append(prefix + (np.minimum(replies, max(0, room - prefix - 2)) + 2).sum())
+    for prefix, replies in lengths_of(arguments):
+        sizes.append(prefix + sum(min(reply, max(0, room - prefix - 2)) + 2 for reply in replies))
     offsets = np.cumsum(sizes).astype(np.int64)
     arguments |= {"offsets": torch.from_numpy(offsets), "num_tokens": int(offsets[-1])}
     return arguments | {"max_length": room}

@@ -21,6 +21,7 @@ from convai_fast.data.store import DialogueStore, SplitTables
 from convai_fast.errors import UserError
 from convai_fast.ops import reference
 from convai_fast.ops.dropout import check_probability
+from convai_fast.ops.plan import layout_numbers
 from tests.fuzz.arguments import MAKERS, Arguments
 
 MUTATIONS_PER_BASE = 16
@@ -114,6 +115,10 @@ def mutate(rng: random.Random, name: str, arguments: Arguments) -> Arguments:
             else:
                 part = rng.choice([None, *value])
             arguments[argument] = [*value[:at], *[part] * count, *value[at + 1 :]]
+        elif argument == "layout" and isinstance(value, list) and rng.random() < 0.9:
+            at = rng.randrange(len(value))
+            odd = rng.choice([*ODD_INTEGERS, value[at] - 1, value[at] + 1])
+            arguments[argument] = [*value[:at], odd, *value[at + 1 :]]
         elif isinstance(value, list):
             kept = value[: rng.randrange(6)]
             arguments[argument] = kept + rng.choices(ODD_INTEGERS, k=rng.choice([0, 1, 5]))
@@ -128,19 +133,20 @@ def call_index(arguments: Arguments) -> tuple[Any, ...]:
     arguments = dict(arguments)
     names = SplitTables.__dataclass_fields__
     tables = SplitTables(**{name: arguments.pop(name) for name in names})
-    offsets = arguments.pop("utterance_offsets")
     store = SimpleNamespace(
         folder="store",
+        layout=arguments.pop("layout"),
         tokens=arguments.pop("tokens"),
-        utterance_offsets=offsets,
-        texts=torch.empty(int(offsets[-1]) if len(offsets) else 0, dtype=torch.uint8),
-        text_offsets=offsets,
+        utterance_offsets=arguments.pop("utterance_offsets"),
+        texts=torch.empty(0, dtype=torch.uint8),
+        text_offsets=arguments.pop("text_offsets"),
         splits={"train": tables},
     )
     DialogueStore._check(store)
+    store.layout_numbers = layout_numbers(store.layout, len(store.text_offsets) - 1)
     index = index_examples(store, "train", **arguments)
     sizes = (index.padded_lengths, index.shared_lengths, index.num_labels, index.is_cut)
-    return index.plan, np.stack(sizes, 1), tuple(index.cuts)
+    return index.plan, np.stack((*sizes, index.prefix_lengths), 1), tuple(index.cuts)
 
 
 def reference_of(name: str, arguments: Arguments) -> tuple[Any, ...]:
@@ -152,9 +158,11 @@ def reference_of(name: str, arguments: Arguments) -> tuple[Any, ...]:
     names = "utterance_offsets persona_offsets persona_ids history_ids dialogue history_first"
     names += " history_count candidate_offsets candidate_ids"
     arrays = [arguments[each].numpy() for each in names.split()]
+    numbers = layout_numbers(arguments["layout"], len(arguments["text_offsets"]) - 1)
     turns = 2 * arguments["max_history"] + 1
     options = [arguments[each] for each in ("num_candidates", "max_length")]
-    return index_examples_reference(*arrays, turns, *options, arguments["personality_permutations"])
+    options += [arguments["personality_permutations"]]
+    return index_examples_reference(*arrays, np.array(numbers), turns, *options)
 
 
 def assert_same(ours: Any, expected: Any) -> None:

@@ -23,7 +23,7 @@ def say(engine, monkeypatch):
 
     def say(what, *stop, **params):
         text_ids = encode(engine.tokenizer, [what])[0] if isinstance(what, str) else what
-        script = [*text_ids, engine.special_ids.eos]
+        script = [*text_ids, engine.layout.eos]
 
         def scripted(self, hidden):
             logits = original(self, hidden)

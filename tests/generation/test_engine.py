@@ -157,7 +157,7 @@ def test_each_token_is_drawn_with_the_seed_as_key_and_its_place_as_counter(indif
     params = replace(LIVELY, max_length=10, min_length=10, temperature=1, seed=9, n=3)
     [replies] = indifferent.generate([ask(0, params)])
     logits = torch.zeros(10, indifferent.model.config.vocab_size)
-    logits[:, list(indifferent.special_ids)] = -torch.inf
+    logits[:, list(indifferent.layout.ends)] = -torch.inf
     for sample, reply in enumerate(replies):
         expected, _ = ops.sample(logits, seeds=9, steps=torch.arange(10) + (sample << 32))
         assert reply.token_ids == expected.tolist()
@@ -201,7 +201,7 @@ def test_a_prompt_longer_than_the_model_is_cut_to_leave_room_for_the_reply(engin
     params = SamplingParams(no_sample=True, max_length=max_length, min_length=max_length)
     reply = reply_to(engine, Request(persona=persona, history=history, params=params))
     assert len(reply.token_ids) == max_length
-    prompt = fit_prompt(persona, history, engine.special_ids, 96 - max_length)
+    prompt = fit_prompt(persona, history, engine.layout, 96 - max_length)
     assert reply == reply_to(engine, Request(**prompt._asdict(), params=params))
 
 

@@ -222,7 +222,7 @@ def test_the_best_of_n_drafts_are_those_the_ranking_head_puts_first(engine, ask,
     persona, history = (
         encode(engine.tokenizer, each) for each in (request.persona, request.history)
     )
-    ranks = rank_candidates(engine.model, engine.special_ids, persona, history, candidates)
+    ranks = rank_candidates(engine.model, engine.layout, persona, history, candidates)
     order = ranks.argsort(descending=True, stable=True).tolist()
     assert len(best) == 2
     assert best[0].score >= best[1].score

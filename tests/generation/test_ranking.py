@@ -6,7 +6,8 @@ import torch
 import transformers
 
 from convai_fast.dialogue.encoding import encode
-from convai_fast.dialogue.format import SpecialIds, build_sequence
+from convai_fast.dialogue.format import SpecialIds
+from convai_fast.dialogue.layout import build_sequence, classic
 from convai_fast.errors import UserError
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.ranking import rank_candidates
@@ -15,6 +16,7 @@ from convai_fast.model import DoubleHeadsModel
 from tests.helpers.meta import META, NothingWaits
 
 SPECIAL = SpecialIds(bos=3, eos=7, speaker1=59, speaker2=11, pad=50)
+LAYOUT = classic(SPECIAL)
 SHAPE = dict(vocab_size=60, n_positions=40, n_embd=32, n_layer=2, n_head=4)
 PERSONA = [[1, 2, 4], [5, 6]]
 HISTORY = [[8, 9], [10, 12, 13], [14]]
@@ -45,7 +47,7 @@ def scores_of_transformers(theirs, persona, history, candidates):
     """One candidate at a time, so that nothing needs padding."""
     logits = []
     for candidate in candidates:
-        input_ids, token_type_ids, _ = build_sequence(persona, history, candidate, SPECIAL)
+        input_ids, token_type_ids, _ = build_sequence(persona, history, candidate, LAYOUT)
         with torch.no_grad():
             output = theirs(
                 input_ids=torch.tensor([[input_ids]]),
@@ -59,7 +61,7 @@ def scores_of_transformers(theirs, persona, history, candidates):
 @pytest.mark.parametrize("history", [HISTORY, HISTORY[:2], []])
 def test_scores_are_those_of_transformers_multiple_choice_head(models, history):
     theirs, ours = models
-    scores = rank_candidates(ours, SPECIAL, PERSONA, history, CANDIDATES)
+    scores = rank_candidates(ours, LAYOUT, PERSONA, history, CANDIDATES)
     expected = scores_of_transformers(theirs, PERSONA, history, CANDIDATES)
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
     assert expected.std() > 0.05  # or the comparison says little
@@ -68,7 +70,7 @@ def test_scores_are_those_of_transformers_multiple_choice_head(models, history):
 def test_a_long_candidate_shortens_what_stands_before_all_of_them(models):
     theirs, ours = models
     candidates = [[15, 16], [17] * 30]
-    scores = rank_candidates(ours, SPECIAL, PERSONA, HISTORY, candidates)
+    scores = rank_candidates(ours, LAYOUT, PERSONA, HISTORY, candidates)
     # 40 positions less 30 tokens, <speaker1> and <eos> leave 8: <bos>, persona and last turn.
     expected = scores_of_transformers(theirs, PERSONA, HISTORY[-1:], candidates)
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
@@ -81,7 +83,7 @@ def test_a_long_candidate_shortens_what_stands_before_all_of_them(models):
 def test_what_a_candidate_leaves_no_room_for_goes_in_order(models, num_tokens, persona, history):
     theirs, ours = models
     candidates = [[15, 16], [17] * num_tokens]
-    scores = rank_candidates(ours, SPECIAL, PERSONA, HISTORY, candidates)
+    scores = rank_candidates(ours, LAYOUT, PERSONA, HISTORY, candidates)
     expected = scores_of_transformers(theirs, persona, history, candidates)
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
 
@@ -90,7 +92,7 @@ def test_of_a_turn_too_long_its_end_is_answered(models):
     theirs, ours = models
     turn = [*range(20, 50)] * 2
     candidates = [[15, 16], [17]]
-    scores = rank_candidates(ours, SPECIAL, PERSONA, [[8], turn], candidates)
+    scores = rank_candidates(ours, LAYOUT, PERSONA, [[8], turn], candidates)
     # 40 positions less <bos>, the turn's speaker, <speaker1>, 2 tokens and <eos>.
     expected = scores_of_transformers(theirs, [], [turn[-34:]], candidates)
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
@@ -98,27 +100,27 @@ def test_of_a_turn_too_long_its_end_is_answered(models):
 
 def test_a_candidate_too_long_by_itself_loses_its_end(models):
     theirs, ours = models
-    scores = rank_candidates(ours, SPECIAL, PERSONA, HISTORY, [[15, 16], [17] * 100])
+    scores = rank_candidates(ours, LAYOUT, PERSONA, HISTORY, [[15, 16], [17] * 100])
     expected = scores_of_transformers(theirs, [], [], [[15, 16], [17] * 37])
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_in_training_mode_ranks_without_dropout(models):
     _, ours = models
-    expected = rank_candidates(ours, SPECIAL, PERSONA, HISTORY, CANDIDATES)
+    expected = rank_candidates(ours, LAYOUT, PERSONA, HISTORY, CANDIDATES)
     ours.train()
-    assert torch.equal(rank_candidates(ours, SPECIAL, PERSONA, HISTORY, CANDIDATES), expected)
+    assert torch.equal(rank_candidates(ours, LAYOUT, PERSONA, HISTORY, CANDIDATES), expected)
 
 
 def test_no_candidates_are_refused(models):
     with pytest.raises(ValueError, match="no candidates"):
-        rank_candidates(models[1], SPECIAL, PERSONA, HISTORY, [])
+        rank_candidates(models[1], LAYOUT, PERSONA, HISTORY, [])
 
 
 def test_a_head_that_has_learnt_nothing_ranks_nothing(models):
     model = DoubleHeadsModel(models[1].config)
     with pytest.raises(UserError, match="multiple-choice head, which this model has not learnt"):
-        rank_candidates(model, SPECIAL, PERSONA, HISTORY, CANDIDATES)
+        rank_candidates(model, LAYOUT, PERSONA, HISTORY, CANDIDATES)
 
 
 # --- the engine's, of texts ---------------------------------------------------------------------
@@ -133,7 +135,7 @@ def question(ask):
 
 def test_the_engine_ranks_texts_as_token_ids_are_ranked(engine, question):
     parts = [encode(engine.tokenizer, each) for each in (question.persona, question.history, TEXTS)]
-    expected = rank_candidates(engine.model, engine.special_ids, *parts)
+    expected = rank_candidates(engine.model, engine.layout, *parts)
     ranked = engine.rank(question, TEXTS)
     assert [each.index for each in ranked] == expected.argsort(descending=True).tolist()
     for each in ranked:
@@ -147,8 +149,8 @@ def test_the_engine_ranks_texts_as_token_ids_are_ranked(engine, question):
 
 
 def test_a_prompt_of_token_ids_is_that_of_its_texts(engine, question):
-    special, size = engine.special_ids, engine.model.config.vocab_size
-    prompt = build_prompt(question, engine.tokenizer, special, size, 60)
+    layout, size = engine.layout, engine.model.config.vocab_size
+    prompt = build_prompt(question, engine.tokenizer, layout, size, 60)
     request = Request(input_ids=prompt.input_ids, token_type_ids=prompt.token_type_ids)
     assert engine.rank(request, TEXTS) == engine.rank(question, TEXTS)
 
@@ -195,5 +197,5 @@ def test_damaged_weights_rank_nothing(engine, monkeypatch):
 def test_ranking_does_not_wait_for_a_gpu_before_its_scores_are_read(models):
     model = copy.deepcopy(models[1]).to(META)
     with NothingWaits():
-        scores = rank_candidates(model, SPECIAL, PERSONA, HISTORY, CANDIDATES)
+        scores = rank_candidates(model, LAYOUT, PERSONA, HISTORY, CANDIDATES)
     assert (scores.device, scores.shape) == (META, (len(CANDIDATES),))

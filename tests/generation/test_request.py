@@ -38,7 +38,7 @@ def test_a_special_token_in_a_text_is_spelled_out(tokenizer):
 
 
 def test_input_ids_alone_belong_to_speaker1(engine):
-    speaker1 = engine.special_ids.speaker1
+    speaker1 = engine.layout.speaker1
     with_segments = Request(input_ids=range(5), token_type_ids=[speaker1] * 5, params=PARAMS)
     without = Request(input_ids=range(5), params=PARAMS)
     other = Request(input_ids=range(5), token_type_ids=[7] * 5, params=PARAMS)

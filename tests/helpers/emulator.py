@@ -185,30 +185,30 @@ def _sample(logits, *given, number):
 
 @kernel_of("collate")
 def _collate(*given, number):
-    *store, plan, special_ids, num_candidates, seq_len, _ = (*given, False)[:10]
+    *store, plan, layout, num_candidates, seq_len, _ = (*given, False)[:10]
     batch = len(plan)
     ids, segments, labels = (torch.full((batch, num_candidates, seq_len), -7) for _ in range(3))
     ends = torch.full((batch, num_candidates), -7)
     outputs = (ids, segments, None, None, labels, ends)
     sizes = (seq_len, None, seq_len)
-    _launch_collate(store, plan, special_ids, num_candidates, sizes, outputs, number)
+    _launch_collate(store, plan, layout, num_candidates, sizes, outputs, number)
     return ids, segments, labels, ends
 
 
 @kernel_of("collate_shared")
 def _collate_shared(*given, number):
-    *store, plan, special_ids, num_candidates, offsets, num_tokens, max_length, _ = (
+    *store, plan, layout, num_candidates, offsets, num_tokens, max_length, _ = (
         *given,
         False,
     )[:12]
     ends = torch.full((len(plan), num_candidates), -7)
     outputs = (*(torch.full((num_tokens,), -7) for _ in range(5)), ends)
     sizes = (0, offsets, max_length)
-    _launch_collate(store, plan, special_ids, num_candidates, sizes, outputs, number)
+    _launch_collate(store, plan, layout, num_candidates, sizes, outputs, number)
     return outputs
 
 
-def _launch_collate(store, plan, special_ids, num_candidates, sizes, outputs, number):
+def _launch_collate(store, plan, layout, num_candidates, sizes, outputs, number):
     tokens, utterance_offsets, *tables = store
     kernels("collate")(
         "collate",
@@ -222,7 +222,7 @@ def _launch_collate(store, plan, special_ids, num_candidates, sizes, outputs, nu
         len(plan),
         num_candidates,
         *sizes,
-        *special_ids,
+        torch.tensor(layout),
         *outputs,
         number,
     )

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import torch
 import transformers
 
+from convai_fast.dialogue.layout import classic
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.generation.request import build_prompt
 from convai_fast.model import DoubleHeadsModel
@@ -43,7 +44,7 @@ def both_models(architecture, folder, vocab_size, **settings):
 
 def prompt_of(request, tokenizer, n_positions):
     room = n_positions - request.params.max_length
-    return build_prompt(request, tokenizer, special_ids(tokenizer), len(tokenizer), room)
+    return build_prompt(request, tokenizer, classic(special_ids(tokenizer)), len(tokenizer), room)
 
 
 def recomputed_reply(theirs, tokenizer, request, processors=()):

@@ -10,19 +10,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convai_fast import _native, ops
+from convai_fast.dialogue.format import SpecialIds
+from convai_fast.dialogue.layout import Place, build_sequence, classic, sentence_place
 from convai_fast.ops import reference
+from convai_fast.ops.plan import class_of_places, classes_of, layout_numbers, pieces_of
 from tests.helpers.emulator import on_gpus
+from tests.helpers.layouts import layouts
 
-SPECIAL = (1, 2, 3, 4, 0)  # bos eos speaker1 speaker2 pad
+SPECIAL = SpecialIds(1, 2, 3, 4, 0)
+CLASSIC = classic(SPECIAL)
 NAMES = ("input_ids", "token_type_ids", "labels", "mc_token_ids")
 SHARED_NAMES = (*NAMES[:2], "position_ids", "branch_ids", *NAMES[2:])
 
 needs_kernel = pytest.mark.skipif(_native.host is None, reason="nothing is compiled here")
 
 
-def make_arguments(utterances, rows, seq_len, dtype=torch.uint16):
-    """`rows`: (persona ids, rotation, kept, history ids, candidate ids), one an example, and where
-    they begin within a turn, how many of its tokens are left out."""
+def make_arguments(texts, rows, seq_len, dtype=torch.uint16, layout=CLASSIC):
+    """`texts`: the tokens of each text, those in the layout's first class, its second and so on.
+
+    `rows`: (persona ids, rotation, kept, history ids, candidate ids), one an example, and where
+    they begin within a turn, how many of its tokens are left out.
+    """
+    utterances = [*texts, *pieces_of(layout)]
     offsets = np.cumsum([0, *map(len, utterances)])
     tokens = [token for utterance in utterances for token in utterance]
     tables, plan = ([], [], []), []
@@ -40,60 +49,71 @@ def make_arguments(utterances, rows, seq_len, dtype=torch.uint16):
         "history_ids": history_ids,
         "candidate_ids": candidate_ids,
         "plan": torch.tensor(plan, dtype=torch.int64).reshape(len(rows), len(ops.PLAN_COLUMNS)),
-        "special_ids": SPECIAL,
+        "layout": layout_numbers(layout, len(texts) // len(classes_of(layout))),
         "num_candidates": max((len(row[4]) for row in rows), default=0),
         "seq_len": seq_len,
     }
 
 
-def needed_length(utterances, rows):
-    """The padded length at which no reply is cut."""
-    longest = 0
+def sequences_of(texts, rows, layout):
+    """Of each row its prefix, and its candidates' sequences, by `build_sequence`."""
+    count = len(texts) // len(classes_of(layout))
+    of_place = class_of_places(layout)
+
+    def ids(text, place):
+        return texts[text + of_place[place] * count]
+
     for persona, rotation, kept, history, candidates, *skip in rows:
-        order = persona[len(persona) - rotation :] + persona[: len(persona) - rotation]
-        prefix = 1 + sum(len(utterances[i]) for i in order[:kept])
-        prefix += sum(1 + len(utterances[i]) for i in history) - sum(skip)
-        reply = max((len(utterances[i]) for i in candidates), default=0)
-        longest = max(longest, prefix + 2 + reply)
-    return longest
+        order = (persona[len(persona) - rotation :] + persona[: len(persona) - rotation])[:kept]
+        sentences = [ids(text, sentence_place(i, kept)) for i, text in enumerate(order)]
+        places = layout.places_of_turns(len(history), has_persona=kept > 0)
+        turns = [ids(text, place) for text, place in zip(history, places, strict=True)]
+        turns[:1] = [turn[sum(skip) :] for turn in turns[:1]]
+        prefix, *_ = build_sequence(sentences, turns, [], layout, with_eos=False)
+        replies = (ids(text, Place.REPLY) for text in candidates)
+        yield prefix[:-1], [build_sequence(sentences, turns, r, layout) for r in replies]
+
+
+def needed_length(texts, rows, layout=CLASSIC):
+    """The padded length at which no reply is cut."""
+    lengths = [0]
+    for prefix, candidates in sequences_of(texts, rows, layout):
+        lengths += [len(prefix) + 2, *(len(ids) for ids, *_ in candidates)]
+    return max(lengths)
 
 
 @st.composite
 def stores(draw, max_token=50_262):
-    utterances = draw(
-        st.lists(st.lists(st.integers(5, max_token), max_size=12), min_size=1, max_size=8)
-    )
-    ids = st.integers(0, len(utterances) - 1)
+    """Texts in each class of a layout, rows, and the layout."""
+    layout = draw(st.just(CLASSIC) | layouts)
+    count, num_classes = draw(st.integers(1, 8)), len(classes_of(layout))
+    tokens = st.lists(st.integers(5, max_token), max_size=12)
+    texts = [draw(tokens) for _ in range(count * num_classes)]
+    ids = st.integers(0, count - 1)
     rows = []
     for _ in range(draw(st.integers(0, 4))):
         persona = draw(st.lists(ids, max_size=5))
         rotation = draw(st.integers(0, max(0, len(persona) - 1)))
         kept = draw(st.integers(0, len(persona)))
         history = draw(st.lists(ids, max_size=6))
-        skip = draw(st.integers(0, len(utterances[history[0]]))) if history else 0
+        skip = 0
+        if history:
+            place = layout.places_of_turns(len(history), has_persona=kept > 0)[0]
+            first = history[0] + class_of_places(layout)[place] * count
+            skip = draw(st.integers(0, len(texts[first])))
         rows.append((persona, rotation, kept, history, draw(st.lists(ids, max_size=5)), skip))
-    return utterances, rows
+    return texts, rows, layout
 
 
-def in_shared_layout(arguments, max_length):
+def make_shared(texts, rows, max_length, dtype=torch.uint16, layout=CLASSIC):
     """The arguments of `collate_shared` for the same rows, each given the room that it needs."""
-    arguments = dict(arguments)
+    arguments = make_arguments(texts, rows, 0, dtype, layout)
     del arguments["seq_len"]
-    bounds = arguments["utterance_offsets"].tolist()
-    lengths = [bounds[i + 1] - bounds[i] for i in range(len(bounds) - 1)]
-
-    def lengths_of(name, first, count):
-        return [lengths[i] for i in arguments[name][first : first + count].tolist()]
-
-    sizes = []
-    for first, count, rotation, kept, *rest in arguments["plan"].tolist():
-        persona = lengths_of("persona_ids", first, count)
-        persona = (persona[count - rotation :] + persona[: count - rotation])[:kept]
-        prefix = 1 + sum(persona) + sum(1 + n for n in lengths_of("history_ids", *rest[:2]))
-        prefix -= rest[2]
-        replies = lengths_of("candidate_ids", *rest[3:])
-        sizes.append(prefix + sum(2 + min(n, max_length - prefix - 2) for n in replies))
-    offsets = torch.tensor([0, *np.cumsum(sizes, dtype=np.int64).tolist()])
+    sizes = [0]
+    for prefix, candidates in sequences_of(texts, rows, layout):
+        room = max_length - len(prefix)
+        sizes.append(len(prefix) + sum(min(len(ids) - len(prefix), room) for ids, *_ in candidates))
+    offsets = torch.from_numpy(np.cumsum(sizes, dtype=np.int64))
     return arguments | {
         "offsets": offsets,
         "num_tokens": int(offsets[-1]),
@@ -129,13 +149,13 @@ def test_a_worked_example_has_the_predecessors_layout():
 
 
 def test_the_first_turn_can_lose_its_beginning():
-    rows = [([0], 0, 1, [1, 2], [3], 2)]
-    arguments = make_arguments([[10], [20, 21, 22], [30], [40]], rows, 10)
+    texts, rows = [[10], [20, 21, 22], [30], [40]], [([0], 0, 1, [1, 2], [3], 2)]
+    arguments = make_arguments(texts, rows, 10)
     input_ids, segments, *_ = ops.collate(**arguments)
     bos, eos, s1, s2, _ = SPECIAL
     assert input_ids[0, 0].tolist() == [bos, 10, s1, 22, s2, 30, s1, 40, eos, 0]
     assert segments[0, 0].tolist() == [s1] * 4 + [s2] * 2 + [s1] * 3 + [0]
-    ids, *_, positions, _, _, _ = ops.collate_shared(**in_shared_layout(arguments, 10))
+    ids, *_, positions, _, _, _ = ops.collate_shared(**make_shared(texts, rows, 10))
     assert ids.tolist() == input_ids[0, 0, :-1].tolist()
     assert positions.tolist() == list(range(9))
 
@@ -149,7 +169,7 @@ def test_a_reply_that_was_cut_has_no_eos_to_learn(room, labels):
     assert padded_labels[0].tolist() == [[-100] * (2 + room), [-100, -100, *labels]]
     assert input_ids[0, :, -1].tolist() == [SPECIAL[1]] * 2  # which the other head reads
     assert mc_token_ids.tolist() == [[1 + room, 1 + room]]
-    *_, shared_labels, _ = ops.collate_shared(**in_shared_layout(arguments, 2 + room))
+    *_, shared_labels, _ = ops.collate_shared(**make_shared(utterances, rows, 2 + room))
     assert shared_labels.tolist() == [-100] * (2 + room) + [-100, *labels]
 
 
@@ -158,21 +178,40 @@ def test_a_distractor_that_was_cut_leaves_the_true_replys_eos():
     assert ops.collate(**arguments)[2][0, 1].tolist() == [-100, -100, 30, 2, -100, -100]
 
 
-@needs_kernel
-@settings(max_examples=400, deadline=None)
-@given(stores(), st.sampled_from([torch.uint16, torch.int32]), st.integers(0, 3))
-def test_the_kernel_equals_the_reference(store, dtype, slack):
-    utterances, rows = store
-    arguments = make_arguments(utterances, rows, needed_length(utterances, rows) + slack, dtype)
-    assert_equal(ops.collate(**arguments), reference.collate(**arguments))
+@settings(max_examples=50, deadline=None)
+@given(stores())
+def test_each_candidate_is_the_sequence_of_its_layout(store):
+    texts, rows, layout = store
+    seq_len = needed_length(*store)
+    arguments = make_arguments(texts, rows, seq_len, layout=layout)
+    outputs = [output.tolist() for output in ops.collate(**arguments)]
+    fill = (layout.pad, layout.pad, -100)
+    for row, (_, candidates) in enumerate(sequences_of(*store)):
+        for j, columns in enumerate(candidates):
+            if j < len(candidates) - 1:  # the true reply is the last one
+                columns = (*columns[:2], [-100] * len(columns[2]))
+            for output, column, value in zip(outputs, columns, fill, strict=False):
+                assert output[row][j] == column + [value] * (seq_len - len(column))
+            assert outputs[3][row][j] == len(columns[0]) - 1
 
 
 @needs_kernel
 @settings(max_examples=300, deadline=None)
+@given(stores(), st.sampled_from([torch.uint16, torch.int32]), st.integers(0, 3))
+def test_the_kernel_equals_the_reference(store, dtype, slack):
+    texts, rows, layout = store
+    seq_len = needed_length(*store) + slack
+    arguments = make_arguments(texts, rows, seq_len, dtype, layout)
+    assert_equal(ops.collate(**arguments), reference.collate(**arguments))
+
+
+@needs_kernel
+@settings(max_examples=150, deadline=None)
 @given(stores(), st.integers(1, 8))
 def test_replies_that_do_not_fit_are_cut_alike(store, missing):
-    utterances, rows = store
-    arguments = make_arguments(utterances, rows, max(0, needed_length(utterances, rows) - missing))
+    texts, rows, layout = store
+    seq_len = max(0, needed_length(*store) - missing)
+    arguments = make_arguments(texts, rows, seq_len, layout=layout)
     try:
         expected = reference.collate(**arguments)
     except ValueError as error:
@@ -186,7 +225,7 @@ def test_replies_that_do_not_fit_are_cut_alike(store, missing):
 def test_a_worked_example_shares_its_prefix():
     utterances = [[10], [11, 12], [20], [21], [30, 31], [40]]
     rows = [([0, 1], 0, 2, [2, 3], [5, 4]), ([], 0, 0, [], [0])]
-    arguments = in_shared_layout(make_arguments(utterances, rows, 0), 12)
+    arguments = make_shared(utterances, rows, 12)
     ids, segments, positions, branches, labels, mc_token_ids = ops.collate_shared(**arguments)
     bos, eos, s1, s2, _ = SPECIAL
     prefix = [bos, 10, 11, 12, s1, 20, s2, 21]
@@ -199,12 +238,12 @@ def test_a_worked_example_shares_its_prefix():
 
 
 @needs_kernel
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(stores(), st.sampled_from([torch.uint16, torch.int32]), st.integers(-8, 3))
 def test_the_shared_kernel_equals_the_reference(store, dtype, slack):
-    utterances, rows = store
-    max_length = max(0, needed_length(utterances, rows) + slack)
-    arguments = in_shared_layout(make_arguments(utterances, rows, 0, dtype), max_length)
+    texts, rows, layout = store
+    max_length = max(0, needed_length(*store) + slack)
+    arguments = make_shared(texts, rows, max_length, dtype, layout)
     try:
         expected = reference.collate_shared(**arguments)
     except ValueError as error:
@@ -227,7 +266,7 @@ def test_the_shared_kernel_equals_the_reference(store, dtype, slack):
     ],
 )
 def test_offsets_that_do_not_fit_the_examples_are_refused(offsets, num_tokens, says):
-    arguments = in_shared_layout(make_arguments([[5], [6]], [([0], 0, 1, [], [1])], 0), 20)
+    arguments = make_shared([[5], [6]], [([0], 0, 1, [], [1])], 20)
     assert arguments["num_tokens"] == 5
     arguments |= {"offsets": torch.tensor(offsets), "num_tokens": num_tokens}
     if offsets == [0, 5]:
@@ -269,7 +308,9 @@ def test_an_example_with_fewer_candidates_is_padded_and_marked():
         ("plan", lambda t: t[:, :5].contiguous(), ValueError, "9 columns"),
         ("plan", lambda t: t.int(), TypeError, "plan must be Long"),
         ("num_candidates", lambda n: n - 1, ValueError, "row 0 has 1 candidates"),
-        ("special_ids", lambda t: t[:4], ValueError, "5 ids"),
+        ("layout", lambda t: t[:4], ValueError, "24 numbers"),
+        ("layout", lambda t: [*t[:7], 99, *t[8:]], IndexError, "layout points outside the store"),
+        ("layout", lambda t: [*t[:5], 1, *t[6:]], ValueError, "no turn for a persona"),
     ],
 )
 def test_arguments_that_would_read_foreign_memory_are_refused(name, change, error, says):
@@ -295,8 +336,9 @@ def test_a_skip_beyond_the_first_turn_is_refused(skip):
     # Longer turns come before and after it.
     rows = [([], 0, 0, [1, 1], [0], 2), ([], 0, 0, [0, 1], [0], 1)]
     arguments = make_arguments([[5], [6, 7, 8]], rows, 20)
-    shared = in_shared_layout(arguments, 20)
+    shared = make_shared([[5], [6, 7, 8]], rows, 20)
     arguments["plan"][1, ops.PLAN_COLUMNS.index("history_skip")] = skip
+    shared["plan"] = arguments["plan"]
     with pytest.raises(IndexError, match="row 1 of the plan points outside the store"):
         ops.collate(**arguments)
     with pytest.raises(IndexError, match="row 1 of the plan points outside the store"):
@@ -311,7 +353,7 @@ def test_a_skip_without_history_is_refused():
 
 
 def test_a_row_without_candidates_may_leave_them_no_room():
-    arguments = in_shared_layout(make_arguments([[5, 6]], [([0], 0, 1, [], [])], 0), 3)
+    arguments = make_shared([[5, 6]], [([0], 0, 1, [], [])], 3)
     assert ops.collate_shared(**arguments)[0].tolist() == [1, 5, 6]
 
 
@@ -322,10 +364,10 @@ def test_the_columns_of_the_plan_are_those_of_the_compiled_row():
 
 
 def test_opcheck_passes():
-    arguments = make_arguments([[5, 6], [7]], [([0], 0, 1, [1], [0, 1], 1)], 9)
-    arguments["special_ids"] = list(SPECIAL)
+    texts, rows = [[5, 6], [7]], [([0], 0, 1, [1], [0, 1], 1)]
+    arguments = make_arguments(texts, rows, 9)
     torch.library.opcheck(torch.ops.convai_fast.collate.default, tuple(arguments.values()))
-    arguments = in_shared_layout(arguments, 9)
+    arguments = make_shared(texts, rows, 9)
     torch.library.opcheck(torch.ops.convai_fast.collate_shared.default, tuple(arguments.values()))
 
 
@@ -337,7 +379,7 @@ def test_it_compiles_into_a_graph():
 
 @on_gpus()
 def test_on_cuda_a_row_without_candidates_may_leave_them_no_room(gpu):
-    arguments = in_shared_layout(make_arguments([[5, 6]], [([0], 0, 1, [], [])], 0), 3)
+    arguments = make_shared([[5, 6]], [([0], 0, 1, [], [])], 3)
     assert ops.collate_shared(**on(gpu, arguments))[0].tolist() == [1, 5, 6]
 
 
@@ -346,11 +388,12 @@ def test_cuda_equals_the_reference(gpu, max_examples):
     @settings(max_examples=max_examples, deadline=None)
     @given(stores(), st.sampled_from([torch.uint16, torch.int32]), st.integers(0, 3))
     def check(store, dtype, slack):
-        utterances, rows = store
-        arguments = make_arguments(utterances, rows, needed_length(utterances, rows) + slack, dtype)
+        texts, rows, layout = store
+        seq_len = needed_length(*store) + slack
+        arguments = make_arguments(texts, rows, seq_len, dtype, layout)
         expected = reference.collate(**arguments)
         assert_equal([x.cpu() for x in ops.collate(**on(gpu, arguments))], expected)
-        shared = in_shared_layout(make_arguments(utterances, rows, 0, dtype), arguments["seq_len"])
+        shared = make_shared(texts, rows, seq_len, dtype, layout)
         expected = reference.collate_shared(**shared)
         assert_equal([x.cpu() for x in ops.collate_shared(**on(gpu, shared))], expected)
 

@@ -64,7 +64,7 @@ def test_a_reply_is_the_engines_and_ends_the_line(conversation, engine, tokenize
     seen = prompts_seen(conversation, monkeypatch)
     printed = say(conversation, "hi , do you like tea ?")
     persona, history = seen[0]
-    assert persona == encode(tokenizer, PERSONA)
+    assert persona == PERSONA
     assert history == encode(tokenizer, ["hi , do you like tea ?"])
     assert printed == tokenizer.decode(conversation.history[-1], skip_special_tokens=True) + "\n"
     assert 4 <= len(conversation.history[-1]) <= 8
@@ -75,7 +75,7 @@ def test_the_best_of_several_replies_is_said_and_remembered(engine, tokenizer):
     conversation = Conversation(engine, tokenizer, params, persona=PERSONA)
     said = say(conversation, "do you like tea ?")
     request = Request(
-        persona=conversation.persona_ids,
+        persona=conversation.persona,
         history=conversation.history[:1],
         params=replace(params, seed=random.Random(f"{params.seed} 0").getrandbits(63)),
     )
@@ -93,14 +93,14 @@ def test_the_model_sees_the_last_turns_within_max_history(conversation, monkeypa
     assert seen[2][1][:2] == conversation.history[2:4]
 
 
-def test_what_does_not_fit_the_model_is_told_with_the_oldest_turns_first(conversation):
+def test_what_does_not_fit_the_model_is_told_with_the_oldest_turns_first(conversation, tokenizer):
     def told(line):
         said, _, reply = say(conversation, line).partition("\n")
         return said if reply else ""
 
     assert told("hi") == ""
     oldest = sum(map(len, conversation.history))
-    persona = sum(map(len, conversation.persona_ids))
+    persona = sum(map(len, encode(tokenizer, conversation.persona)))
     room = 512 - 8 - 3  # beside the reply, <bos> and the two speakers
     assert (
         told("tea " * (room - persona))
@@ -229,7 +229,7 @@ def test_rank_orders_candidates_as_replies_to_the_users_last_line(conversation, 
     candidates = ["yes .", "no , i like a cat .", "do you ?"]
     scores = rank_candidates(
         engine.model,
-        engine.special_ids,
+        engine.layout,
         encode(tokenizer, PERSONA),
         encode(tokenizer, ["do you like tea ?"]),
         encode(tokenizer, candidates),
@@ -266,7 +266,7 @@ def test_a_new_persona_starts_a_new_conversation(conversation, monkeypatch):
     assert conversation.history == []
     seen = prompts_seen(conversation, monkeypatch)
     say(conversation, "hi")
-    assert seen[0][0] == encode(conversation.tokenizer, ["i am old .", "i am a cook ."])
+    assert seen[0][0] == ["i am old .", "i am a cook ."]
 
 
 def test_a_random_persona_is_one_of_the_datasets_and_depends_on_the_seed(conversation):

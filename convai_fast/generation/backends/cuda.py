@@ -31,9 +31,9 @@ class CudaBackend(TorchBackend):
         super().__init__(model, num_slots + 1, weights, capacity)
         self.vocab_size = model.config.vocab_size
 
-    def decode_loop(self, special_ids: Sequence[int], segment: int) -> DecodeLoop:
+    def decode_loop(self, ends: Sequence[int], segment: int) -> DecodeLoop:
         """Steps that draw by themselves, of tokens in this segment."""
-        return DecodeLoop(self, special_ids, segment)
+        return DecodeLoop(self, ends, segment)
 
     def context(self, step: Step) -> Context:
         """See `TorchBackend`."""

@@ -72,20 +72,20 @@ class DecodeLoop:
     Args:
         backend: has the model for inference and the cache, with a slot more than rows; rows that
             have ended write to the last one, which is nobody's.
-        special_ids: the tokens that end a reply.
+        ends: the tokens that end a reply.
         segment: the segment of what is drawn.
     """
 
     def __init__(
         self,
         backend: "TorchBackend",
-        special_ids: Sequence[int],
+        ends: Sequence[int],
         segment: int,
     ) -> None:
         self._backend = backend
         self.device, num_rows = backend.keys.device, backend.keys.shape[1]
         self.nobodys_slot = num_rows - 1
-        self._special_ids = torch.tensor(list(special_ids), device=self.device)
+        self._ends = torch.tensor(list(ends), device=self.device)
         self._segment = torch.tensor(segment, device=self.device)
         self._integers = torch.zeros(num_rows, 8, dtype=torch.int64, device=self.device)
         self._floats = torch.ones(num_rows, 4, device=self.device)
@@ -142,9 +142,7 @@ class DecodeLoop:
             logits = torch.where(seen, lower.to(logits.dtype), logits)
         counter, runs = state[:, _COUNTER], state[:, _RUNS] > 0
         may_not_end = (counter < state[:, _FIRST_END])[:, None]
-        logits[:, self._special_ids] = logits[:, self._special_ids].masked_fill(
-            may_not_end, -torch.inf
-        )
+        logits[:, self._ends] = logits[:, self._ends].masked_fill(may_not_end, -torch.inf)
         tokens, known = ops.sample(
             logits,
             temperature=how[:, _TEMPERATURE],
@@ -155,7 +153,7 @@ class DecodeLoop:
             steps=counter,
             return_logprobs=logprobs,
         )
-        ends = (tokens < 0) | (tokens[:, None] == self._special_ids).any(1)
+        ends = (tokens < 0) | (tokens[:, None] == self._ends).any(1)
         ends |= counter >= state[:, _LAST_COUNTER]
         state[:, _LENGTH] += runs
         state[:, _COUNTER] += runs

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from convai_fast.dialogue.layout import Layout, classic
+from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError, shown
 from convai_fast.model.config import Activation, TransformerConfig
 from convai_fast.model.layers import init_weights
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from convai_fast.model.transformer import Transformer
 
@@ -76,6 +78,10 @@ class Family(ABC):
     def recognises(self, config: Mapping[str, Any], tensor_names: Collection[str]) -> bool:
         """Whether a `config.json` without `model_type`, or its weights, can only be of these."""
         return False
+
+    def layout(self, tokenizer: "PreTrainedTokenizerFast") -> Layout:
+        """How dialogues are laid out for its models."""
+        return classic(special_ids(tokenizer))
 
     def initialise(self, transformer: "Transformer") -> None:
         """Draw new weights."""

@@ -18,7 +18,7 @@ using SharedResult =
 
 struct Arguments {
   const at::Tensor &tokens, &utterance_offsets, &persona_ids, &history_ids, &candidate_ids, &plan;
-  at::IntArrayRef special_ids;
+  at::IntArrayRef layout;
   int64_t num_candidates;
   int64_t seq_len;            // of the padded layout
   const at::Tensor* offsets;  // of the shared-prefix layout, else null
@@ -27,6 +27,24 @@ struct Arguments {
 
 inline const PlanRow* rows_of_plan(const at::Tensor& plan) {
   return reinterpret_cast<const PlanRow*>(plan.const_data_ptr<int64_t>());
+}
+
+inline const Layout& layout_of(at::IntArrayRef numbers) {
+  return *reinterpret_cast<const Layout*>(numbers.data());
+}
+
+// Its utterances, and the places of texts, lie within the store.
+inline void check_layout(at::IntArrayRef numbers, int64_t num_utterances) {
+  TORCH_CHECK_VALUE(static_cast<int64_t>(numbers.size()) == kLayoutNumbers,
+                    "collate: layout must hold ", kLayoutNumbers, " numbers");
+  const Layout& layout = layout_of(numbers);
+  const int64_t turn = layout.persona_turn;
+  const bool has_turn = layout.partner_begins && (turn == kFirstTurn || turn == kLastTurn);
+  TORCH_CHECK_VALUE(turn == kNoTurn || has_turn, "collate: layout has no turn for a persona");
+  const auto ids = numbers.slice(kFirstPiece);
+  TORCH_CHECK_INDEX(std::all_of(ids.begin(), ids.end(),
+                                [&](int64_t id) { return id >= 0 && id < num_utterances; }),
+                    "collate: layout points outside the store");
 }
 
 // The plan is checked on the host: it is small, and its rows are where a caller's mistake would
@@ -50,7 +68,7 @@ inline void check_arguments(const Arguments& a) {
   }
   TORCH_CHECK_VALUE(a.plan.size(1) == kPlanColumns, "collate: plan must have ", kPlanColumns,
                     " columns, not ", a.plan.size(1));
-  TORCH_CHECK_VALUE(a.special_ids.size() == 5, "collate: special_ids must hold 5 ids");
+  check_layout(a.layout, a.utterance_offsets.numel() - 1);
   TORCH_CHECK_VALUE(a.num_candidates >= 0 && a.seq_len >= 0 && a.max_length >= 0,
                     "collate: num_candidates, seq_len and max_length must not be negative");
   if (a.offsets) {
@@ -122,7 +140,6 @@ Output pointers(const Result& result) {
 
 template <typename Token>
 Input<Token> input_of(const Arguments& a, const PlanRow* plan, const int64_t* offsets) {
-  const auto ids = a.special_ids;
   return {.tokens = static_cast<const Token*>(a.tokens.const_data_ptr()),
           .utterance_offsets = a.utterance_offsets.const_data_ptr<int64_t>(),
           .num_tokens = a.tokens.numel(),
@@ -135,8 +152,7 @@ Input<Token> input_of(const Arguments& a, const PlanRow* plan, const int64_t* of
           .seq_len = a.seq_len,
           .offsets = offsets,
           .max_length = a.max_length,
-          .special = {
-              .bos = ids[0], .eos = ids[1], .speaker1 = ids[2], .speaker2 = ids[3], .pad = ids[4]}};
+          .layout = layout_of(a.layout)};
 }
 
 // The operators themselves, but for what fills the outputs: kFill(arguments, result).
@@ -144,7 +160,7 @@ template <auto kFill>
 PaddedResult collate_padded(const at::Tensor& tokens, const at::Tensor& utterance_offsets,
                             const at::Tensor& persona_ids, const at::Tensor& history_ids,
                             const at::Tensor& candidate_ids, const at::Tensor& plan,
-                            at::IntArrayRef special_ids, int64_t num_candidates, int64_t seq_len,
+                            at::IntArrayRef layout, int64_t num_candidates, int64_t seq_len,
                             bool pin_memory) {
   const Arguments arguments{.tokens = tokens,
                             .utterance_offsets = utterance_offsets,
@@ -152,7 +168,7 @@ PaddedResult collate_padded(const at::Tensor& tokens, const at::Tensor& utteranc
                             .history_ids = history_ids,
                             .candidate_ids = candidate_ids,
                             .plan = plan,
-                            .special_ids = special_ids,
+                            .layout = layout,
                             .num_candidates = num_candidates,
                             .seq_len = seq_len,
                             .offsets = nullptr,
@@ -168,7 +184,7 @@ template <auto kFill>
 SharedResult collate_shared(const at::Tensor& tokens, const at::Tensor& utterance_offsets,
                             const at::Tensor& persona_ids, const at::Tensor& history_ids,
                             const at::Tensor& candidate_ids, const at::Tensor& plan,
-                            at::IntArrayRef special_ids, int64_t num_candidates,
+                            at::IntArrayRef layout, int64_t num_candidates,
                             const at::Tensor& offsets, int64_t num_tokens, int64_t max_length,
                             bool pin_memory) {
   const Arguments arguments{.tokens = tokens,
@@ -177,7 +193,7 @@ SharedResult collate_shared(const at::Tensor& tokens, const at::Tensor& utteranc
                             .history_ids = history_ids,
                             .candidate_ids = candidate_ids,
                             .plan = plan,
-                            .special_ids = special_ids,
+                            .layout = layout,
                             .num_candidates = num_candidates,
                             .seq_len = 0,
                             .offsets = &offsets,

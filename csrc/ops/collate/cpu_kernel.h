@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <initializer_list>
 #include <numeric>
+#include <utility>
 
 #include "ops/collate/layout.h"
 
@@ -17,54 +19,63 @@ void widen(const Token* source, int64_t* target, int64_t length) {
   CONVAI_FAST_DISPATCH(widen<Token>)(source, target, length);
 }
 
+template <typename Token>
+bool is_utterance(const Input<Token>& in, int64_t id) {
+  if (id < 0 || id >= in.num_utterances) return false;
+  const int64_t begin = in.utterance_offsets[id], end = in.utterance_offsets[id + 1];
+  return 0 <= begin && begin <= end && end <= in.num_tokens;
+}
+
 // Whether all that the row names lies in the store, and the row leaves out no more of its first
 // turn than there is.
 template <typename Token>
 bool is_within_store(const Input<Token>& in, const PlanRow& row) {
-  const auto are_utterances = [&](const int32_t* ids, int64_t count) {
-    return std::all_of(ids, ids + count, [&](int64_t id) {
-      if (id < 0 || id >= in.num_utterances) return false;
-      const int64_t begin = in.utterance_offsets[id], end = in.utterance_offsets[id + 1];
-      return 0 <= begin && begin <= end && end <= in.num_tokens;
+  const Layout& layout = in.layout;
+  const auto are_texts = [&](const int32_t* ids, int64_t count,
+                             std::initializer_list<int64_t> places) {
+    int64_t checked = -1;  // most places are alike
+    return std::all_of(places.begin(), places.end(), [&](int64_t place) {
+      if (place == std::exchange(checked, place)) return true;
+      return std::all_of(ids, ids + count,
+                         [&](int64_t id) { return id >= 0 && is_utterance(in, id + place); });
     });
   };
-  return are_utterances(in.persona_ids + row.persona_first, row.persona_count) &&
-         are_utterances(in.history_ids + row.history_first, row.history_count) &&
-         are_utterances(in.candidate_ids + row.candidate_first, row.candidate_count) &&
+  return are_texts(in.persona_ids + row.persona_first, row.persona_count,
+                   {layout.only_sentence, layout.last_sentence, layout.first_sentence,
+                    layout.middle_sentence}) &&
+         are_texts(in.history_ids + row.history_first, row.history_count,
+                   {layout.speaker1_turn, layout.speaker2_turn, layout.turn_with_persona}) &&
+         are_texts(in.candidate_ids + row.candidate_first, row.candidate_count, {layout.reply}) &&
          skips_within_a_turn(in, row);
 }
 
-// Writes persona and history at `ids` and `segments`, which hold `limit` tokens, and returns their
-// length.
+// Writes what all candidates share at `ids` and `segments`, which hold `limit` tokens, and returns
+// their length.
 template <typename Token>
 int64_t write_prefix(const Input<Token>& in, const PlanRow& row, int64_t limit, int64_t* ids,
                      int64_t* segments) {
-  return walk_prefix(
-      in, row, limit,
-      [&](int64_t position, int64_t token, int64_t segment) {
-        ids[position] = token;
-        segments[position] = segment;
-      },
-      [&](int64_t position, const Token* source, int64_t length, int64_t segment) {
-        widen(source, ids + position, length);
-        std::fill_n(segments + position, length, segment);
-      });
+  return walk_prefix(in, row, limit,
+                     [&](int64_t position, const Token* source, int64_t length, int64_t segment) {
+                       widen(source, ids + position, length);
+                       std::fill_n(segments + position, length, segment);
+                     });
 }
 
-// Writes [speaker1] reply [eos] at `ids` and `segments`, and returns the length of the three.
+// Writes the token that begins a reply, the reply and eos at `ids` and `segments`, and returns the
+// length of the three.
 template <typename Token>
-int64_t write_reply(const SpecialIds& special, const Reply<Token>& reply, int64_t* ids,
+int64_t write_reply(const Layout& layout, const Reply<Token>& reply, int64_t* ids,
                     int64_t* segments) {
-  ids[0] = special.speaker1;
+  ids[0] = layout.reply_begin;
   widen(reply.tokens, ids + 1, reply.length);
-  ids[reply.length + 1] = special.eos;
-  std::fill_n(segments, reply.length + 2, special.speaker1);
+  ids[reply.length + 1] = layout.eos;
+  std::fill_n(segments, reply.length + 2, layout.speaker1);
   return reply.length + 2;
 }
 
 // Fills all candidates of example `i`. The prefix is written for the first candidate and copied to
-// the others. Returns false, with nothing usable written, when the prefix leaves no room for
-// <speaker1> and <eos>.
+// the others. Returns false, with nothing usable written, when the prefix leaves no room for the
+// tokens around a reply.
 template <typename Token>
 bool collate_example(const Input<Token>& in, const PaddedOutput& out, int64_t i) {
   const int64_t first_row = i * in.num_candidates;
@@ -90,13 +101,13 @@ bool collate_example(const Input<Token>& in, const PaddedOutput& out, int64_t i)
         std::memcpy(segments, first_segments, prefix * sizeof(int64_t));
       }
       const auto reply = reply_of(in, candidates[j], in.max_length - prefix - 2);
-      end = prefix + write_reply(in.special, reply, ids + prefix, segments + prefix);
+      end = prefix + write_reply(in.layout, reply, ids + prefix, segments + prefix);
       if (j == num_present - 1) {  // the true reply is the last one
         std::copy_n(ids + prefix + 1, reply.num_labels, labels + prefix + 1);
       }
     }
-    std::fill(ids + end, ids + in.seq_len, in.special.pad);
-    std::fill(segments + end, segments + in.seq_len, in.special.pad);
+    std::fill(ids + end, ids + in.seq_len, in.layout.pad);
+    std::fill(segments + end, segments + in.seq_len, in.layout.pad);
     out.mc_token_ids[row] = end - 1;
   }
   return true;
@@ -127,7 +138,7 @@ bool collate_example(const Input<Token>& in, const SharedOutput& out, int64_t i)
   for (int64_t j = 0; j < num_present; ++j) {
     const auto reply = reply_of(in, candidates[j], room);
     if (end + reply.length + 2 > length) return false;
-    const int64_t part = write_reply(in.special, reply, ids + end, segments + end);
+    const int64_t part = write_reply(in.layout, reply, ids + end, segments + end);
     std::iota(positions + end, positions + end + part, prefix);
     std::fill_n(branches + end, part, j + 1);
     if (j == num_present - 1) {  // the true reply is the last one

@@ -13,27 +13,20 @@ constexpr int kBlocksOfSm = 8;  // unasked, the compiler makes room for more on 
 template <typename Token>
 __device__ int64_t write_prefix_together(const Input<Token>& in, const PlanRow& plan, int64_t* ids,
                                          int64_t* segments, int64_t limit) {
-  const auto write_token = [&](int64_t position, int64_t token, int64_t segment) {
-    if (threadIdx.x == 0) {
-      ids[position] = token;
-      segments[position] = segment;
-    }
-  };
-  const auto write_utterance = [&](int64_t position, const Token* source, int64_t length,
-                                   int64_t segment) {
+  const auto write = [&](int64_t position, const Token* source, int64_t length, int64_t segment) {
     for (int64_t k = threadIdx.x; k < length; k += kThreads) {
       ids[position + k] = source[k];
       segments[position + k] = segment;
     }
   };
   assert(skips_within_a_turn(in, plan) && "collate: history_skip points outside");
-  const int64_t prefix = walk_prefix(in, plan, limit, write_token, write_utterance);
+  const int64_t prefix = walk_prefix(in, plan, limit, write);
   assert((plan.candidate_count == 0 || prefix + 2 <= in.max_length) &&
          "collate: a prefix does not fit max_length");
   return prefix;
 }
 
-// A candidate's own part, [speaker1] reply [eos], token by token.
+// A candidate's own part, the token before its reply, the reply and eos, token by token.
 template <typename Token>
 struct ReplyPart {
   Reply<Token> reply{};
@@ -42,9 +35,9 @@ struct ReplyPart {
   ReplyPart() = default;
   __device__ ReplyPart(const Input<Token>& in, int32_t candidate, int64_t prefix)
       : reply(reply_of(in, candidate, in.max_length - prefix - 2)), length(reply.length + 2) {}
-  __device__ int64_t token(const SpecialIds& special, int64_t k) const {
-    return k == 0            ? special.speaker1
-           : k + 1 == length ? special.eos
+  __device__ int64_t token(const Layout& layout, int64_t k) const {
+    return k == 0            ? layout.reply_begin
+           : k + 1 == length ? layout.eos
                              : static_cast<int64_t>(reply.tokens[k - 1]);
   }
   __device__ bool has_label(int64_t k) const { return 0 < k && k <= reply.num_labels; }
@@ -73,9 +66,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSm)
     int64_t label = kIgnoredLabel;
     if (k >= prefix) {
       const bool inside = k - prefix < part.length;
-      const int64_t token = inside ? part.token(in.special, k - prefix) : in.special.pad;
+      const int64_t token = inside ? part.token(in.layout, k - prefix) : in.layout.pad;
       ids[k] = token;
-      segments[k] = inside ? in.special.speaker1 : in.special.pad;
+      segments[k] = inside ? in.layout.speaker1 : in.layout.pad;
       if (labelled && part.has_label(k - prefix)) label = token;
     }
     labels[k] = label;
@@ -105,9 +98,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSm)
     assert(end + part.length <= last && "collate: a row does not fit its offsets");
     const bool labelled = j + 1 == plan.candidate_count;  // the true reply is the last one
     for (int64_t k = threadIdx.x; k < part.length; k += kThreads) {
-      const int64_t token = part.token(in.special, k);
+      const int64_t token = part.token(in.layout, k);
       out.input_ids[end + k] = token;
-      out.token_type_ids[end + k] = in.special.speaker1;
+      out.token_type_ids[end + k] = in.layout.speaker1;
       out.position_ids[end + k] = prefix + k;
       out.branch_ids[end + k] = j + 1;
       out.labels[end + k] = labelled && part.has_label(k) ? token : kIgnoredLabel;
