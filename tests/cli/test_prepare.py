@@ -2,12 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from convai_fast.cli.main import main
+from convai_fast.cli.prepare import preview
+from convai_fast.data.build_store import build_store
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.store import DialogueStore
+from convai_fast.dialogue.dialogue import Dialogue, Utterance
+from convai_fast.dialogue.layout import Place, Surroundings, classic
+from convai_fast.dialogue.tokenizer import special_ids
+from tests.helpers.batches import make_batches
 
 PREVIEW = ["--data", "x", "--tokenizer", "x", "--preview", "1"]
 
@@ -44,6 +51,33 @@ def test_preview_shows_text_speakers_segments_and_labels(files, capsys):
     assert f"<speaker1> [{first.candidates[-1]}<eos>]" in printed
     assert printed.count("example ") == 2
     assert "… and 16 more" in printed
+
+
+def test_a_preview_shows_what_a_layout_writes_around_texts(tokenizer, tmp_path):
+    def ids(text):
+        return tuple(tokenizer(text)["input_ids"])
+
+    layout = replace(
+        classic(special_ids(tokenizer)),
+        begin=(),
+        persona_open=ids("<bos>a\n"),
+        persona_close=ids("!\n"),
+        persona_turn="first",
+        partner_begins=True,
+        reply_open=ids("<speaker1>r\n"),
+        surroundings=(Surroundings(trailing=" ."),) * len(Place),
+    )
+    dialogue = Dialogue(["x"], [Utterance(["y", "z"], ["n", "o"])])
+    store = build_store({"train": [dialogue]}, tokenizer, tmp_path / "store", layout)
+    shown = preview(make_batches(store), 0, tokenizer).splitlines()
+    name, segment, text = slice(0, 11), slice(18, 30), slice(44, None)
+    assert [(line[name].strip(), line[segment].strip(), line[text]) for line in shown[1:-1]] == [
+        ("persona", "<speaker1>", r"<bos>a\nx .!\n"),
+        ("turn 1", "<speaker1>", "<speaker1>y ."),
+        ("turn 2", "<speaker2>", "<speaker2>z ."),
+        ("reply", "<speaker1>", r"<speaker1>r\n [o .<eos>]"),
+    ]
+    assert shown[-1] == "  instead  n ."
 
 
 def test_a_preview_of_more_than_there_is_shows_each_example_once(files, capsys):

@@ -11,12 +11,14 @@ from convai_fast.data.build_store import build_store
 from convai_fast.data.index import index_examples
 from convai_fast.data.readers import load_dialogues
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
-from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.encoding import encode, encode_at
+from convai_fast.dialogue.layout import Place, build_sequence, sentence_place
 from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
 from convai_fast.errors import UserError
 from convai_fast.ops import PLAN_COLUMNS
 from tests.helpers.batches import make_batches
+from tests.helpers.layouts import AROUND, random_layout
 
 
 def expected_batch(examples, ids_of, tokenizer, num_candidates, max_history):
@@ -55,6 +57,36 @@ def expected_batch(examples, ids_of, tokenizer, num_candidates, max_history):
             batch["labels"][r, j, :length] = instance["lm_labels"]
             batch["mc_token_ids"][r, j] = instance["mc_token_ids"]
     return batch
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_each_example_is_laid_out_as_its_layout_says(tokenizer, tmp_path, seed):
+    layout = random_layout(seed, max_token=200, known=AROUND)
+    texts = [f"{word} tea ." for word in ("hello", "no", "i like", "you have", "why", "yes")]
+    dialogues = [
+        Dialogue([], [Utterance(texts[:count], texts[count:]) for count in range(5)]),
+        Dialogue(texts[:1], [Utterance(texts[1:3], texts[:2])]),
+        Dialogue(texts[:3], [Utterance(texts[count:4], texts[4:]) for count in range(4)]),
+    ]
+    store = build_store({"train": dialogues}, tokenizer, tmp_path / "store", layout)
+    batches = make_batches(store, personality_permutations=3, max_history=9)
+    batch = batches.collate(batches.rows)
+    examples = [(each.personality, one) for each in dialogues for one in each.utterances]
+    for row in range(3 * len(examples)):
+        rotation, number = divmod(row, len(examples))
+        persona, utterance = examples[number]
+        persona = np.roll(persona, rotation).tolist()
+        count, turns = len(persona), list(utterance.history)
+        places = [sentence_place(i, count) for i in range(count)]
+        sentences = encode_at(tokenizer, persona, places, layout)
+        places = layout.places_of_turns(len(turns), has_persona=count > 0)
+        history = encode_at(tokenizer, turns, places, layout)
+        for j, text in enumerate(utterance.candidates):
+            [reply] = encode_at(tokenizer, [text], [Place.REPLY], layout)
+            ids, segments, _ = build_sequence(sentences, history, reply, layout)
+            length = int(batch["mc_token_ids"][row, j]) + 1
+            assert batch["input_ids"][row, j, :length].tolist() == ids
+            assert batch["token_type_ids"][row, j, :length].tolist() == segments
 
 
 def assert_whole_split_is_exact(store, split, dialogues, tokenizer, step=1, **options):

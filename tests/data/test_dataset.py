@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -235,6 +236,17 @@ def test_a_model_remembers_what_it_was_trained_with(files, tokenizer, tmp_path):
         file.write_text(json.dumps(damaged))
         with pytest.raises(UserError, match="does not say what the model was trained with"):
             type(trained).read(tmp_path)
+
+
+def test_a_store_is_not_taken_for_that_of_another_layout(files, tokenizer, tmp_path):
+    ours = classic(special_ids(tokenizer))
+    theirs, said, cache = replace(ours, no_persona=(7,)), [], tmp_path / "cache"
+    first = dataset.open_dataset(DataOptions(files), tokenizer, ours, cache, said.append)
+    for source in (files, str(first.folder)):
+        store = dataset.open_dataset(DataOptions(source), tokenizer, theirs, cache, said.append)
+        assert (store.layout, first.layout) == (theirs, ours)
+        assert store.meta["fingerprint"] != first.meta["fingerprint"]
+    assert f"{first.folder} was made with another layout: its texts are tokenised anew" in said
 
 
 @pytest.mark.parametrize("valid_fraction", [0, 0.3])

@@ -3,13 +3,24 @@
 import pytest
 import torch
 
+from convai_fast.data.build_store import build_store
 from convai_fast.errors import UserError
 from tests.helpers.batches import make_batches
+from tests.helpers.layouts import AROUND, random_layout
+
+
+@pytest.fixture(scope="module", params=["classic", 1, 2])
+def any_store(request, store, dialogues, tokenizer, tmp_path_factory):
+    if request.param == "classic":
+        return store
+    layout = random_layout(request.param, max_token=200, known=AROUND)
+    return build_store(dialogues, tokenizer, tmp_path_factory.mktemp("chat") / "store", layout)
 
 
 @pytest.mark.parametrize("num_candidates", [1, 3, 0])
 @pytest.mark.parametrize("max_length", [12, 30, 512])
-def test_they_are_those_that_are_made_on_the_host(store, num_candidates, max_length):
+def test_they_are_those_that_are_made_on_the_host(any_store, num_candidates, max_length):
+    store, max_length = any_store, max(max_length, any_store.layout.empty_prompt + 2)
     settings = {
         "layout": "shared",
         "num_candidates": num_candidates,

@@ -1,6 +1,8 @@
 """The store: what goes in comes out, from disk, and nothing damaged is opened."""
 
 import json
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from convai_fast.data.spool import fingerprint
 from convai_fast.data.store import DialogueStore, checksum
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.layout import Place, Surroundings, classic
+from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
 from convai_fast.ops.plan import pieces_of
 
@@ -65,6 +69,26 @@ def test_equal_utterances_are_stored_once(tokenizer, tmp_path):
     texts = encode(tokenizer, ["hello", "yes"])
     assert [store.utterance(i) for i in range(2)] == texts
     assert len(store.tokens) == sum(map(len, [*texts, *pieces_of(store.layout)]))
+
+
+def test_a_text_has_tokens_of_the_places_alone_that_it_stands_in(tokenizer, tmp_path):
+    around = {place: Surroundings(trailing=f" {place}") for place in Place}
+    layout = replace(
+        classic(special_ids(tokenizer)),
+        partner_begins=True,
+        persona_turn="last",
+        surroundings=tuple(around[place] for place in Place),
+    )
+    dialogue = Dialogue(["a"], [Utterance(["b"], ["c"]), Utterance(["b", "d", "e"], ["f", "c"])])
+    store = build_store({"train": [dialogue]}, tokenizer, tmp_path / "store", layout)
+    assert store.layout == layout
+    texts = [store.text(i) for i in range(6)]
+    sentences = {*range(4)}
+    expected = {"a": sentences, "d": {Place.SPEAKER1}, "c": {Place.REPLY}, "f": {Place.REPLY}}
+    expected |= {text: {Place.SPEAKER2, Place.PERSONA_TURN} for text in "be"}
+    for number, (place, text) in enumerate(product(Place, texts)):
+        [ids] = encode(tokenizer, [f"{text} {place}"])
+        assert store.utterance(number) == (ids if place in expected[text] else [])
 
 
 def test_history_grows_with_the_turns_not_with_their_square(tokenizer, tmp_path):

@@ -1,5 +1,8 @@
 """What is cut from a dialogue that is too long: the rule, and that everybody follows it."""
 
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,13 +11,15 @@ from convai_fast import GenerationEngine, Request, SamplingParams
 from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.build_store import build_store
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
-from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.encoding import encode, encode_at
 from convai_fast.dialogue.fit import Fit, fit
 from convai_fast.dialogue.format import SpecialIds
-from convai_fast.dialogue.layout import classic
-from convai_fast.generation.ranking import rank_candidates
+from convai_fast.dialogue.layout import Place, classic
+from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.model.config import TransformerConfig
+from convai_fast.model.families.family import Family
 from tests.helpers.decoder_steps import recorded_steps
+from tests.helpers.layouts import AROUND, random_layout
 from tests.helpers.random_models import model_that_ranks
 
 SENTENCES, TURNS = [2, 1], [2, 1, 3]
@@ -49,6 +54,81 @@ def test_an_empty_turn_stays_where_there_is_room_for_its_speaker():
 
 def test_without_history_only_persona_is_cut():
     assert fit([2, 2], [], CLASSIC, 4) == Fit(1, 0, 0, 3)
+
+
+# Three sentences and three turns; what stands around them, and what they are in other places, is of
+# lengths that no other sum has.
+CHAT = replace(
+    CLASSIC,
+    begin=(1,) * 2,
+    persona_open=(1,) * 10,
+    persona_close=(1,) * 20,
+    no_persona=(1,) * 7,
+    turn_open=((1,) * 100, (1,) * 200),
+    turn_close=((1,) * 1_000, (1,) * 2_000),
+    reply_open=(1,) * 6,
+)
+FRAME = 2 + 5  # begin, and all but the last token of reply_open
+ELSEWHERE = {
+    Place.ONLY_SENTENCE: [11, 11, 11],
+    Place.FIRST_SENTENCE: [12, 12, 12],
+    Place.LAST_SENTENCE: [14, 14, 14],
+    Place.PERSONA_TURN: [61, 62, 63],
+}
+
+
+def steps_of(layout, *kept):
+    """What is kept step by step, as less and less room is left, which each fills."""
+    for (*_, num_tokens), less in pairwise(kept):
+        assert fit([18] * 3, [50, 51, 52], layout, num_tokens - 1, ELSEWHERE) == Fit(*less)
+    return fit([18] * 3, [50, 51, 52], layout, 10_000, ELSEWHERE) == Fit(*kept[0])
+
+
+def test_what_stands_around_texts_is_counted():
+    answered, persona = 52 + 2_200, FRAME + 30
+    assert steps_of(
+        CHAT,
+        (3, 3, 0, persona + (12 + 18 + 14) + (50 + 2_200) + (51 + 1_100) + answered),
+        (3, 2, 0, persona + (12 + 18 + 14) + (51 + 1_100) + answered),
+        (3, 1, 0, persona + (12 + 18 + 14) + answered),
+        (2, 1, 0, persona + (12 + 14) + answered),
+        (1, 1, 0, persona + 11 + answered),
+        (0, 1, 0, FRAME + 7 + answered),
+        (0, 1, 1, FRAME + 7 + answered - 1),
+    )
+    assert fit([18], [52], CHAT, FRAME + 7 + 2_201) == Fit(0, 1, 51, FRAME + 7 + 2_201)
+    assert fit([18], [52], CHAT, FRAME + 7 + 2_200) == Fit(0, 0, 0, FRAME + 7)
+
+
+def test_an_empty_turn_is_counted_where_the_partner_must_begin():
+    answered, persona = 52 + 2_200, FRAME + 30
+    assert steps_of(
+        replace(CHAT, partner_begins=True),
+        (3, 3, 0, persona + (12 + 18 + 14) + (50 + 2_200) + (51 + 1_100) + answered),
+        (3, 2, 0, persona + (12 + 18 + 14) + 2_200 + (51 + 1_100) + answered),
+        (3, 1, 0, persona + (12 + 18 + 14) + answered),
+    )
+    assert fit([18], [52], replace(CHAT, partner_begins=True), 0) == Fit(0, 0, 0, FRAME + 2_207)
+
+
+def test_a_persona_takes_the_place_of_what_opens_its_turn():
+    answered, persona = 52 + 2_200, FRAME + 30
+    first = replace(CHAT, partner_begins=True, persona_turn="first")
+    assert steps_of(
+        first,
+        (3, 3, 0, persona + (12 + 18 + 14) + (61 + 2_000) + (51 + 1_100) + answered),
+        (3, 2, 0, persona + (12 + 18 + 14) + 2_000 + (51 + 1_100) + answered),
+        (3, 1, 0, persona + (12 + 18 + 14) + (63 + 2_000)),
+        (2, 1, 0, persona + (12 + 14) + (63 + 2_000)),
+        (1, 1, 0, persona + 11 + (63 + 2_000)),
+    )
+    last = replace(first, persona_turn="last")
+    assert steps_of(
+        last,
+        (3, 3, 0, persona + (12 + 18 + 14) + (50 + 2_200) + (51 + 1_100) + (63 + 2_000)),
+        (3, 2, 0, persona + (12 + 18 + 14) + 2_200 + (51 + 1_100) + (63 + 2_000)),
+        (3, 1, 0, persona + (12 + 18 + 14) + (63 + 2_000)),
+    )
 
 
 lengths = st.lists(st.integers(0, 9), max_size=6)
@@ -105,41 +185,33 @@ def model(tokenizer):
     return model_that_ranks(TransformerConfig.from_transformers(config))
 
 
-def prefix_in_training(dialogue, tokenizer, folder, layout):
-    store = build_store({"train": [dialogue]}, tokenizer, folder)
+def prefix_in_training(dialogue, tokenizer, folder, kind, layout):
+    store = build_store({"train": [dialogue]}, tokenizer, folder, layout)
     options = {"batch_size": 1, "num_candidates": 0, "max_history": 1000}
-    batches = DialogueBatches(store, "train", max_length=MAX_LENGTH, layout=layout, **options)
+    batches = DialogueBatches(store, "train", max_length=MAX_LENGTH, layout=kind, **options)
     batch = batches[0]
-    in_prefix = slice(0, int(batch["mc_token_ids"][0, -1]) - REPLY_LENGTH - 1)  # the longest reply
-    if layout == "shared":
+    in_prefix = slice(0, batches.index.prefix_lengths[0])
+    if kind == "shared":
         in_prefix = batch["branch_ids"] == 0
-    return [batch[name].flatten()[in_prefix].tolist() for name in ("input_ids", "token_type_ids")]
+    names = ("input_ids", "token_type_ids")
+    return [batch[name].flatten()[in_prefix].tolist() for name in names]
 
 
-def prefix_in_ranking(dialogue, tokenizer, model):
-    [utterance] = dialogue.utterances
-    parts = (dialogue.personality, utterance.history, utterance.candidates)
+def prefix_in_ranking(request, candidates, engine):
     read = []
-    hook = model.transformer.register_forward_pre_hook(
+    hook = engine.model.transformer.register_forward_pre_hook(
         lambda _, args: read.extend([*args[:2], args[2].branch_ids])
     )
-    layout = GenerationEngine(model, tokenizer).layout
-    rank_candidates(model, layout, *(encode(tokenizer, part) for part in parts))
+    engine.rank(request, candidates)
     hook.remove()
     input_ids, token_type_ids, branch_ids = read
-    # The candidates share their <speaker1>, too.
+    # The candidates share the token before them, too.
     return [ids[branch_ids == 0][:-1].tolist() for ids in (input_ids, token_type_ids)]
 
 
-def prefix_in_generation(dialogue, tokenizer, model):
-    # A reply of n tokens has <eos>, too, and the prompt has its <speaker1>.
-    request = Request(
-        persona=dialogue.personality,
-        history=dialogue.utterances[0].history,
-        params=SamplingParams(max_length=REPLY_LENGTH + 1, no_sample=True),
-    )
+def prefix_in_generation(request, engine):
     with recorded_steps(lambda *ids: ids) as read:
-        GenerationEngine(model, tokenizer).generate([request])
+        engine.generate([request])
     return [ids[:-1].tolist() for ids in read[0]]
 
 
@@ -156,19 +228,27 @@ def prefix_in_generation(dialogue, tokenizer, model):
     ],
 )
 def test_training_ranking_and_generation_read_the_same_prefix(
-    model, tokenizer, words, tmp_path, persona, history, num_tokens
+    model, tokenizer, words, tmp_path, monkeypatch, persona, history, num_tokens
 ):
+    candidates = [words(11, 2), words(13, REPLY_LENGTH)]
     dialogue = Dialogue(
         [words(7 * i, length) for i, length in enumerate(persona)],
-        [
-            Utterance(
-                [words(3 * i, length) for i, length in enumerate(history)],
-                [words(11, 2), words(13, REPLY_LENGTH)],
-            )
-        ],
+        [Utterance([words(3 * i, length) for i, length in enumerate(history)], candidates)],
     )
-    expected = prefix_in_training(dialogue, tokenizer, tmp_path / "padded", "padded")
-    assert len(expected[0]) == num_tokens
-    assert prefix_in_training(dialogue, tokenizer, tmp_path / "shared", "shared") == expected
-    assert prefix_in_ranking(dialogue, tokenizer, model) == expected
-    assert prefix_in_generation(dialogue, tokenizer, model) == expected
+    chat = random_layout(num_tokens, known=AROUND)
+    for number, layout in enumerate((classic(special_ids(tokenizer)), chat)):
+        monkeypatch.setattr(Family, "layout", lambda *_, layout=layout: layout)
+        engine = GenerationEngine(model, tokenizer)
+        folder = tmp_path / str(number)
+        expected = prefix_in_training(dialogue, tokenizer, folder / "padded", "padded", layout)
+        if number == 0:
+            assert len(expected[0]) == num_tokens
+        in_shared = prefix_in_training(dialogue, tokenizer, folder / "shared", "shared", layout)
+        assert in_shared == expected
+        [reply] = encode_at(tokenizer, candidates[1:], [Place.REPLY], layout)
+        # A reply of n tokens has one that ends it, too, and the prompt has the one before it.
+        params = SamplingParams(max_length=len(reply) + 1, no_sample=True)
+        history = dialogue.utterances[0].history
+        request = Request(persona=dialogue.personality, history=history, params=params)
+        assert prefix_in_ranking(request, candidates, engine) == expected
+        assert prefix_in_generation(request, engine) == expected

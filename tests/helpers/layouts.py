@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from convai_fast.dialogue.layout import Layout, Place, Surroundings
 
+# Surroundings that give a text other tokens each.
+AROUND = (Surroundings(), Surroundings(trailing="\n"), Surroundings(before="a", leading=" "))
 ABC = tuple(Surroundings(leading=letter) for letter in "abc")
 
 
