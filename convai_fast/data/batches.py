@@ -348,7 +348,7 @@ class DialogueBatches:
 
     def _collate(self, gathered: Gathered, i: int) -> Batch:
         *_, num_candidates, seq_len, num_tokens = gathered.batches[i]
-        plan, mc_labels, offsets, label_positions, prefix_lengths = gathered.tables(i)
+        plan, mc_labels, offsets, label_positions = gathered.tables(i)
         tables = self._store_tables
         if self._on_device is not None:
             tables = self._on_device.tables
@@ -370,7 +370,7 @@ class DialogueBatches:
             ops.collate_shared(*arguments, offsets, num_tokens, self.max_length, self.pin_memory)
         )
         if self._on_device is not None:
-            branch_ids = self._on_device.branch_ids(plan, prefix_lengths)
+            branch_ids = self._on_device.branch_ids(plan, gathered.prefix_lengths(i))
         return SharedBatch(
             input_ids=input_ids,
             token_type_ids=token_type_ids,

@@ -23,14 +23,12 @@ class BatchTables(NamedTuple):
         offsets: int64 [batch + 1], where each example begins in the shared layout.
         label_positions: int64 [num_labels], the tokens that have a label there, counted from the
             batch's first.
-        prefix_lengths: int64 [batch], tokens that an example's candidates share.
     """
 
     plan: Tensor
     mc_labels: Tensor
     offsets: Tensor
     label_positions: Tensor
-    prefix_lengths: Tensor
 
 
 class Gathered:
@@ -51,7 +49,7 @@ class Gathered:
         self._plan = torch.from_numpy(plan)
         self._mc_labels = torch.from_numpy(counts - 1)
         self._offsets = torch.from_numpy(offsets)
-        self._prefix_lengths = torch.from_numpy(index.prefix_lengths[rows].astype(np.int64))
+        self._prefix_lengths = index.prefix_lengths[rows]
         # The labels of a row are one run of its last tokens, but for the eos of a reply that was
         # cut, which has none.
         self._num_labels = index.num_labels[rows].astype(np.int64)
@@ -76,6 +74,11 @@ class Gathered:
             window = self._window = number, self._cut_apart(number)
         return window[1][place]
 
+    def prefix_lengths(self, i: int) -> np.ndarray:
+        """Tokens that the candidates of each example of batch `i` share, int32 [batch]."""
+        begin, end, *_ = self.batches[i]
+        return self._prefix_lengths[begin:end]
+
     def _cut_apart(self, number: int) -> list[BatchTables]:
         batches = self.batches[number * _WINDOW :][:_WINDOW]
         first, last = batches[0][0], batches[-1][1]
@@ -88,7 +91,6 @@ class Gathered:
             self._mc_labels[first:last].split(sizes),
             offsets.split([size + 1 for size in sizes]),
             positions.split(num_labels),
-            self._prefix_lengths[first:last].split(sizes),
             strict=True,
         )
         return [BatchTables(*part) for part in parts]

@@ -102,7 +102,7 @@ def index_examples(
     index = _native.host_function("index_examples", index_examples_reference)
     plan, sizes, cuts = index(
         *arrays,
-        np.array(store.layout_numbers, np.int64),
+        store.layout_numbers.numpy(),
         min(2 * max_history + 1, _MAX_TURNS),
         num_candidates,
         max_length,

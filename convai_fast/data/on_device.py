@@ -31,22 +31,22 @@ class StoreOnDevice:
         )
         self._max_length = max_length
         lengths = np.diff(store.utterance_offsets.numpy())
-        first = store.layout_numbers[LAYOUT_NUMBERS.index("reply")]
+        first = int(store.layout_numbers[LAYOUT_NUMBERS.index("reply")])
         # The last one is nobody's: it is looked up, and not used, where a prefix begins.
         self._replies = np.append(lengths[first + own.candidate_ids.numpy()], 0)
 
-    def branch_ids(self, plan: Tensor, prefix_lengths: Tensor) -> Tensor:
+    def branch_ids(self, plan: Tensor, prefix_lengths: np.ndarray) -> Tensor:
         """`branch_ids` of the batch that `collate_shared` makes of these rows, int64 on the CPU.
 
         Args:
-            prefix_lengths: int64 [batch], see `ExampleIndex`.
+            prefix_lengths: int32 [batch], see `ExampleIndex`.
         """
         first, num_candidates = plan.numpy().T[-2:]
         num_parts = num_candidates + 1
         begins = num_parts.cumsum() - num_parts
         branch = np.arange(num_parts.sum()) - np.repeat(begins, num_parts)
         replies = self._replies[np.repeat(first - 1, num_parts) + branch]
-        prefixes = np.repeat(prefix_lengths.numpy(), num_parts)
+        prefixes = np.repeat(prefix_lengths, num_parts)
         # Beside a reply stand the tokens before and after it.
         parts = np.minimum(replies, self._max_length - 2 - prefixes) + 2
         return torch.from_numpy(np.repeat(branch, np.where(branch > 0, parts, prefixes)))

@@ -1,7 +1,5 @@
 """`collate` and `collate_shared`: a batch in either layout, straight from the store's arrays."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ def _fake_collate(
     history_ids: Tensor,
     candidate_ids: Tensor,
     plan: Tensor,
-    layout: Sequence[int],
+    layout: Tensor,
     num_candidates: int,
     seq_len: int,
     pin_memory: bool = False,
@@ -41,7 +39,7 @@ def _fake_collate_shared(
     history_ids: Tensor,
     candidate_ids: Tensor,
     plan: Tensor,
-    layout: Sequence[int],
+    layout: Tensor,
     num_candidates: int,
     offsets: Tensor,
     num_tokens: int,
@@ -62,7 +60,7 @@ def collate(
     history_ids: Tensor,
     candidate_ids: Tensor,
     plan: Tensor,
-    layout: Sequence[int],
+    layout: Tensor,
     num_candidates: int,
     seq_len: int,
     pin_memory: bool = False,
@@ -76,8 +74,8 @@ def collate(
         history_ids: int32, text ids of history turns.
         candidate_ids: int32, text ids of candidates.
         plan: int64 [batch, 9] on the CPU, a row an example, columns as in `PLAN_COLUMNS`.
-        layout: what stands around texts, and where in `tokens` they and it are; numbers as in
-            `LAYOUT_NUMBERS`.
+        layout: int64 [24] on the CPU, what stands around texts, and where in `tokens` they and it
+            are; see `LAYOUT_NUMBERS`.
         num_candidates: candidates of the output, at least those of every row.
         seq_len: length of the padded sequences, at least that of the longest prefix + 2. A reply
             that does not fit is cut to what fits before eos, which then has no label.
@@ -118,7 +116,7 @@ def collate_shared(
     history_ids: Tensor,
     candidate_ids: Tensor,
     plan: Tensor,
-    layout: Sequence[int],
+    layout: Tensor,
     num_candidates: int,
     offsets: Tensor,
     num_tokens: int,

@@ -11,6 +11,7 @@ text, and after all of them one for each piece of the layout:
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from convai_fast.dialogue.layout import (
@@ -91,10 +92,11 @@ def pieces_of(layout: Layout) -> list[Ids]:
     ]
 
 
-def layout_numbers(layout: Layout, num_texts: int) -> list[int]:
-    """The layout of a store of `num_texts` texts as `collate` reads it; see `LAYOUT_NUMBERS`."""
+def layout_numbers(layout: Layout, num_texts: int) -> Tensor:
+    """The layout of a store of `num_texts` texts as `collate` reads it, int64; see
+    `LAYOUT_NUMBERS`."""
     first_piece = len(classes_of(layout)) * num_texts
-    return [
+    numbers = [
         layout.eos,
         layout.reply_open[-1],
         layout.pad,
@@ -105,6 +107,7 @@ def layout_numbers(layout: Layout, num_texts: int) -> list[int]:
         *range(first_piece, first_piece + len(pieces_of(layout))),
         *(number * num_texts for number in class_of_places(layout)),
     ]
+    return torch.tensor(numbers)
 
 
 def layout_of(numbers: Sequence[int], utterance: Callable[[int], list[int]]) -> Layout:
@@ -152,7 +155,7 @@ def read_plan(
     history_ids: Tensor,
     candidate_ids: Tensor,
     plan: Tensor,
-    numbers: Sequence[int],
+    layout_numbers: Tensor,
     max_length: int,
 ) -> tuple[Layout, Iterator[PlanTexts]]:
     """The layout, and the texts of each row of the plan, cut to fit `max_length`."""
@@ -162,6 +165,7 @@ def read_plan(
         begin, end = offsets[id : id + 2].tolist()
         return arena[begin:end].tolist()
 
+    numbers = layout_numbers.tolist()
     layout, firsts = layout_of(numbers, utterance), first_of_places(numbers)
 
     def in_places(ids: list[int], places: Sequence[Place]) -> list[list[int]]:

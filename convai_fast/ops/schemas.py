@@ -11,14 +11,14 @@ library = torch.library.Library("convai_fast", "DEF")
 
 library.define(
     "collate(Tensor tokens, Tensor utterance_offsets, Tensor persona_ids, Tensor history_ids,"
-    " Tensor candidate_ids, Tensor plan, int[] layout, int num_candidates, int seq_len,"
+    " Tensor candidate_ids, Tensor plan, Tensor layout, int num_candidates, int seq_len,"
     " bool pin_memory=False)"
     " -> (Tensor input_ids, Tensor token_type_ids, Tensor labels, Tensor mc_token_ids)"
 )
 
 library.define(
     "collate_shared(Tensor tokens, Tensor utterance_offsets, Tensor persona_ids,"
-    " Tensor history_ids, Tensor candidate_ids, Tensor plan, int[] layout, int num_candidates,"
+    " Tensor history_ids, Tensor candidate_ids, Tensor plan, Tensor layout, int num_candidates,"
     " Tensor offsets, int num_tokens, int max_length, bool pin_memory=False)"
     " -> (Tensor input_ids, Tensor token_type_ids, Tensor position_ids, Tensor branch_ids,"
     " Tensor labels, Tensor mc_token_ids)"

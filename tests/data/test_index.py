@@ -127,7 +127,7 @@ def test_the_compiled_index_equals_its_reference(data):
         column((e[2] for e in examples), np.int32),
         offsets([len(e[3]) for e in examples]),
         column((i for e in examples for i in e[3]), np.int32),
-        np.array(layout_numbers(layout, num_texts)),
+        layout_numbers(layout, num_texts).numpy(),
         data.draw(st.integers(0, 5)),
         data.draw(st.integers(0, 3)),
         data.draw(st.integers(4, 40)),

@@ -115,10 +115,6 @@ def mutate(rng: random.Random, name: str, arguments: Arguments) -> Arguments:
             else:
                 part = rng.choice([None, *value])
             arguments[argument] = [*value[:at], *[part] * count, *value[at + 1 :]]
-        elif argument == "layout" and isinstance(value, list) and rng.random() < 0.9:
-            at = rng.randrange(len(value))
-            odd = rng.choice([*ODD_INTEGERS, value[at] - 1, value[at] + 1])
-            arguments[argument] = [*value[:at], odd, *value[at + 1 :]]
         elif isinstance(value, list):
             kept = value[: rng.randrange(6)]
             arguments[argument] = kept + rng.choices(ODD_INTEGERS, k=rng.choice([0, 1, 5]))
@@ -162,7 +158,7 @@ def reference_of(name: str, arguments: Arguments) -> tuple[Any, ...]:
     turns = 2 * arguments["max_history"] + 1
     options = [arguments[each] for each in ("num_candidates", "max_length")]
     options += [arguments["personality_permutations"]]
-    return index_examples_reference(*arrays, np.array(numbers), turns, *options)
+    return index_examples_reference(*arrays, numbers.numpy(), turns, *options)
 
 
 def assert_same(ours: Any, expected: Any) -> None:

@@ -222,7 +222,7 @@ def _launch_collate(store, plan, layout, num_candidates, sizes, outputs, number)
         len(plan),
         num_candidates,
         *sizes,
-        torch.tensor(layout),
+        layout,
         *outputs,
         number,
     )

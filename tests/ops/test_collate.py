@@ -300,6 +300,10 @@ def test_an_example_with_fewer_candidates_is_padded_and_marked():
     assert labels[0].tolist() == [[-100, -100, 5, 2], [-100] * 4]
 
 
+def changed(layout, name, number):
+    return layout.index_fill(0, torch.tensor([ops.LAYOUT_NUMBERS.index(name)]), number)
+
+
 @needs_kernel
 @pytest.mark.parametrize(
     ("name", "change", "error", "says"),
@@ -309,8 +313,13 @@ def test_an_example_with_fewer_candidates_is_padded_and_marked():
         ("plan", lambda t: t.int(), TypeError, "plan must be Long"),
         ("num_candidates", lambda n: n - 1, ValueError, "row 0 has 1 candidates"),
         ("layout", lambda t: t[:4], ValueError, "24 numbers"),
-        ("layout", lambda t: [*t[:7], 99, *t[8:]], IndexError, "layout points outside the store"),
-        ("layout", lambda t: [*t[:5], 1, *t[6:]], ValueError, "no turn for a persona"),
+        (
+            "layout",
+            lambda t: changed(t, "persona_open", 99),
+            IndexError,
+            "points outside the store",
+        ),
+        ("layout", lambda t: changed(t, "persona_turn", 1), ValueError, "no turn for a persona"),
     ],
 )
 def test_arguments_that_would_read_foreign_memory_are_refused(name, change, error, says):
@@ -357,10 +366,14 @@ def test_a_row_without_candidates_may_leave_them_no_room():
     assert ops.collate_shared(**arguments)[0].tolist() == [1, 5, 6]
 
 
-def test_the_columns_of_the_plan_are_those_of_the_compiled_row():
+@pytest.mark.parametrize(
+    ("struct", "names"), [("PlanRow", ops.PLAN_COLUMNS), ("Layout", ops.LAYOUT_NUMBERS)]
+)
+def test_the_numbers_of_plan_and_layout_are_those_of_the_compiled_structs(struct, names):
     header = Path(__file__).parents[2] / "csrc" / "ops" / "collate" / "layout.h"
-    row = re.search(r"struct PlanRow {(.*?)};", header.read_text(encoding="utf-8"), re.DOTALL)[1]
-    assert tuple(re.findall(r"(\w+)[,;]", row)) == ops.PLAN_COLUMNS
+    text = header.read_text(encoding="utf-8")
+    fields = re.search(rf"struct {struct} {{(.*?)}};", text, re.DOTALL)[1]
+    assert tuple(re.findall(r"(\w+)[,;]", fields)) == names
 
 
 def test_opcheck_passes():

@@ -1,7 +1,5 @@
 """`collate` and `collate_shared`, a row at a time."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,7 @@ def collate(
     history_ids: Tensor,
     candidate_ids: Tensor,
     plan: Tensor,
-    layout: Sequence[int],
+    layout: Tensor,
     num_candidates: int,
     seq_len: int,
     pin_memory: bool = False,
@@ -53,7 +51,7 @@ def collate_shared(
     history_ids: Tensor,
     candidate_ids: Tensor,
     plan: Tensor,
-    layout: Sequence[int],
+    layout: Tensor,
     num_candidates: int,
     offsets: Tensor,
     num_tokens: int,

@@ -17,8 +17,8 @@ using SharedResult =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 struct Arguments {
-  const at::Tensor &tokens, &utterance_offsets, &persona_ids, &history_ids, &candidate_ids, &plan;
-  at::IntArrayRef layout;
+  const at::Tensor &tokens, &utterance_offsets, &persona_ids, &history_ids, &candidate_ids, &plan,
+      &layout;
   int64_t num_candidates;
   int64_t seq_len;            // of the padded layout
   const at::Tensor* offsets;  // of the shared-prefix layout, else null
@@ -29,20 +29,21 @@ inline const PlanRow* rows_of_plan(const at::Tensor& plan) {
   return reinterpret_cast<const PlanRow*>(plan.const_data_ptr<int64_t>());
 }
 
-inline const Layout& layout_of(at::IntArrayRef numbers) {
-  return *reinterpret_cast<const Layout*>(numbers.data());
+inline const Layout& layout_of(const at::Tensor& layout) {
+  return *reinterpret_cast<const Layout*>(layout.const_data_ptr<int64_t>());
 }
 
 // Its utterances, and the places of texts, lie within the store.
-inline void check_layout(at::IntArrayRef numbers, int64_t num_utterances) {
-  TORCH_CHECK_VALUE(static_cast<int64_t>(numbers.size()) == kLayoutNumbers,
-                    "collate: layout must hold ", kLayoutNumbers, " numbers");
-  const Layout& layout = layout_of(numbers);
+inline void check_layout(const at::Tensor& tensor, int64_t num_utterances) {
+  check_tensor(tensor, "collate: layout", at::kLong, 1);
+  TORCH_CHECK_VALUE(tensor.is_cpu() && tensor.numel() == kLayoutNumbers, "collate: layout must be ",
+                    kLayoutNumbers, " numbers on the CPU");
+  const Layout& layout = layout_of(tensor);
   const int64_t turn = layout.persona_turn;
   const bool has_turn = layout.partner_begins && (turn == kFirstTurn || turn == kLastTurn);
   TORCH_CHECK_VALUE(turn == kNoTurn || has_turn, "collate: layout has no turn for a persona");
-  const auto ids = numbers.slice(kFirstPiece);
-  TORCH_CHECK_INDEX(std::all_of(ids.begin(), ids.end(),
+  const int64_t* numbers = tensor.const_data_ptr<int64_t>();
+  TORCH_CHECK_INDEX(std::all_of(numbers + kFirstPiece, numbers + kLayoutNumbers,
                                 [&](int64_t id) { return id >= 0 && id < num_utterances; }),
                     "collate: layout points outside the store");
 }
@@ -160,7 +161,7 @@ template <auto kFill>
 PaddedResult collate_padded(const at::Tensor& tokens, const at::Tensor& utterance_offsets,
                             const at::Tensor& persona_ids, const at::Tensor& history_ids,
                             const at::Tensor& candidate_ids, const at::Tensor& plan,
-                            at::IntArrayRef layout, int64_t num_candidates, int64_t seq_len,
+                            const at::Tensor& layout, int64_t num_candidates, int64_t seq_len,
                             bool pin_memory) {
   const Arguments arguments{.tokens = tokens,
                             .utterance_offsets = utterance_offsets,
@@ -184,7 +185,7 @@ template <auto kFill>
 SharedResult collate_shared(const at::Tensor& tokens, const at::Tensor& utterance_offsets,
                             const at::Tensor& persona_ids, const at::Tensor& history_ids,
                             const at::Tensor& candidate_ids, const at::Tensor& plan,
-                            at::IntArrayRef layout, int64_t num_candidates,
+                            const at::Tensor& layout, int64_t num_candidates,
                             const at::Tensor& offsets, int64_t num_tokens, int64_t max_length,
                             bool pin_memory) {
   const Arguments arguments{.tokens = tokens,

@@ -17,10 +17,10 @@ void fill(const Arguments& a, const Output& out, int64_t num_elements) {
   const auto* offsets = a.offsets ? a.offsets->const_data_ptr<int64_t>() : nullptr;
   const auto in = input_of<Token>(a, rows_of_plan(a.plan), offsets);
   const int64_t batch = a.plan.size(0);
-  const auto pieces = a.layout.slice(kFirstPiece, kFirstPlace - kFirstPiece);
-  TORCH_CHECK_INDEX(
-      std::all_of(pieces.begin(), pieces.end(), [&](int64_t id) { return is_utterance(in, id); }),
-      "collate: layout points outside the store");
+  const auto* numbers = a.layout.const_data_ptr<int64_t>();
+  TORCH_CHECK_INDEX(std::all_of(numbers + kFirstPiece, numbers + kFirstPlace,
+                                [&](int64_t id) { return is_utterance(in, id); }),
+                    "collate: layout points outside the store");
   for (int64_t i = 0; i < batch; ++i) {
     TORCH_CHECK_INDEX(is_within_store(in, in.plan[i]), "collate: row ", i,
                       " of the plan points outside the store: an utterance, or history_skip");

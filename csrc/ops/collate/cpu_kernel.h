@@ -56,6 +56,11 @@ int64_t write_prefix(const Input<Token>& in, const PlanRow& row, int64_t limit, 
                      int64_t* segments) {
   return walk_prefix(in, row, limit,
                      [&](int64_t position, const Token* source, int64_t length, int64_t segment) {
+                       if (length == 1) {  // as most of what stands around texts
+                         ids[position] = *source;
+                         segments[position] = segment;
+                         return;
+                       }
                        widen(source, ids + position, length);
                        std::fill_n(segments + position, length, segment);
                      });
