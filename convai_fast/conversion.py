@@ -113,7 +113,7 @@ def _read(folder: Path) -> _Source:
         names |= found.tensors.keys()
     tokenizer = read_tokenizer(folder)
     config = dataclasses.replace(config, vocab_size=rows_of_tokens(config, tokenizer))
-    check_fit(tokenizer, config.vocab_size, folder, needs_special_tokens=False)
+    check_fit(tokenizer, config, folder, needs_special_tokens=False)
     has_special_tokens = set(SPECIAL_TOKENS) <= tokenizer.get_vocab().keys()
     return _Source(
         settings=settings,

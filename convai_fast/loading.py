@@ -1,13 +1,14 @@
 """The one door to a fine-tuned model: the model and its tokenizer, which fit each other."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.archive import unpacked
-from convai_fast.dialogue.format import SPECIAL_TOKENS
+from convai_fast.dialogue.format import SPEAKERS, SPECIAL_TOKENS
 from convai_fast.dialogue.layout import Layout
 from convai_fast.dialogue.tokenizer import add_special_tokens, read_tokenizer, special_ids
 from convai_fast.errors import UserError
@@ -22,6 +23,7 @@ def load(
     *,
     tokenizer: str | Path | None = None,
     resize: bool = False,
+    segments: bool = False,
     report: Callable[[str], None] = print,
 ) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast]:
     """Load the model at `path` and its tokenizer.
@@ -34,11 +36,14 @@ def load(
         tokenizer: where the tokenizer is, if not with the model.
         resize: give a model that was not trained on dialogues yet the special tokens that it lacks,
             and rows for them in its embedding.
+        segments: with `resize`, let the model read who speaks, if it does not yet: see
+            `add_segments`.
         report: told how many rows that were, and how many that no token has were dropped.
 
     Returns:
         The model, in eval mode on the CPU, whose embedding has a row for each token of the
-        tokenizer, and the tokenizer, with the five special tokens.
+        tokenizer, and the tokenizer, with the five special tokens unless the model reads what its
+        chat template writes.
 
     Raises:
         UserError: there is no such model or tokenizer, they are damaged, or do not fit each other.
@@ -54,7 +59,7 @@ def load(
     if rows < model.config.vocab_size:
         report(f"embedding: {model.config.vocab_size - rows:,} rows of no token dropped")
         model.resize_token_embeddings(rows)
-    if resize:
+    if resize and not families.of(model.config).reads_chat(found):
         num_tokens, added = len(found), add_special_tokens(found)
         beyond = set(range(rows, num_tokens + added))
         if rows <= num_tokens and beyond <= set(special_ids(found)):
@@ -64,31 +69,53 @@ def load(
                     f"special tokens: {len(beyond)} added, embedding {rows:,} -> {len(found):,} "
                     "rows"
                 )
-            return model, found
-    check_fit(found, rows, path)
+    check_fit(found, model.config, path)
+    if resize and segments and not model.config.segments:
+        add_segments(model, found, report)
     return model, found
+
+
+def add_segments(
+    model: DoubleHeadsModel, tokenizer: PreTrainedTokenizerFast, report: Callable[[str], None]
+) -> None:
+    """Let a model add to each token the embedding of who speaks, `<speaker1>` or `<speaker2>`.
+
+    The two begin as zeros: until it is trained, the model computes what it did.
+    """
+    missing = [token for token in SPEAKERS if token not in tokenizer.get_vocab()]
+    tokenizer.add_tokens(missing, special_tokens=True)
+    vocabulary = tokenizer.get_vocab()
+    ids = [vocabulary[token] for token in SPEAKERS]
+    model.resize_token_embeddings(max(model.config.vocab_size, max(ids) + 1))
+    with torch.no_grad():
+        model.transformer.token_embedding.weight[ids] = 0
+    model.config = model.transformer.config = replace(model.config, segments=True)
+    report(f"segments: each token is read with its speaker, {' or '.join(SPEAKERS)}")
 
 
 def rows_of_tokens(config: TransformerConfig, tokenizer: PreTrainedTokenizerFast) -> int:
     """How many rows of the embedding belong to tokens: some families pad it with more."""
-    if not families.of(config).pads_vocabulary:
+    family = families.of(config)
+    if not family.pads_vocabulary or family.reads_chat(tokenizer):
         return config.vocab_size
     return min(config.vocab_size, max(tokenizer.get_vocab().values()) + 1)
 
 
 def check_fit(
     tokenizer: PreTrainedTokenizerFast,
-    rows: int,
+    config: TransformerConfig,
     path: str | Path,
     *,
     needs_special_tokens: bool = True,
 ) -> None:
-    """Raise UserError unless an embedding of `rows` rows has one for each token of `tokenizer`.
+    """Raise UserError unless a model of this `config` has a row for each token of `tokenizer`.
 
     Where rows and tokens differ, nobody knows which row is whose, so that special tokens must not
     be given the rows of others. `path` is the model's, for the sentence.
     """
-    tokens, vocabulary = len(tokenizer), tokenizer.get_vocab()
+    rows, tokens, vocabulary = config.vocab_size, len(tokenizer), tokenizer.get_vocab()
+    if families.of(config).reads_chat(tokenizer) and max(vocabulary.values()) < rows:
+        return
     missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
     if rows != tokens:
         raise UserError(
@@ -108,7 +135,8 @@ def check_fit(
 def layout_for(tokenizer: PreTrainedTokenizerFast, config: TransformerConfig) -> Layout:
     """How dialogues are laid out for a model with this config and tokenizer.
 
-    Raises UserError when the tokenizer lacks tokens that the layout of its family has.
+    Raises UserError when the tokenizer lacks tokens that the layout of its family has, or has a
+    chat template that is no layout.
     """
     return families.of(config).layout(tokenizer)
 

@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import product, takewhile
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.dialogue.dialogue import Dialogue
 from convai_fast.dialogue.encoding import encode_in
+from convai_fast.dialogue.format import SPEAKERS
 from convai_fast.dialogue.layout import (
     Ids,
     Layout,
@@ -40,7 +42,8 @@ _CALENDAR = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"
 
 _WAY_OUT = (
     "use a chat model whose template has a system message, turns that alternate and a special "
-    "token after each reply"
+    "token after each reply, or take the template out of the tokenizer's folder, for the model to "
+    "learn special tokens instead"
 )
 
 
@@ -48,6 +51,10 @@ class _Chat(NamedTuple):
     persona: Sequence[str]
     turns: Sequence[str]  # oldest first, the partner's last one at the end
     reply: str = _REPLY
+
+
+# A layout for each tokenizer, made anew when its template or its tokens have changed since.
+_layouts: WeakKeyDictionary[PreTrainedTokenizerFast, tuple[str, int, Layout]] = WeakKeyDictionary()
 
 
 def layout_of(tokenizer: PreTrainedTokenizerFast) -> Layout:
@@ -59,6 +66,13 @@ def layout_of(tokenizer: PreTrainedTokenizerFast) -> Layout:
 
     Raises UserError when there is no template, or none that can be read as a layout.
     """
+    state = str(tokenizer.chat_template), len(tokenizer)
+    if _layouts.get(tokenizer, ("", 0))[:2] != state:
+        _layouts[tokenizer] = *state, _read(tokenizer)
+    return _layouts[tokenizer][2]
+
+
+def _read(tokenizer: PreTrainedTokenizerFast) -> Layout:
     surroundings = tuple(_surroundings(tokenizer, place) for place in Place)
     around = _around(tokenizer, surroundings, "none", _Chat([], _TURNS))
     opening, to_speaker1, to_speaker2, *_, to_reply, end = around
@@ -87,6 +101,7 @@ def layout_of(tokenizer: PreTrainedTokenizerFast) -> Layout:
     pads = (tokenizer.pad_token_id, tokenizer.unk_token_id, eos)
     pad = next(id for id in pads if id is not None)
     vocabulary = tokenizer.get_vocab()
+    speakers = [vocabulary.get(token, pad) for token in SPEAKERS]
     layout = Layout(
         begin=begin,
         persona_open=persona_open,
@@ -100,8 +115,8 @@ def layout_of(tokenizer: PreTrainedTokenizerFast) -> Layout:
         eos=eos,
         ends=_ends(tokenizer, eos, [*around, persona_open]),
         pad=pad,
-        speaker1=vocabulary.get("<speaker1>", pad),
-        speaker2=vocabulary.get("<speaker2>", pad),
+        speaker1=speakers[0],
+        speaker2=speakers[1],
         surroundings=surroundings,
     )
     for num_sentences, num_turns in product(range(4), range(1, 6)):
@@ -328,11 +343,13 @@ def _writes(tokenizer: PreTrainedTokenizerFast, chat: _Chat) -> bool:
 
 
 def _ends(tokenizer: PreTrainedTokenizerFast, eos: int, around: Sequence[Ids]) -> Ids:
-    """The special tokens that the template writes, and the end of a text."""
+    """The special tokens that the template writes, the end of a text, and segments."""
     written = {id for ids in around for id in ids}
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ends = written & special | {tokenizer.eos_token_id, eos}
-    return tuple(sorted(ends - {None}))
+    vocabulary = tokenizer.get_vocab()
+    speakers = {vocabulary.get(token) for token in SPEAKERS}  # which nobody says
+    ends = written & special | speakers | {tokenizer.eos_token_id, eos}
+    return tuple(sorted(id for id in ends if isinstance(id, int)))
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<speaker1>", "<speaker2>", "<pad>")
 
+SPEAKERS = SPECIAL_TOKENS[2:4]
+
 IGNORED = -100  # the label of a token that has none, as in transformers
 
 

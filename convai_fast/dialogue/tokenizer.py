@@ -12,7 +12,7 @@ from convai_fast.hub import download
 
 # Any of these lets AutoTokenizer find out by itself which class to use.
 _SELF_DESCRIBING_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
-_HUB_FILES = ("*.json", "merges.txt")
+_HUB_FILES = ("*.json", "merges.txt", "chat_template.jinja")
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:

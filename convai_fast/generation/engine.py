@@ -90,7 +90,7 @@ class GenerationEngine:
     ) -> None:
         if not 1 <= max_batch_size <= 4096:
             raise UserError(f"max_batch_size is {max_batch_size}, but must be between 1 and 4,096")
-        check_fit(tokenizer, model.config.vocab_size, "this model")
+        check_fit(tokenizer, model.config, "this model")
         self.model = model
         self.tokenizer = tokenizer
         self.layout = layout_for(tokenizer, model.config)

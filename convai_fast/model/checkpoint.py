@@ -55,6 +55,7 @@ _TEXT_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "chat_template.jinja",
     "added_tokens.json",
     "special_tokens.txt",
     "vocab.json",

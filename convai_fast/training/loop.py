@@ -18,7 +18,7 @@ from convai_fast.data.dataset import open_dataset, trained_with
 from convai_fast.data.shuffle import seed_of
 from convai_fast.data.store import DialogueStore
 from convai_fast.data.trained_with import TrainedSource
-from convai_fast.dialogue.tokenizer import special_ids
+from convai_fast.dialogue.format import SPECIAL_TOKENS
 from convai_fast.errors import UserError
 from convai_fast.loading import layout_for
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -127,7 +127,8 @@ class Trainer:
         self.device = self.compute.device
         if self.device.type == "cpu":
             keep_freed_memory()
-        ids = special_ids(tokenizer)
+        vocabulary = tokenizer.get_vocab()
+        ids = [vocabulary[token] for token in SPECIAL_TOKENS if token in vocabulary]
         self.lora = Lora(model, options, ids, base) if options.lora_r else None
         self.model = model.to(self.device)
         model.transformer.gradient_checkpointing = options.gradient_checkpointing

@@ -59,7 +59,8 @@ class Lora:
         """Add the adapter to `model`, whose other parameters no longer ask for a gradient.
 
         Args:
-            token_ids: whose rows of the embedding and of the language-model head are trained.
+            token_ids: whose rows of the embedding and of the language-model head are trained; none
+                where the model knows all of its tokens.
             base: folder or Hub id of the model's weights; by default `options.model`.
         """
         from peft import LoraConfig, inject_adapter_in_model
@@ -81,7 +82,8 @@ class Lora:
             parameter.requires_grad_("lora_" in name)
         model.multiple_choice_head.requires_grad_(True)
         self._trained_rows = {}
-        for name in (EMBEDDING,) if model.config.tied else (EMBEDDING, "lm_head"):
+        of_tokens = (EMBEDDING,) if model.config.tied else (EMBEDDING, "lm_head")
+        for name in of_tokens if self.token_ids else ():
             module, kind = self._owner(name)
             self._trained_rows[name] = _TrainedRows(getattr(module, kind), self.token_ids)
             parametrize.register_parametrization(module, kind, self._trained_rows[name])
@@ -97,7 +99,8 @@ class Lora:
             modules_to_save=["multiple_choice_head"],
             trainable_token_indices={
                 names[name][0].split(".")[-2]: self.token_ids for name in self._trained_rows
-            },
+            }
+            or None,
             inference_mode=True,
         )
 

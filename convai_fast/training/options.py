@@ -40,6 +40,9 @@ class ModelOptions:
     """Folder or Hub id of the tokenizer, if not the model's."""
     from_scratch: bool = False
     """Start from random weights of the model's shape instead of its trained weights."""
+    segments: bool = False
+    """Let a Llama, Mistral or Qwen read with each token who speaks, as GPTs do: two embeddings that
+    begin as zeros."""
 
 
 @dataclass

@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerFast
 from convai_fast.archive import checkpoint_of, unpacked
 from convai_fast.data.dataset import checked_sources
 from convai_fast.data.trained_with import TrainedSource, TrainedWith
-from convai_fast.dialogue.tokenizer import load_tokenizer
+from convai_fast.dialogue.tokenizer import add_special_tokens, read_tokenizer
 from convai_fast.errors import UserError
 from convai_fast.files import read_json
-from convai_fast.loading import load
-from convai_fast.model import adapter
+from convai_fast.loading import add_segments, load
+from convai_fast.model import adapter, families
 from convai_fast.model.checkpoint import has_new_head
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -106,14 +106,22 @@ def load_model_and_tokenizer(
             file = Path(source.path) / "config.json"
             lack = f"`from_scratch` needs the shape of the model: there is no {file}"
             config = read_json(file, missing=lack)
-        tokenizer = load_tokenizer(options.tokenizer or options.model)
+        tokenizer = read_tokenizer(options.tokenizer or options.model)
+        if not families.find(config).reads_chat(tokenizer):
+            add_special_tokens(tokenizer)
         settings = {**config, "vocab_size": len(tokenizer)}
         model = DoubleHeadsModel(TransformerConfig.from_transformers(settings))
+        if options.segments and not model.config.segments:
+            add_segments(model, tokenizer, report)
         report(f"model: {_shape(model)}, random weights, {len(tokenizer):,} tokens")
         return model, tokenizer
 
     model, tokenizer = load(
-        options.model, tokenizer=options.tokenizer or None, resize=True, report=report
+        options.model,
+        tokenizer=options.tokenizer or None,
+        resize=True,
+        segments=options.segments,
+        report=report,
     )
     report(f"model: {_shape(model)} from {options.model}")
     return model, tokenizer

@@ -4,24 +4,49 @@ import io
 import json
 import sys
 
+import pytest
+from transformers import AutoTokenizer
+
 from convai_fast.cli.main import main
+from convai_fast.dialogue.format import SPEAKERS, SPECIAL_TOKENS
 from convai_fast.model.families import FAMILIES
 from tests.helpers.bulk_files import read_lines, write_lines
+from tests.helpers.chat_tokenizers import chat_tokenizer
 from tests.helpers.model_peers import SIZES
 
+CHATS = {
+    "smollm2": {"model_type": "llama"},
+    "qwen3 with segments": {"model_type": "qwen3", "head_dim": 16},
+    "mistral3": {"model_type": "mistral"},
+}
 
-def test_a_llama_is_trained_evaluated_talked_to_and_ranks(files, tmp_path, monkeypatch, capsys):
+
+@pytest.mark.parametrize("kind", ["five tokens", *CHATS])
+def test_a_model_is_trained_evaluated_talked_to_and_ranks(
+    files, tmp_path, monkeypatch, capsys, kind
+):
+    """Between five special tokens, or as the chat template of its tokenizer writes a dialogue."""
     shape, run, data = (tmp_path / "shape", tmp_path / "run", files / "dialogues.json")
     shape.mkdir()
-    config = {"model_type": "llama", **SIZES, "max_position_embeddings": 256}
+    settings = CHATS.get(kind, {"model_type": "llama"})
+    config = {**SIZES, "max_position_embeddings": 512, **settings}
     (shape / "config.json").write_text(json.dumps(config))
-    options = ["--model", shape, "--tokenizer", files / "tokenizer", "--from_scratch"]
+    tokenizer = files / "tokenizer"
+    if kind in CHATS:
+        tokenizer = tmp_path / "tokenizer"
+        chat_tokenizer(kind.split()[0]).save_pretrained(tokenizer)
+    options = ["--model", shape, "--tokenizer", tokenizer, "--from_scratch"]
+    options += ["--segments"] if "segments" in kind else []
     options += ["--data", data, "--dataset_cache", tmp_path / "cache", "--output", run]
     options += ["--max_steps", 2, "--n_epochs", 9, "--gradient_accumulation_steps", 1]
     assert main(["train", *map(str, options)]) == 0
-    assert "model: llama, 2 layers of width 32, " in capsys.readouterr().out
+    assert f"model: {settings['model_type']}, 2 layers of width 32, " in capsys.readouterr().out
     assert main(["train", "--resume", str(run), "--max_steps", "3"]) == 0
-    assert "llama with 2 layers of width 32" in (run / "last" / "README.md").read_text()
+    assert "with 2 layers of width 32" in (run / "last" / "README.md").read_text()
+    vocabulary = AutoTokenizer.from_pretrained(run / "last").get_vocab()
+    added = [token for token in SPECIAL_TOKENS if token in vocabulary]
+    speakers = [*SPEAKERS] if "segments" in kind else []
+    assert added == (speakers if kind in CHATS else [*SPECIAL_TOKENS])
 
     asked = ["--data", str(data), "--max_examples", "3"]
     assert main(["evaluate", "--model", str(run), *asked]) == 0
@@ -42,5 +67,5 @@ def test_a_llama_is_trained_evaluated_talked_to_and_ranks(files, tmp_path, monke
     assert len(capsys.readouterr().out.split(">>> ")[1].strip()) >= 2
 
     assert main(["convert", "--model", str(run), "--output", str(tmp_path / "converted")]) == 0
-    theirs = FAMILIES["llama"].peer_class().from_pretrained(tmp_path / "converted")
-    assert theirs.config.max_position_embeddings == 256
+    theirs = FAMILIES[settings["model_type"]].peer_class().from_pretrained(tmp_path / "converted")
+    assert theirs.config.max_position_embeddings == 512

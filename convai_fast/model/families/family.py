@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from convai_fast.dialogue import chat_template
 from convai_fast.dialogue.layout import Layout, classic
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError, shown
@@ -45,6 +46,7 @@ class Family(ABC):
         tensors: our name -> transformers', with `{layer}` in blocks; a module's name stands for its
             weight and its bias. Several of theirs are ours one below the other.
         linear_layers: how transformers calls the linear layers of a block, which LoRA changes.
+        may_chat: whether its models may have learnt to chat before.
         conv1d: whether these are its Conv1D, whose weight is stored as [in, out].
         activation_field: of config.json.
         activations: what that may say -> ours.
@@ -61,6 +63,7 @@ class Family(ABC):
     prefix: ClassVar[str]
     tensors: ClassVar[Mapping[str, str | tuple[str, ...]]]
     linear_layers: ClassVar[tuple[str, ...]]
+    may_chat: ClassVar[bool] = False
     conv1d: ClassVar[bool] = False
     activation_field: ClassVar[str]
     activations: ClassVar[Mapping[str, Activation]] = ACTIVATIONS
@@ -79,8 +82,17 @@ class Family(ABC):
         """Whether a `config.json` without `model_type`, or its weights, can only be of these."""
         return False
 
+    def reads_chat(self, tokenizer: "PreTrainedTokenizerFast") -> bool:
+        """Whether dialogues are laid out as the tokenizer's chat template writes them."""
+        return self.may_chat and bool(tokenizer.chat_template)
+
     def layout(self, tokenizer: "PreTrainedTokenizerFast") -> Layout:
-        """How dialogues are laid out for its models."""
+        """How dialogues are laid out for its models.
+
+        Raises UserError for a chat template that is no layout.
+        """
+        if self.reads_chat(tokenizer):
+            return chat_template.layout_of(tokenizer)
         return classic(special_ids(tokenizer))
 
     def initialise(self, transformer: "Transformer") -> None:

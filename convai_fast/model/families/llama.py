@@ -37,6 +37,7 @@ _NUMBERS = {
     "initializer_range": "initializer_range",
     "tied": "tie_word_embeddings",
 }
+_SEGMENTS = "speaker_segments"  # a setting that transformers does not know
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
@@ -88,6 +89,7 @@ class Llama(Family):
     }
     activation_field = "hidden_act"
     pads_vocabulary = True
+    may_chat = True
 
     biases: ClassVar[Mapping[str, str | bool]] = {
         "qkv_bias": "attention_bias",
@@ -142,7 +144,7 @@ class Llama(Family):
             final_norm=True,
             rope=self._rope(settings),
             qk_norm=any("q_norm" in name for name in self.tensors),
-            segments=False,
+            segments=settings.get(_SEGMENTS) is True,
             embd_pdrop=0.0,
             resid_pdrop=0.0,
             summary_first_dropout=0.0,
@@ -162,6 +164,7 @@ class Llama(Family):
             },
             self.activation_field: self.activation_name(config),
             "rope_parameters": dict(config.rope.parameters),
+            **({_SEGMENTS: True} if config.segments else {}),
         }
 
     def peer_class(self) -> type["PreTrainedModel"]:
