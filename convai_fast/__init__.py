@@ -25,6 +25,7 @@ _HOME = {
     "Evaluation": "evaluation.evaluate",
     "encode": "dialogue.encoding",
     "evaluate": "evaluation.evaluate",
+    "layout_for": "loading",
     "load": "loading",
     "load_dialogues": "data.readers",
     "load_tokenizer": "dialogue.tokenizer",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:  # what editors and type checkers read
     from convai_fast.generation.ranking import rank_candidates as rank_candidates
     from convai_fast.generation.request import Reply as Reply
     from convai_fast.generation.request import Request as Request
+    from convai_fast.loading import layout_for as layout_for
     from convai_fast.loading import load as load
     from convai_fast.model.config import TransformerConfig as TransformerConfig
     from convai_fast.model.double_heads import DoubleHeadsModel as DoubleHeadsModel

@@ -92,7 +92,7 @@ def summary(store: DialogueStore, split: str, options: PrepareOptions) -> str:
     else:
         lines.append("  cut to fit: nothing")
     if split == "train":
-        lines.insert(1, f"  {len(store.tokens):,} tokens in distinct utterances (all splits)")
+        lines.insert(1, f"  {store.num_tokens:,} tokens in distinct utterances (all splits)")
         if warning := unknown_share(store):
             lines.insert(2, f"  {warning}")
     return "\n".join(lines)

@@ -159,7 +159,7 @@ def trained_with(
 
 def unknown_share(store: DialogueStore) -> str:
     """Which share of the tokens is the unknown one, in words; empty where there is none."""
-    unknown, tokens = store.meta["num_unknown_tokens"], len(store.tokens)
+    unknown, tokens = store.meta["num_unknown_tokens"], store.num_tokens
     if not unknown:
         return ""
     share = f"{unknown / tokens:.2%} of the tokens are unknown to the tokenizer"

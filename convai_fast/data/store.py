@@ -136,6 +136,11 @@ class DialogueStore:
         self.layout_numbers = layout_numbers(self.layout, len(self.text_offsets) - 1)
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of all texts, without what stands around them."""
+        return int(self.utterance_offsets[-1 - len(pieces_of(self.layout))])
+
+    @property
     def num_bytes(self) -> int:
         """Size on disk, in bytes."""
         return sum(path.stat().st_size for path in self.folder.iterdir())

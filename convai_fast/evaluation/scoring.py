@@ -146,9 +146,10 @@ def computing_in(model: DoubleHeadsModel, dtype: torch.dtype) -> Iterator[Double
 
 
 def share_speaker(batch: Rows) -> tuple[Rows, Tensor]:
-    """`batch` with the `<speaker1>` of all candidates in the prefix, and where each token went.
+    """`batch` with the token before each candidate in the prefix, and where each token went.
 
-    It is the same token after the same tokens in every branch, so it is computed once::
+    It is, as `<speaker1>` here, the same token after the same tokens in every branch, so it is
+    computed once::
 
         <bos> … <speaker1> no <eos> <speaker1> hi <eos>      branch_ids 0 … 1 1 1 2 2 2
         <bos> … <speaker1> no <eos> hi <eos>                 branch_ids 0 … 0 1 1 2 2

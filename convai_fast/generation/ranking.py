@@ -92,6 +92,7 @@ def rank_candidates(
     `GenerationEngine.rank` does the same with texts.
 
     Args:
+        layout: the model's; see `layout_for`.
         persona: token ids of each sentence.
         history: token ids of each turn, oldest first; empty to rank openings.
         candidates: token ids of each candidate, of any lengths.

@@ -30,7 +30,7 @@ def test_prepare_writes_a_store_and_says_what_it_holds(files, tmp_path, capsys):
     store = DialogueStore(tmp_path / "store")
     tables = store.splits["train"]
     assert f"train: 10 dialogues, {tables.num_examples} examples" in printed
-    assert f"{len(store.tokens):,} tokens" in printed
+    assert f"{store.num_tokens:,} tokens" in printed
     assert "candidates: 20.0 an example" in printed
     assert "cut to fit: nothing" in printed
     assert f"MB in {tmp_path / 'store'}" in printed

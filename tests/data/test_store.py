@@ -68,6 +68,7 @@ def test_equal_utterances_are_stored_once(tokenizer, tmp_path):
     assert len(store.text_offsets) - 1 == 2
     texts = encode(tokenizer, ["hello", "yes"])
     assert [store.utterance(i) for i in range(2)] == texts
+    assert store.num_tokens == sum(map(len, texts))
     assert len(store.tokens) == sum(map(len, [*texts, *pieces_of(store.layout)]))
 
 
