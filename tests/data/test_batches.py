@@ -10,14 +10,17 @@ import torch
 from convai_fast.data.build_store import build_store
 from convai_fast.data.index import index_examples
 from convai_fast.data.readers import load_dialogues
+from convai_fast.dialogue.chat_template import encode_dialogue, layout_of
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.encoding import encode, encode_at
 from convai_fast.dialogue.layout import Place, build_sequence, sentence_place
 from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
 from convai_fast.errors import UserError
+from convai_fast.generation.request import Request, build_prompt
 from convai_fast.ops import PLAN_COLUMNS
 from tests.helpers.batches import make_batches
+from tests.helpers.chat_tokenizers import chat_tokenizer
 from tests.helpers.layouts import AROUND, random_layout
 
 
@@ -87,6 +90,27 @@ def test_each_example_is_laid_out_as_its_layout_says(tokenizer, tmp_path, seed):
             length = int(batch["mc_token_ids"][row, j]) + 1
             assert batch["input_ids"][row, j, :length].tolist() == ids
             assert batch["token_type_ids"][row, j, :length].tolist() == segments
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama2", "mistral0.3"])
+def test_a_chat_model_reads_its_template_in_batches_and_in_prompts(tmp_path, name):
+    tokenizer, persona = chat_tokenizer(name), ["i like tea.", "i am old.", "i sail."]
+    layout = layout_of(tokenizer)
+    said = ["hello!", "hi, and you?", "fine. tea?", "yes.", "no?"]
+    examples = [(persona[:i], said[i % 2 : i + 1]) for i in range(4)]
+    dialogues = [Dialogue(own, [Utterance(turns, ["no.", "ok."])]) for own, turns in examples]
+    store = build_store({"train": dialogues}, tokenizer, tmp_path / "store", layout)
+    batches = make_batches(store)
+    batch = batches.collate(batches.rows)
+    for row, (own, turns) in enumerate(examples):
+        for j, reply in enumerate(("no.", "ok.")):
+            expected = encode_dialogue(tokenizer, layout, own, turns, reply)
+            assert batch["input_ids"][row, j, : len(expected)].tolist() == expected
+            assert batch["mc_token_ids"][row, j] == len(expected) - 1
+        request = Request(persona=own, history=turns)
+        prompt = build_prompt(request, tokenizer, layout, len(tokenizer), 512)
+        [answer] = encode_at(tokenizer, ["ok."], [Place.REPLY], layout)
+        assert [*prompt.input_ids, *answer, layout.eos] == expected
 
 
 def assert_whole_split_is_exact(store, split, dialogues, tokenizer, step=1, **options):

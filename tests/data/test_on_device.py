@@ -9,7 +9,7 @@ from tests.helpers.batches import make_batches
 from tests.helpers.layouts import AROUND, random_layout
 
 
-@pytest.fixture(scope="module", params=["classic", 1, 2])
+@pytest.fixture(scope="module", params=["classic", 1])
 def any_store(request, store, dialogues, tokenizer, tmp_path_factory):
     if request.param == "classic":
         return store
