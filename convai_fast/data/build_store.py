@@ -251,8 +251,8 @@ class _Writer:
 
     def _use(self, texts: np.ndarray, *places: Place) -> None:
         self.is_used[texts] = True
-        for place in places:
-            self.is_read[self.class_of[place], texts] = True
+        for number in {self.class_of[place] for place in places}:
+            self.is_read[number, texts] = True
 
     def _use_turns(self, split: str) -> None:
         """Note whose turns the texts of histories are: the partner's at odd distances from a reply,

@@ -69,6 +69,7 @@ class Conversation:
         self.window = 2 * max_history + 1
         self.ended = False
         self.history: list[list[int]] = []
+        self.lines: list[str] = []  # the user's
         self.transcript = Transcript()
         self._reseed(params.seed)
         self._set_persona(persona)
@@ -101,7 +102,7 @@ class Conversation:
         reply: list[int] = []
         request = Request(
             persona=self.persona,
-            history=history[-self.window :],
+            history=self._read(history, [*self.lines, line]),
             params=replace(self.params, seed=turn_seed),
         )
         if cut := self._describe_cut(request):
@@ -111,9 +112,18 @@ class Conversation:
             text += piece
             yield piece
         yield "\n"
-        self.history = [*history, reply]
+        self.history, self.lines = [*history, reply], [*self.lines, line]
         self.transcript.add(line, text.strip())
         self.turn += 1
+
+    def _read(self, history: list[list[int]], lines: list[str]) -> list[list[int]]:
+        """The last turns of a history, the user's of which are `lines`, as the model reads them."""
+        turns, layout = history[-self.window :], self.engine.layout
+        at = layout.turn_of_persona(len(turns)) if self.persona else None
+        if at is not None and at >= 0:
+            line = lines[-((len(turns) - at + 1) // 2)]
+            turns[at : at + 1] = encode_at(self.tokenizer, [line], [Place.PERSONA_TURN], layout)
+        return turns
 
     def _describe_cut(self, request: Request) -> str:
         """The line that tells what of persona and history does not fit; empty if all does."""
@@ -195,8 +205,8 @@ class Conversation:
             yield "/rank takes candidates, as in /rank i like tea . | i like coffee .\n"
             return
         # What was said last is the model's own reply; a candidate competes with it.
-        history = self.history[:-1]
-        request = Request(persona=self.persona, history=history[-self.window :])
+        history = self._read(self.history[:-1], self.lines)
+        request = Request(persona=self.persona, history=history)
         try:
             for candidate in self.engine.rank(request, candidates):
                 yield f"  {candidate.probability:.3f}  {candidate.text}\n"
@@ -209,6 +219,7 @@ class Conversation:
 
     def _begin(self) -> None:
         self.history = []
+        self.lines = []
         self.transcript.begin(self.persona)
 
     def _reseed(self, seed: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 from convai_fast.data.dataset import read_dialogues
 from convai_fast.data.options import DataOptions
 from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.layout import Place, Surroundings
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
@@ -91,6 +92,23 @@ def test_the_model_sees_the_last_turns_within_max_history(conversation, monkeypa
         say(conversation, line)
     assert [len(history) for _, history in seen] == [1, 3, 3]
     assert seen[2][1][:2] == conversation.history[2:4]
+
+
+@pytest.mark.parametrize(("persona_turn", "lines"), [("last", "abc"), ("first", "aab")])
+def test_the_line_that_a_persona_is_a_part_of_is_read_as_it_stands_there(
+    engine, tokenizer, conversation, monkeypatch, persona_turn, lines
+):
+    around = dict.fromkeys(Place, Surroundings())
+    around[Place.PERSONA_TURN] = Surroundings(trailing=" !")
+    chat = {"partner_begins": True, "persona_turn": persona_turn}
+    layout = replace(engine.layout, **chat, surroundings=tuple(around.values()))
+    monkeypatch.setattr(engine, "layout", layout)
+    seen = prompts_seen(conversation, monkeypatch)
+    for said, line in zip("abc", lines, strict=True):
+        say(conversation, said)
+        _, history = seen[-1]
+        assert history[-1 if persona_turn == "last" else 0] == encode(tokenizer, [f"{line} !"])[0]
+    assert conversation.history[::2] == encode(tokenizer, ["a", "b", "c"])
 
 
 def test_what_does_not_fit_the_model_is_told_with_the_oldest_turns_first(conversation, tokenizer):
