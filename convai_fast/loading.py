@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 from convai_fast.archive import unpacked
 from convai_fast.dialogue.format import SPEAKERS, SPECIAL_TOKENS
-from convai_fast.dialogue.layout import Layout
+from convai_fast.dialogue.layout import Layout, classic
 from convai_fast.dialogue.tokenizer import add_special_tokens, read_tokenizer, special_ids
 from convai_fast.errors import UserError
-from convai_fast.files import fingerprint
+from convai_fast.files import fingerprint, read_json
 from convai_fast.model import families
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -130,6 +130,25 @@ def check_fit(
         )
     if not missing:
         add_special_tokens(tokenizer)  # none is new, but transformers learns which is which
+
+
+def tokenizer_and_layout(path: str | Path) -> tuple[PreTrainedTokenizerFast, Layout]:
+    """A tokenizer, and the layout of dialogues for the model that is at `path` too.
+
+    Where there is none, it is that of the five special tokens, which the tokenizer is given where
+    it lacks them.
+
+    Raises UserError when there is no tokenizer, or one whose files contradict each other.
+    """
+    with unpacked(path) as source:
+        tokenizer = read_tokenizer(source.path)
+        config_file = Path(tokenizer.name_or_path) / "config.json"
+        model_type = read_json(config_file).get("model_type") if config_file.is_file() else None
+    family = families.FAMILIES.get(str(model_type))
+    if family is None or not family.reads_chat(tokenizer):
+        add_special_tokens(tokenizer)
+        return tokenizer, classic(special_ids(tokenizer))
+    return tokenizer, family.layout(tokenizer)
 
 
 def layout_for(tokenizer: PreTrainedTokenizerFast, config: TransformerConfig) -> Layout:

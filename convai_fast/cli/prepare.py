@@ -1,6 +1,7 @@
 """`convai-fast prepare`: dialogues into a store, or a look at what the model will read."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -13,13 +14,16 @@ from convai_fast.data.dataset import checked_sources, unknown_share
 from convai_fast.data.readers import read_into, tell
 from convai_fast.data.spool import Spool
 from convai_fast.data.store import DialogueStore, is_store
-from convai_fast.dialogue.format import IGNORED
-from convai_fast.dialogue.layout import Part, classic, parts_of
-from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids
+from convai_fast.dialogue.chat_template import verify
+from convai_fast.dialogue.format import IGNORED, SPECIAL_TOKENS
+from convai_fast.dialogue.layout import Part, parts_of
 from convai_fast.errors import UserError
 from convai_fast.files import scratch_folder
+from convai_fast.loading import tokenizer_and_layout
 from convai_fast.ops.plan import read_plan
 from convai_fast.options import check_at_least
+
+_COMPARED = 200  # dialogues, of which each takes some milliseconds
 
 
 def run(options: PrepareOptions) -> None:
@@ -31,8 +35,7 @@ def run(options: PrepareOptions) -> None:
             f"the weight of {weighted.path} would be lost, since weights count in training: "
             "prepare a store for each data set, and give train --data store1=3 store2"
         )
-    tokenizer = load_tokenizer(options.tokenizer)
-    layout = classic(special_ids(tokenizer))
+    tokenizer, layout = tokenizer_and_layout(options.tokenizer)
     with scratch_folder(None, "convai-fast-") as scratch, Spool() as spool:
         read_into(spool, sources, skip_bad_records=options.skip_bad_records)
         place = options.output
@@ -49,6 +52,8 @@ def run(options: PrepareOptions) -> None:
         )
         for split in store.splits:
             print(summary(store, split, options))
+        if not set(SPECIAL_TOKENS) <= tokenizer.get_vocab().keys():
+            print(_beside_template(store, tokenizer))
         if place:
             where = ", in place of the store that was there" if is_replaced else ""
             print(f"{store.num_bytes / 1e6:.1f} MB in {store.folder}{where}")
@@ -98,6 +103,15 @@ def summary(store: DialogueStore, split: str, options: PrepareOptions) -> str:
     return "\n".join(lines)
 
 
+def _beside_template(store: DialogueStore, tokenizer: PreTrainedTokenizerFast) -> str:
+    """How many of some dialogues have exactly the tokens that the chat template gives them."""
+    dialogues = islice((d for d in store.dialogues("train") if d.utterances), _COMPARED)
+    count, equal = verify(tokenizer, store.layout, dialogues)
+    return (
+        f"chat template: {equal:,} of {count:,} dialogues are read token by token as it writes them"
+    )
+
+
 def _parts(batches: DialogueBatches, row: int) -> Iterator[Part]:
     """The parts of what an example's candidates share, and where the reply begins."""
     store, tables = batches.store, batches.tables
@@ -120,6 +134,7 @@ def preview(batches: DialogueBatches, row: int, tokenizer: PreTrainedTokenizerFa
     def text_of(ids: list[int]) -> str:
         return str(tokenizer.decode(ids)).replace("\n", "\\n")
 
+    layout = batches.store.layout
     batch = batches.collate(batches.rows[row : row + 1])
     true = int(batch["mc_labels"][0])
     length = int(batch["mc_token_ids"][0, true]) + 1
@@ -136,12 +151,13 @@ def preview(batches: DialogueBatches, row: int, tokenizer: PreTrainedTokenizerFa
         if name == "turn":
             name, turn = f"turn {turn + 1}", turn + 1
         speaker = tokenizer.convert_ids_to_tokens(segments[begin])
+        segment = f" segment {speaker:<11}" if layout.speaker1 != layout.speaker2 else ""
         labelled = [i for i in range(begin, end) if labels[i] != IGNORED]
         first = labelled[0] if labelled else end
         learnt = f" [{text_of(ids[first:end])}]" if labelled else ""
         count, text = f"{end - begin:>4} tokens", text_of(ids[begin:first])
-        lines.append(f"  {name:<8} segment {speaker:<11} {count}  {text}{learnt}")
-    reply = begin + len(batches.store.layout.reply_open)
+        lines.append(f"  {name:<8}{segment} {count}  {text}{learnt}")
+    reply = begin + len(layout.reply_open)
     for j in range(true):
         end = int(batch["mc_token_ids"][0, j])
         text = text_of(batch["input_ids"][0, j, reply:end].tolist())

@@ -17,7 +17,7 @@ from tests.helpers.model_peers import SIZES
 CHATS = {
     "smollm2": {"model_type": "llama"},
     "qwen3 with segments": {"model_type": "qwen3", "head_dim": 16},
-    "mistral3": {"model_type": "mistral"},
+    "mistral0.3": {"model_type": "mistral"},
 }
 
 
@@ -35,6 +35,10 @@ def test_a_model_is_trained_evaluated_talked_to_and_ranks(
     if kind in CHATS:
         tokenizer = tmp_path / "tokenizer"
         chat_tokenizer(kind.split()[0]).save_pretrained(tokenizer)
+        assert (
+            main(["prepare", "--data", str(data), "--tokenizer", str(tokenizer), "--preview", "1"])
+            == 0
+        )
     options = ["--model", shape, "--tokenizer", tokenizer, "--from_scratch"]
     options += ["--segments"] if "segments" in kind else []
     options += ["--data", data, "--dataset_cache", tmp_path / "cache", "--output", run]
