@@ -1,0 +1,103 @@
+"""A model that has learnt to chat, from its folder to its replies."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from convai_fast import GenerationEngine, Request, SamplingParams, load
+from convai_fast.dialogue.format import SPEAKERS
+from convai_fast.errors import UserError
+from convai_fast.model import DoubleHeadsModel
+from convai_fast.model.families import FAMILIES
+from convai_fast.training.lora import Lora
+from convai_fast.training.options import TrainOptions
+from tests.helpers.chat_tokenizers import chat_tokenizer
+from tests.helpers.model_peers import SIZES
+
+MODELS = {"smollm2": "llama", "qwen3": "qwen3", "tinyllama": "llama", "mistral0.3": "mistral"}
+PERSONA, HISTORY = ["i like tea.", "i have two cats."], ["hello!", "hi, how are you?", "fine. you?"]
+
+
+def save(name, folder, **settings):
+    """A model with more rows than its tokenizer has tokens, as many are published."""
+    tokenizer = chat_tokenizer(name)
+    torch.manual_seed(0)
+    sizes = SIZES | {"vocab_size": len(tokenizer) + 11, "initializer_range": 0.3}
+    sizes["max_position_embeddings"] = 512
+    FAMILIES[MODELS[name]].peer(sizes | settings).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def template_ids(name):
+    roles = ["user", "assistant", "user"]
+    messages = [{"role": "system", "content": "\n".join(PERSONA)}]
+    messages += [{"role": r, "content": t} for r, t in zip(roles, HISTORY, strict=True)]
+    return chat_tokenizer(name).apply_chat_template(
+        messages, add_generation_prompt=True, enable_thinking=False, return_dict=False
+    )
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen3", "tinyllama"])
+def test_replies_are_what_transformers_writes_after_the_template(name, tmp_path):
+    model, tokenizer = load(save(name, tmp_path))
+    engine = GenerationEngine(model, tokenizer, weights="float32")
+    params = SamplingParams(no_sample=True, min_length=8, max_length=8)
+    [[reply]] = engine.generate([Request(persona=PERSONA, history=HISTORY, params=params)])
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.tensor([template_ids(name)])
+    banned = [[id] for id in engine.layout.ends]
+    written = theirs.generate(
+        ids, do_sample=False, max_new_tokens=8, min_new_tokens=8, bad_words_ids=banned
+    )
+    assert reply.token_ids == written[0, ids.shape[1] :].tolist()
+
+
+def test_no_token_and_no_row_is_added(tmp_path):
+    said = []
+    model, tokenizer = load(save("qwen3", tmp_path), resize=True, report=said.append)
+    assert not said
+    assert tokenizer.get_vocab() == chat_tokenizer("qwen3").get_vocab()
+    assert model.config.vocab_size == len(tokenizer) + 11
+
+
+def test_a_model_with_too_few_rows_is_refused(tmp_path):
+    save("smollm2", tmp_path, vocab_size=50)
+    with pytest.raises(UserError, match="embeddings for 50 tokens"):
+        load(tmp_path, resize=True)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_segments_change_nothing_until_they_are_trained_and_are_kept(tmp_path, tied):
+    folder, said = save("smollm2", tmp_path / "a", tie_word_embeddings=tied), []
+    before, _ = load(folder)
+    model, tokenizer = load(folder, resize=True, segments=True, report=said.append)
+    assert len(said) == 1 and "<speaker1> or <speaker2>" in said[0]
+    ids, speakers = torch.tensor([[5, 6, 7, 8]]), tokenizer.convert_tokens_to_ids([*SPEAKERS])
+    segments = torch.tensor([[*speakers, *speakers]])
+    with torch.no_grad():
+        logits = model(ids, token_type_ids=segments).logits
+        assert logits.equal(before(ids).logits) or tied
+        torch.testing.assert_close(logits[..., :40], before(ids).logits[..., :40])
+        model.transformer.token_embedding.weight[speakers] = 1.0
+        trained = model(ids, token_type_ids=segments).logits
+    assert not trained.equal(logits)
+    model.save_pretrained(tmp_path / "b", tokenizer)
+    again, its_tokenizer = load(tmp_path / "b", resize=True, segments=True)
+    assert again(ids, token_type_ids=segments).logits.equal(trained)
+    assert GenerationEngine(again, its_tokenizer).layout.speaker1 == speakers[0]
+    AutoModelForCausalLM.from_pretrained(tmp_path / "b")
+
+
+def test_an_adapter_of_a_chat_model_trains_no_rows(tmp_path):
+    model, tokenizer = load(save("mistral0.3", tmp_path / "base"))
+    options = TrainOptions(model=str(tmp_path / "base"), lora_r=2)
+    lora = Lora(model, options, [])
+    with torch.no_grad():
+        for parameter in lora.state_dict().values():
+            parameter.add_(0.1)
+    lora.save_pretrained(tmp_path / "adapter", tokenizer)
+    ids = torch.arange(12)[None]
+    merged = DoubleHeadsModel.from_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "adapter").chat_template
