@@ -143,8 +143,9 @@ CONVAI_FAST_HOST_DEVICE inline int64_t walk_prefix(const Input<Token>& in, const
   const auto add = [&](int64_t utterance, int64_t segment, int64_t skip = 0) {
     const int64_t begin = in.utterance_offsets[utterance] + skip;
     const int64_t length = in.utterance_offsets[utterance + 1] - begin;
-    if (length > 0 && position + length <= limit)
+    if (length > 0 && position + length <= limit) {
       write(position, in.tokens + begin, length, segment);
+    }
     position += length;
   };
   const auto add_persona = [&] {
