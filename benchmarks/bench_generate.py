@@ -89,7 +89,7 @@ def forget(engine):
 def test_generate(benchmark, architecture, workload, tmp_path, say):
     shape = shapes.GENERATE_SHAPES[workload]
     model, tokenizer = shapes.model_and_tokenizer(architecture)
-    name, requests = shapes.generate_requests(shape, tokenizer)
+    name, requests = shapes.generate_requests(shape)
     prompts = [
         build_prompt(
             r, tokenizer, layout_for(tokenizer, model.config), model.config.vocab_size, 480

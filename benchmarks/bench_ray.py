@@ -53,7 +53,7 @@ def begin_cluster() -> None:
 
 def seconds_a_reply(answers: Answers, turn: int) -> float:
     """From the first request that an engine takes, which is there by then, to the last reply."""
-    _, requests = shapes.generate_requests(SHAPE, answers.tokenizer)
+    _, requests = shapes.generate_requests(SHAPE)
     started: list[float] = []
 
     def items() -> Iterator[IdentifiedRequest]:

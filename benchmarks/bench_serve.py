@@ -29,7 +29,7 @@ LIMIT = httpx.Limits(max_connections=None)
 def make_bulk(weights: str) -> Work:
     """All requests through one engine."""
     model, tokenizer = shapes.model_and_tokenizer("gpt2")
-    _, requests = shapes.generate_requests(SHAPE, tokenizer)
+    _, requests = shapes.generate_requests(SHAPE)
     keep_freed_memory()
     engine = GenerationEngine(model, tokenizer, max_batch_size=NUM_CLIENTS, weights=weights)
 
@@ -42,8 +42,7 @@ def make_bulk(weights: str) -> Work:
 
 def make_clients(url: str) -> Work:
     """As many clients, each of which asks again when it is answered."""
-    _, tokenizer = shapes.model_and_tokenizer("gpt2")
-    _, requests = shapes.generate_requests(SHAPE, tokenizer)
+    _, requests = shapes.generate_requests(SHAPE)
 
     def body(number: int, turn: int, **more: object) -> dict[str, object]:
         # No two prompts begin alike, in any round.

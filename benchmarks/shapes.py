@@ -7,16 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 from convai_fast.data.batches import Batch, DialogueBatches, Layout
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.readers import load_dialogues
 from convai_fast.data.store import DialogueStore
 from convai_fast.dialogue.dialogue import Dialogue
+from convai_fast.dialogue.format import SPECIAL_TOKENS
 from convai_fast.dialogue.new_tokenizer import train_tokenizer
-from convai_fast.dialogue.tokenizer import load_tokenizer
+from convai_fast.dialogue.tokenizer import add_special_tokens, load_tokenizer
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
 from convai_fast.model.config import TransformerConfig
@@ -126,6 +134,36 @@ GENERATE_SHAPES = {
     "real": GenerateShape(64, prompt_length=0),
 }
 
+# Published sizes, for transformers' own classes to make models of.
+PEER_MODELS: dict[str, PreTrainedConfig] = {
+    "GPT-2 124M": GPT2Config(vocab_size=50_262),
+    "SmolLM2 135M": LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+        rms_norm_eps=1e-5,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
+    "Qwen3 0.6B": Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        rms_norm_eps=1e-6,
+        max_position_embeddings=40_960,
+        tie_word_embeddings=True,
+    ),
+}
+
 
 @cache
 def dialogues_and_tokenizer() -> tuple[str, dict[str, list[Dialogue]], PreTrainedTokenizerFast]:
@@ -151,6 +189,18 @@ def tokenizer_of(architecture: str) -> PreTrainedTokenizerFast:
     return load_tokenizer(folder)
 
 
+def byte_tokenizer(num_tokens: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of bytes, with the special tokens, and others that no text has."""
+    tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens += [f"<{i}>" for i in range(len(tokens), num_tokens - len(SPECIAL_TOKENS))]
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    add_special_tokens(tokenizer)
+    return tokenizer
+
+
 @cache
 def model_and_tokenizer(architecture: str) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast]:
     """OpenAI GPT 117M or GPT-2 124M with random weights, and its tokenizer."""
@@ -162,9 +212,7 @@ def model_and_tokenizer(architecture: str) -> tuple[DoubleHeadsModel, PreTrained
     return model, tokenizer
 
 
-def generate_requests(
-    shape: GenerateShape, tokenizer: PreTrainedTokenizerFast
-) -> tuple[str, list[Request]]:
+def generate_requests(shape: GenerateShape) -> tuple[str, list[Request]]:
     """What the prompts are, and a request for each, whose reply is exactly `new_tokens` long."""
     params = SamplingParams(
         max_length=shape.new_tokens, min_length=shape.new_tokens, top_p=0.9, temperature=0.7

@@ -1,6 +1,6 @@
 """The peers, each at its best settings: a file a peer, which imports nothing of this library.
 
-Each file has a class `Peer`, made of a folder with a GPT-2 as transformers saves it, the format of
+Each file has a class `Peer`, made of a folder with a model as transformers saves it, the format of
 the numbers (float32, bfloat16, int8) and a number of threads. Its `generate(prompts, new_tokens,
 drawing)` gives the token ids of the replies, all of them `new_tokens` long; `package` is what pip
 calls it.

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python's low-level calls, and how a GPT-2 becomes a GGUF file."""
+"""llama.cpp through llama-cpp-python's low-level calls, and how a model becomes a GGUF file."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import gguf
 import llama_cpp
 import numpy as np
-from gguf import GGMLQuantizationType
+from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType
 from safetensors.numpy import load_file
+from transformers import AutoConfig
 
 from benchmarks.peers import Drawing, converted
 
@@ -103,38 +104,45 @@ def _sampler(drawing: Drawing, seed: int) -> object:
 
 
 def convert(folder: Path, out: Path, kind: GGMLQuantizationType) -> None:
-    """Write the GPT-2 of `folder` with matrices of `kind`, and without its tokenizer."""
-    config = json.loads((folder / "config.json").read_text())
-    writer = gguf.GGUFWriter(out / "model.gguf", "gpt2")
-    writer.add_block_count(config["n_layer"])
-    writer.add_context_length(config["n_positions"])
-    writer.add_embedding_length(config["n_embd"])
-    writer.add_feed_forward_length(config["n_inner"] or 4 * config["n_embd"])
-    writer.add_head_count(config["n_head"])
-    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    """Write the model of `folder` with matrices of `kind`, and without its tokenizer."""
+    config = AutoConfig.from_pretrained(folder)
+    writer = gguf.GGUFWriter(out / "model.gguf", config.model_type)  # by the same names
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_head_count(config.num_attention_heads)
     writer.add_tokenizer_model("none")
-    writer.add_vocab_size(config["vocab_size"])
+    writer.add_vocab_size(config.vocab_size)
+    if config.model_type == "gpt2":
+        writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    else:
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+        writer.add_rope_dimension_count(config.head_dim)
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
 
-    names = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
-    parts = {
-        "ln_1": "attn_norm",
-        "attn.c_attn": "attn_qkv",
-        "attn.c_proj": "attn_output",
-        "ln_2": "ffn_norm",
-        "mlp.c_fc": "ffn_up",
-        "mlp.c_proj": "ffn_down",
-    }
-    for i in range(config["n_layer"]):
-        names |= {f"h.{i}.{theirs}": f"blk.{i}.{part}" for theirs, part in parts.items()}
+    [architecture] = (key for key, name in MODEL_ARCH_NAMES.items() if name == config.model_type)
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     for name, tensor in load_file(folder / "model.safetensors").items():
-        layer, _, end = name.removeprefix("transformer.").rpartition(".")
-        if ".c_" in name and end == "weight":
+        if ".c_" in name and name.endswith("weight"):
             tensor = np.ascontiguousarray(tensor.T)
-        is_matrix = tensor.ndim == 2 and layer != "wpe"
+        if config.model_type == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor = _neighbours(tensor, config.head_dim)
+        is_matrix = tensor.ndim == 2 and "wpe" not in name
         stored = kind if is_matrix else GGMLQuantizationType.F32
         data = gguf.quants.quantize(tensor, stored)
-        writer.add_tensor(f"{names[layer]}.{end}", data, raw_dtype=stored)
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), data, raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _neighbours(weight: np.ndarray, head_dim: int) -> np.ndarray:
+    """Rows that turn together one behind the other, as llama.cpp turns a Llama's."""
+    halves = weight.reshape(-1, 2, head_dim // 2, weight.shape[1])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's continuous batching, and how a GPT-2 becomes what it reads."""
+"""OpenVINO GenAI's continuous batching, and how a model becomes what it reads."""
 
 import shutil
 from pathlib import Path
@@ -9,11 +9,11 @@ import openvino as ov
 import openvino_genai as genai
 import openvino_tokenizers
 import torch
-import torch.nn.functional as F
 from openvino import opset13 as ops
 from openvino._offline_transformations import apply_make_stateful_transformation
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from benchmarks.peers import Drawing, converted
 
@@ -60,11 +60,11 @@ class Peer:
 
 
 class _WithCache(nn.Module):
-    """GPT-2 with keys and values as inputs and outputs, in the form that OpenVINO recognises."""
+    """A model with keys and values as inputs and outputs, in the form that OpenVINO recognises."""
 
-    def __init__(self, model: GPT2LMHeadModel) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.body, self.head, self.num_heads = model.transformer, model.lm_head, model.config.n_head
+        self.model = model
 
     def forward(
         self,
@@ -74,37 +74,36 @@ class _WithCache(nn.Module):
         beam_idx: Tensor,
         past: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, ...]:
-        hidden = self.body.wte(input_ids) + self.body.wpe(position_ids)
         key_positions = torch.arange(attention_mask.shape[1])
         is_past = key_positions <= position_ids[:, None, :, None]
         mask = is_past & (attention_mask[:, None, None, :] > 0)
-        present = []
-        for block, (past_key, past_value) in zip(self.body.h, past, strict=True):
-            query, key, value = (
-                part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-                for part in block.attn.c_attn(block.ln_1(hidden)).chunk(3, -1)
-            )
-            key = torch.cat([past_key.index_select(0, beam_idx), key], 2)
-            value = torch.cat([past_value.index_select(0, beam_idx), value], 2)
-            present += [key, value]
-            attended = F.scaled_dot_product_attention(query, key, value, mask)
-            hidden = hidden + block.attn.c_proj(attended.transpose(1, 2).flatten(2))
-            hidden = hidden + block.mlp(block.ln_2(hidden))
-        return self.head(self.body.ln_f(hidden)), *present
+        cache = DynamicCache()
+        for key, value in past:
+            layer = DynamicLayer()
+            layer.lazy_initialization(key, value)
+            layer.keys, layer.values = (part.index_select(0, beam_idx) for part in (key, value))
+            cache.layers.append(layer)
+        logits = self.model(
+            input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache
+        ).logits
+        present = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+        return logits, *present
 
 
 @torch.no_grad()
 def convert(folder: Path, out: Path) -> None:
     """Write the model of `folder` with a state for keys and values, and its tokenizer."""
-    model = GPT2LMHeadModel.from_pretrained(folder).eval()
-    heads, width = model.config.n_head, model.config.n_embd // model.config.n_head
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    width = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     layer = (torch.zeros(2, heads, 5, width), torch.zeros(2, heads, 5, width))
     example = {
         "input_ids": torch.zeros(2, 3, dtype=torch.int64),
         "attention_mask": torch.ones(2, 8, dtype=torch.int64),
         "position_ids": torch.arange(5, 8).expand(2, 3),
         "beam_idx": torch.arange(2, dtype=torch.int32),
-        "past": [layer] * model.config.n_layer,
+        "past": [layer] * config.num_hidden_layers,
     }
     graph = ov.convert_model(_WithCache(model), example_input=example)
 
