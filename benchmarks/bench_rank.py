@@ -10,7 +10,6 @@ import statistics
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
 from benchmarks import shapes
@@ -23,9 +22,9 @@ from convai_fast.training.flops import matrix_rate
 ROUNDS = 5
 
 
-def make_ours(store_folder: str, dtype: torch.dtype) -> Work:
+def make_ours(store_folder: str, architecture: str, dtype: torch.dtype) -> Work:
     """Multiple-choice logits of a batch in the shared-prefix layout; returns them and its size."""
-    model, _ = shapes.model_and_tokenizer("openai-gpt")
+    model, _ = shapes.model_and_tokenizer(architecture)
     batches = shapes.open_batches(store_folder, "valid", shapes.RANK_SHAPE, "shared")
     keep_freed_memory()
 
@@ -40,9 +39,11 @@ def make_ours(store_folder: str, dtype: torch.dtype) -> Work:
     return rank
 
 
-def make_transformers(store_folder: str, dtype: torch.dtype, head_only: bool, folder: str) -> Work:
+def make_transformers(
+    store_folder: str, architecture: str, dtype: torch.dtype, head_only: bool, folder: str
+) -> Work:
     """The same of transformers' class, or of its body and multiple-choice head alone."""
-    model = transformers.OpenAIGPTDoubleHeadsModel.from_pretrained(folder).eval()
+    model = shapes.peer_class(architecture).from_pretrained(folder).eval()
     batches = shapes.open_batches(store_folder, "valid", shapes.RANK_SHAPE, "padded")
     if head_only:
         model.lm_head = nn.Identity()  # its logits are then the hidden states
@@ -55,13 +56,14 @@ def make_transformers(store_folder: str, dtype: torch.dtype, head_only: bool, fo
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_rank(benchmark, store_folder, precision, say, tmp_path):
+@pytest.mark.parametrize("architecture", ["openai-gpt", "SmolLM2 135M"])
+def test_rank(benchmark, store_folder, architecture, precision, say, tmp_path):
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    model, tokenizer = shapes.model_and_tokenizer("openai-gpt")
+    model, tokenizer = shapes.model_and_tokenizer(architecture)
     model.save_pretrained(tmp_path / "model", tokenizer)
-    peer = (store_folder, dtype)
+    peer = (store_folder, architecture, dtype)
     workers = {
-        "convai_fast": Worker(make_ours, store_folder, dtype, repeats=3),
+        "convai_fast": Worker(make_ours, store_folder, architecture, dtype, repeats=3),
         "transformers": Worker(make_transformers, *peer, False, str(tmp_path / "model")),
         "its body and head": Worker(make_transformers, *peer, True, str(tmp_path / "model")),
     }
@@ -76,7 +78,7 @@ def test_rank(benchmark, store_folder, precision, say, tmp_path):
     body = sum(p.numel() for p in model.transformer.blocks.parameters() if p.dim() == 2)
     floor = statistics.median(2 * body * turn.result[1] / rate for turn in turns["convai_fast"])
     name, _, _ = shapes.dialogues_and_tokenizer()
-    say(f"\n{shapes.RANK_SHAPE}, {precision}, {name}")
+    say(f"\n{architecture}, {shapes.RANK_SHAPE}, {precision}, {name}")
     for way, done in turns.items():
         seconds = statistics.median(turn.seconds for turn in done)
         tokens = statistics.median(turn.result[1] for turn in done)
@@ -92,5 +94,5 @@ def test_rank(benchmark, store_folder, precision, say, tmp_path):
             median, least, most = pairwise(turns, "convai_fast", way)
             figures |= {"ratio": round(median, 2), "spread": f"{least:.1f}-{most:.1f}"}
             line += f"; {median:.1f} x ours ({least:.1f}-{most:.1f})"
-        record("rank", f"{way}, {shapes.RANK_SHAPE}, {precision}", figures)
+        record("rank", f"{way}, {architecture}, {shapes.RANK_SHAPE}, {precision}", figures)
         say(line)

@@ -11,7 +11,6 @@ import time
 
 import pytest
 import torch
-import transformers
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import shapes
@@ -48,9 +47,14 @@ class OurStep:
     """A step of `Trainer`; a call returns tokens, labels, loss, and where the time went."""
 
     def __init__(
-        self, store_folder: str, shape: shapes.CandidatesShape, precision: str, profiled_turn: int
+        self,
+        store_folder: str,
+        architecture: str,
+        shape: shapes.CandidatesShape,
+        precision: str,
+        profiled_turn: int,
     ) -> None:
-        model, tokenizer = shapes.model_and_tokenizer("openai-gpt")
+        model, tokenizer = shapes.model_and_tokenizer(architecture)
         options = TrainOptions(
             num_candidates=shape.num_candidates,
             train_batch_size=shape.batch,
@@ -87,10 +91,10 @@ class OurStep:
 
 
 def make_transformers(
-    store_folder: str, shape: shapes.CandidatesShape, precision: str, folder: str
+    store_folder: str, architecture: str, shape: shapes.CandidatesShape, precision: str, folder: str
 ) -> Work:
     """The plain loop that the class's documentation suggests."""
-    model = transformers.OpenAIGPTDoubleHeadsModel.from_pretrained(folder).train()
+    model = shapes.peer_class(architecture).from_pretrained(folder).train()
     optimizer = make_optimizer(model, LR, weight_decay=0.01, beta2=0.999)
     batches = shapes.open_batches(store_folder, "train", shape, "padded")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -117,10 +121,11 @@ def seconds_of_parts(profiler: profile) -> dict[str, float]:
 
 @pytest.mark.parametrize("shape", shapes.TRAIN_SHAPES.values(), ids=list(shapes.TRAIN_SHAPES))
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_train_step(benchmark, store_folder, precision, shape, say, tmp_path):
-    model, tokenizer = shapes.model_and_tokenizer("openai-gpt")
+@pytest.mark.parametrize("architecture", ["openai-gpt", "SmolLM2 135M"])
+def test_train_step(benchmark, store_folder, architecture, precision, shape, say, tmp_path):
+    model, tokenizer = shapes.model_and_tokenizer(architecture)
     model.save_pretrained(tmp_path / "model", tokenizer)
-    arguments = (store_folder, shape, precision)
+    arguments = (store_folder, architecture, shape, precision)
     workers = {
         # The last turn is there for the parts alone.
         "convai_fast": Worker(OurStep, *arguments, ROUNDS, repeats=3),
@@ -138,7 +143,7 @@ def test_train_step(benchmark, store_folder, precision, shape, say, tmp_path):
     logs = [turn.result[3] for turn in turns["convai_fast"]]
     mfu = statistics.median(log["mfu"] for log in logs)
     name, _, _ = shapes.dialogues_and_tokenizer()
-    say(f"\n{shape}, {precision}, {name}")
+    say(f"\n{architecture}, {shape}, {precision}, {name}")
     for way, done in turns.items():
         say(f"  {way:12} {describe(done)}")
     say(
@@ -159,7 +164,7 @@ def test_train_step(benchmark, store_folder, precision, shape, say, tmp_path):
         "mfu": round(mfu, 3),
         **{part: round(seconds, 4) for part, seconds in parts},
     }
-    record("train", f"{shape}, {precision}", figures)
+    record("train", f"{architecture}, {shape}, {precision}", figures)
 
 
 def describe(turns: list[Turn]) -> str:

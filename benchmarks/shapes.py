@@ -13,6 +13,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
@@ -27,6 +28,7 @@ from convai_fast.dialogue.new_tokenizer import train_tokenizer
 from convai_fast.dialogue.tokenizer import add_special_tokens, load_tokenizer
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
+from convai_fast.model import families
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 
@@ -203,13 +205,24 @@ def byte_tokenizer(num_tokens: int) -> PreTrainedTokenizerFast:
 
 @cache
 def model_and_tokenizer(architecture: str) -> tuple[DoubleHeadsModel, PreTrainedTokenizerFast]:
-    """OpenAI GPT 117M or GPT-2 124M with random weights, and its tokenizer."""
-    tokenizer = tokenizer_of(architecture)
+    """OpenAI GPT 117M or GPT-2 124M with random weights, and its tokenizer.
+
+    Or one of `PEER_MODELS`, with OpenAI GPT's.
+    """
+    if architecture in PEER_MODELS:
+        tokenizer, config = tokenizer_of("openai-gpt"), PEER_MODELS[architecture].to_dict()
+    else:
+        tokenizer = tokenizer_of(architecture)
+        config = {"model_type": architecture, "vocab_size": len(tokenizer)}
     torch.manual_seed(0)
-    config = {"model_type": architecture, "vocab_size": len(tokenizer)}
     model = DoubleHeadsModel(TransformerConfig.from_transformers(config)).eval()
     model.head_is_new = False  # how it ranks does not matter, only how fast
     return model, tokenizer
+
+
+def peer_class(architecture: str) -> type[PreTrainedModel]:
+    """transformers' own class for both heads of such a model."""
+    return families.of(model_and_tokenizer(architecture)[0].config).peer_class()
 
 
 def generate_requests(shape: GenerateShape) -> tuple[str, list[Request]]:
