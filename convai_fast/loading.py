@@ -1,7 +1,6 @@
 """The one door to a fine-tuned model: the model and its tokenizer, which fit each other."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -89,7 +88,7 @@ def add_segments(
     model.resize_token_embeddings(max(model.config.vocab_size, max(ids) + 1))
     with torch.no_grad():
         model.transformer.token_embedding.weight[ids] = 0
-    model.config = model.transformer.config = replace(model.config, segments=True)
+    model.read_segments()
     report(f"segments: each token is read with its speaker, {' or '.join(SPEAKERS)}")
 
 

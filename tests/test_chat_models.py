@@ -89,15 +89,20 @@ def test_segments_change_nothing_until_they_are_trained_and_are_kept(tmp_path, t
     AutoModelForCausalLM.from_pretrained(tmp_path / "b")
 
 
-def test_an_adapter_of_a_chat_model_trains_no_rows(tmp_path):
-    model, tokenizer = load(save("mistral0.3", tmp_path / "base"))
-    options = TrainOptions(model=str(tmp_path / "base"), lora_r=2)
-    lora = Lora(model, options, [])
+@pytest.mark.parametrize("segments", [False, True])
+def test_an_adapter_of_a_chat_model_trains_no_rows_but_those_of_segments(tmp_path, segments):
+    folder = save("mistral0.3", tmp_path / "base")
+    model, tokenizer = load(folder, resize=True, segments=segments, report=str)
+    speakers = [id for id in map(tokenizer.get_vocab().get, SPEAKERS) if id is not None]
+    lora = Lora(model, TrainOptions(model=str(folder), lora_r=2), speakers)
     with torch.no_grad():
         for parameter in lora.state_dict().values():
             parameter.add_(0.1)
     lora.save_pretrained(tmp_path / "adapter", tokenizer)
     ids = torch.arange(12)[None]
-    merged = DoubleHeadsModel.from_pretrained(tmp_path / "adapter")
-    torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    given = {"token_type_ids": torch.tensor([speakers * 6])} if segments else {}
+    merged, _ = load(tmp_path / "adapter")
+    logits = model(ids, **given).logits
+    torch.testing.assert_close(merged(ids, **given).logits, logits, rtol=1e-4, atol=1e-4)
+    assert not segments or not logits.equal(model(ids).logits)
     assert AutoTokenizer.from_pretrained(tmp_path / "adapter").chat_template

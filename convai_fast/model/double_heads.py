@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -262,8 +262,14 @@ class DoubleHeadsModel(nn.Module):
         )
         if self.lm_head is not None:
             self.lm_head = nn.Parameter(resized(self.lm_head))
-        self.config = dataclasses.replace(self.config, vocab_size=vocab_size)
-        self.transformer.config = self.config
+        self._change_config(vocab_size=vocab_size)
+
+    def read_segments(self) -> None:
+        """From now on, add the embedding of its segment to each token."""
+        self._change_config(segments=True)
+
+    def _change_config(self, **settings: Any) -> None:
+        self.config = self.transformer.config = dataclasses.replace(self.config, **settings)
 
     @classmethod
     def from_pretrained(
@@ -292,6 +298,8 @@ class DoubleHeadsModel(nn.Module):
                 grows = model.config.vocab_size < config.vocab_size
                 if grows or families.of(model.config).pads_vocabulary:
                     model.resize_token_embeddings(config.vocab_size)
+                if config.segments:  # whose rows are the adapter's
+                    model.read_segments()
                 if model.config != config:
                     raise UserError(
                         f"{base} is not the model that the adapter in {folder} was trained on: "
