@@ -4,17 +4,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from convai_fast import GenerationEngine, Request, SamplingParams, load
+from convai_fast import GenerationEngine, Request, SamplingParams, evaluate, load
+from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.format import SPEAKERS
 from convai_fast.errors import UserError
-from convai_fast.model import DoubleHeadsModel
 from convai_fast.model.families import FAMILIES
 from convai_fast.training.lora import Lora
 from convai_fast.training.options import TrainOptions
 from tests.helpers.chat_tokenizers import chat_tokenizer
 from tests.helpers.model_peers import SIZES
 
-MODELS = {"smollm2": "llama", "qwen3": "qwen3", "tinyllama": "llama", "mistral0.3": "mistral"}
+MODELS = {
+    "smollm2": "llama",
+    "qwen3": "qwen3",
+    "llama2": "llama",
+    "tinyllama": "llama",
+    "mistral0.3": "mistral",
+}
 PERSONA, HISTORY = ["i like tea.", "i have two cats."], ["hello!", "hi, how are you?", "fine. you?"]
 
 
@@ -51,6 +57,14 @@ def test_replies_are_what_transformers_writes_after_the_template(name, tmp_path)
         ids, do_sample=False, max_new_tokens=8, min_new_tokens=8, bad_words_ids=banned
     )
     assert reply.token_ids == written[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("name", ["llama2", "mistral0.3"])
+def test_every_word_of_a_reply_is_scored(name, tmp_path):
+    model, tokenizer = load(save(name, tmp_path))
+    dialogue = Dialogue(PERSONA, [Utterance(HISTORY, ["I like cats, too."])])
+    result = evaluate(model, tokenizer, {"valid": [dialogue]}, metrics=["word_ppl"])
+    assert (result.counts["words"], result.counts["unknown_words"]) == (6, 0)
 
 
 def test_no_token_and_no_row_is_added(tmp_path):

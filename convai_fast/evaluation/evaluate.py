@@ -15,6 +15,7 @@ from convai_fast.data.batches import DialogueBatches, spread
 from convai_fast.data.build_store import build_store
 from convai_fast.data.store import DialogueStore
 from convai_fast.dialogue.dialogue import Dialogue
+from convai_fast.dialogue.layout import Place
 from convai_fast.errors import UserError
 from convai_fast.evaluation import overlap
 from convai_fast.evaluation.metrics import METRICS, check_metrics
@@ -140,9 +141,9 @@ def evaluate(
         model.check_ranking("hits@K is about", ", or leave hits@K out of `metrics`")
     writes_replies = not _OF_REPLIES.isdisjoint(metrics)
     params = replace(sampling or SamplingParams(), n=1)
+    layout = layout_for(tokenizer, model.config)
     if writes_replies:
-        # Better said now than after other metrics.
-        prompt_room(model.config.n_positions, params, layout_for(tokenizer, model.config))
+        prompt_room(model.config.n_positions, params, layout)  # better said now than afterwards
     run = _Run(model, tokenizer, dialogues[split], split, max_history, max_examples)
     if ks:
         run.check_candidates(max(ks))
@@ -151,7 +152,8 @@ def evaluate(
         run.score(bool(ks), "ppl" in metrics, batch_size, dtype)
     if "word_ppl" in metrics:
         said = chain.from_iterable(dialogues.values())
-        vocabulary = WordVocabulary(count_words(said), tokenizer)
+        of_reply = layout.surroundings[Place.REPLY]
+        vocabulary = WordVocabulary(count_words(said), tokenizer, of_reply)
         run.score_words(vocabulary, batch_size, dtype)
     if writes_replies:
         run.write_replies(params)

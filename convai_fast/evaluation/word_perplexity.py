@@ -25,6 +25,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate, chain
 from typing import NamedTuple
 
@@ -34,7 +35,8 @@ from transformers import PreTrainedTokenizerFast
 
 from convai_fast.data.batches import DialogueBatches, SharedBatch
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
-from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.encoding import encode_in
+from convai_fast.dialogue.layout import Surroundings
 from convai_fast.errors import UserError
 from convai_fast.evaluation.scoring import (
     Rows,
@@ -48,6 +50,9 @@ from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.layers import to_device
 
 SMOOTHING = 5  # added to every count
+
+_ALONE = Surroundings()
+_AFTER_SPACE = Surroundings(before=".", leading=" ")
 
 
 class WordScores(NamedTuple):
@@ -92,14 +97,21 @@ class WordVocabulary:
     Args:
         counts: how often each word occurs; one that the tokenizer has no token for is left out.
         tokenizer: the model's.
+        surroundings: of a reply in the model's layout.
 
     Attributes:
         first_tokens: two int64 [num_first_tokens], of the vocabulary's words as they begin a reply,
             and as they stand after a space.
     """
 
-    def __init__(self, counts: Mapping[str, int], tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(
+        self,
+        counts: Mapping[str, int],
+        tokenizer: PreTrainedTokenizerFast,
+        surroundings: Surroundings = _ALONE,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._surroundings = replace(surroundings, trailing=""), _AFTER_SPACE
         self._token_ids: tuple[dict[str, list[int]], ...] = ({}, {})
         self._tokenise(counts)
         self.first_tokens: list[Tensor] = []
@@ -130,8 +142,8 @@ class WordVocabulary:
 
     def _tokenise(self, words: Iterable[str]) -> None:
         new = sorted(set(words) - self._token_ids[0].keys())
-        for token_ids, space in zip(self._token_ids, ("", " "), strict=True):
-            ids = encode(self._tokenizer, [space + word for word in new])
+        for token_ids, surroundings in zip(self._token_ids, self._surroundings, strict=True):
+            ids = encode_in(self._tokenizer, new, surroundings)
             token_ids.update(zip(new, ids, strict=True))
 
 
@@ -217,7 +229,9 @@ def _queries(
     cannot be."""
     words = split_words(reply)
     token_ids = vocabulary.token_ids(words)
-    if list(chain(*token_ids))[: len(read)] != read:
+    of_words = [*chain(*token_ids)]
+    # Of a reply that was cut the last words are missing; a layout may add a space to a whole one.
+    if any(ours != theirs for ours, theirs in zip(of_words, read, strict=False)):
         raise UserError(
             "word_ppl needs a tokenizer whose tokens end where words do, but this model's joins "
             f"words of {reply!r}: leave that metric out"

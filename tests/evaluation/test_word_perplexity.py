@@ -9,8 +9,10 @@ import torch
 from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.build_store import build_store
 from convai_fast.data.readers import load_dialogues
+from convai_fast.dialogue.chat_template import layout_of
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
-from convai_fast.dialogue.encoding import encode
+from convai_fast.dialogue.encoding import encode, encode_in
+from convai_fast.dialogue.layout import Place, Surroundings
 from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.dialogue.tokenizer import load_tokenizer
 from convai_fast.errors import UserError
@@ -23,6 +25,7 @@ from convai_fast.evaluation.word_perplexity import (
     split_words,
     with_separate_words,
 )
+from tests.helpers.chat_tokenizers import CHAT_MODELS, chat_tokenizer
 from tests.helpers.small_tokenizers import openai_gpt_tokenizer
 
 
@@ -191,3 +194,16 @@ def test_words_of_real_replies_are_tokenised_as_their_texts(shared_dir, architec
     joined = encode(tokenizer, [" ".join(words) for words in replies])
     for words, ids in zip(replies, joined, strict=True):
         assert list(chain(*vocabulary.token_ids(words))) == ids
+
+
+@pytest.mark.parametrize("is_chat", [False, True])
+@pytest.mark.parametrize("name", CHAT_MODELS)
+def test_words_have_the_tokens_that_they_have_in_a_reply(name, is_chat):
+    tokenizer, words = chat_tokenizer(name), split_words("I have 2 cats (don't you?)")
+    around = layout_of(tokenizer).surroundings[Place.REPLY] if is_chat else Surroundings()
+    vocabulary = WordVocabulary(Counter(words), tokenizer, around)
+    of_words = list(chain(*vocabulary.token_ids(words)))
+    [read] = encode_in(tokenizer, [" ".join(words)], around)
+    assert of_words == read[: len(of_words)]
+    # The rest is the space that a template writes after a reply.
+    assert tokenizer.convert_ids_to_tokens(read[len(of_words) :]) in ([], ["▁"])
