@@ -1,4 +1,4 @@
-"""A model that has learnt to chat, from its folder to its replies."""
+"""A model and its tokenizer that fit each other: one that has learnt to chat, among them."""
 
 import pytest
 import torch
