@@ -57,11 +57,10 @@ def read_body(
     Raises UserError naming the field that does not exist or holds the wrong thing.
     """
     fields = dict(body)
-    for name, types in (("stream", bool), ("model", str), ("stream_options", dict)):
-        if fields.get(name) is not None and type(fields[name]) is not types:
-            kinds = {bool: "true or false", str: "a text", dict: "an object"}
-            raise UserError(f"{name} is {quoted(fields[name])}, but must be {kinds[types]}")
+    for name, kind_of in (("stream", bool), ("model", str), ("stream_options", dict)):
+        _check_kind(name, fields.get(name), kind_of)
     options = fields.get("stream_options") or {}
+    _check_kind("include_usage", options.get("include_usage"), bool)
     if kind == "text":
         _make_flag_of_logprobs(fields)
     prompts = _prompts(fields) if "prompt" in fields else [fields]
@@ -80,6 +79,13 @@ def read_body(
         raise UserError("stream takes one prompt: ask for each by itself")
     tells_usage = bool(options.get("include_usage"))
     return Asked(requests, fields.get("model"), stream, tells_usage)
+
+
+def _check_kind(name: str, value: Any, kind: type) -> None:
+    """Raise UserError unless a field is of this kind, or not given."""
+    if value is not None and type(value) is not kind:
+        kinds = {bool: "true or false", str: "a text", dict: "an object"}
+        raise UserError(f"{name} is {quoted(value)}, but must be {kinds[kind]}")
 
 
 def _make_flag_of_logprobs(fields: dict[str, Any]) -> None:

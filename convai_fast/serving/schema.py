@@ -9,6 +9,7 @@ _TEXT: dict[str, Any] = {"type": "string"}
 _TEXTS: dict[str, Any] = {"type": "array", "items": _TEXT}
 _NUMBER, _INTEGER = {"type": "number"}, {"type": "integer"}
 
+_STREAMED = {"include_usage": {"anyOf": [{"type": "boolean"}, {"type": "null"}]}}
 _DRAWING: dict[str, Any] = {
     "max_tokens": {"type": "integer", "minimum": 1, "description": "most tokens in a reply"},
     "temperature": {"type": "number", "minimum": 0, "description": "0: the likeliest token"},
@@ -27,9 +28,16 @@ _DRAWING: dict[str, Any] = {
     "repetition_penalty": {"type": "number", "minimum": 0.01, "maximum": 100},
     "no_repeat_ngram_size": {"type": "integer", "minimum": 0},
     "stream": {"type": "boolean", "description": "tell tokens as they are drawn"},
-    "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
+    "stream_options": {"type": "object", "properties": _STREAMED},
     "model": {"type": "string", "description": "the one of /v1/models"},
 }
+
+
+def _or_null(properties: dict[str, Any]) -> dict[str, Any]:
+    """Null means that a field is not given."""
+    return {name: {"anyOf": [each, {"type": "null"}]} for name, each in properties.items()}
+
+
 _MESSAGE = {
     "type": "object",
     "properties": {
@@ -43,8 +51,7 @@ _REQUESTS = {
         "type": "object",
         "properties": {
             "messages": {"type": "array", "items": _MESSAGE, "minItems": 1},
-            "logprobs": {"type": "boolean"},
-            **_DRAWING,
+            **_or_null({"logprobs": {"type": "boolean"}, **_DRAWING}),
         },
         "required": ["messages"],
         "additionalProperties": False,
@@ -53,9 +60,13 @@ _REQUESTS = {
         "type": "object",
         "properties": {
             "prompt": {"anyOf": [_TEXT, _TEXTS, {"type": "array", "items": _INTEGER}]},
-            "persona": {"anyOf": [_TEXT, _TEXTS]},
-            "logprobs": {"enum": [0], "description": "of the tokens that were drawn"},
-            **_DRAWING,
+            **_or_null(
+                {
+                    "persona": {"anyOf": [_TEXT, _TEXTS]},
+                    "logprobs": {"enum": [0], "description": "of the tokens that were drawn"},
+                    **_DRAWING,
+                }
+            ),
         },
         "required": ["prompt"],
         "additionalProperties": False,

@@ -187,6 +187,11 @@ def test_without_a_seed_each_answer_is_another(client):
         ({"messages": MESSAGES, "temperature": -1}, 400, "temperature is -1"),
         ({"messages": MESSAGES, "max_tokens": 10**6}, 400, "max_length is 1000000"),
         ({"messages": MESSAGES, "stream": 1}, 400, "stream is 1, but must be true or false"),
+        (
+            {"messages": MESSAGES, "stream_options": {"include_usage": []}},
+            400,
+            "include_usage is [], but must be true or false",
+        ),
         ({"messages": MESSAGES, "stream": True, "best_of": 2}, 400, "cannot be streamed"),
         ({"messages": MESSAGES, "model": "gpt-4"}, 404, "there is no model 'gpt-4' here"),
         ({"messages": MESSAGES, "body": {}}, 400, "there is no field 'body'"),
