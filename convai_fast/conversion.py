@@ -272,7 +272,7 @@ def _report(source: _Source, ignored: list[str]) -> list[tuple[str, str]]:
     ids = [f"{token} {vocabulary[token]}" for token in SPECIAL_TOKENS if token in vocabulary]
     missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
     rows.append(("special tokens", ", ".join(ids) or "none"))
-    if missing:
+    if missing and not families.of(config).reads_chat(source.tokenizer):
         rows.append(("", f"{', '.join(missing)} will be added by `train`"))
     return rows
 

@@ -71,5 +71,6 @@ def test_a_model_is_trained_evaluated_talked_to_and_ranks(
     assert len(capsys.readouterr().out.split(">>> ")[1].strip()) >= 2
 
     assert main(["convert", "--model", str(run), "--output", str(tmp_path / "converted")]) == 0
+    assert "will be added by `train`" not in capsys.readouterr().out
     theirs = FAMILIES[settings["model_type"]].peer_class().from_pretrained(tmp_path / "converted")
     assert theirs.config.max_position_embeddings == 512
