@@ -16,7 +16,13 @@ from convai_fast.errors import UserError
 from convai_fast.generation.detokenizer import Detokenizer
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
-from convai_fast.generation.request import Request, check_ranking, dialogue_of, prompt_room
+from convai_fast.generation.request import (
+    Request,
+    check_ranking,
+    dialogue_of,
+    find_blank_turn,
+    prompt_room,
+)
 from convai_fast.serving.shown_text import stream_text
 from convai_fast.serving.transcript import Transcript
 from convai_fast.terminal import counted
@@ -92,11 +98,11 @@ class Conversation:
         return "The model's persona:\n" + "".join(f"  {sentence}\n" for sentence in self.persona)
 
     def _answer(self, line: str) -> Iterator[str]:
-        places = [Place.SPEAKER2]
-        (user_turn,) = encode_at(self.tokenizer, [line], places, self.engine.layout)
-        if not user_turn:
+        if find_blank_turn([line], self.tokenizer) is not None:
             yield "Nothing to reply to: write a line, or /help.\n"
             return
+        places = [Place.SPEAKER2]
+        (user_turn,) = encode_at(self.tokenizer, [line], places, self.engine.layout)
         history = [*self.history, user_turn]
         turn_seed = random.Random(f"{self.params.seed} {self.turn}").getrandbits(63)
         reply: list[int] = []
