@@ -154,9 +154,15 @@ def layout_for(tokenizer: PreTrainedTokenizerFast, config: TransformerConfig) ->
     """How dialogues are laid out for a model with this config and tokenizer.
 
     Raises UserError when the tokenizer lacks tokens that the layout of its family has, or has a
-    chat template that is no layout.
+    chat template that is no layout, or one that fills the model's positions alone.
     """
-    return families.of(config).layout(tokenizer)
+    layout = families.of(config).layout(tokenizer)
+    if config.n_positions < (needed := layout.empty_prompt + 2):  # a reply of a token, and its end
+        raise UserError(
+            f"the model has {config.n_positions} positions, as its config.json says, too few for "
+            f"any reply, which takes {needed} with what stands around it: name another model"
+        )
+    return layout
 
 
 def model_fingerprint(model: DoubleHeadsModel) -> str:

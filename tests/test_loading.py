@@ -9,6 +9,7 @@ from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.format import SPEAKERS
 from convai_fast.errors import UserError
 from convai_fast.model.families import FAMILIES
+from convai_fast.serving.conversation import Conversation
 from convai_fast.training.lora import Lora
 from convai_fast.training.options import TrainOptions
 from tests.helpers.chat_tokenizers import chat_tokenizer
@@ -79,6 +80,19 @@ def test_a_model_with_too_few_rows_is_refused(tmp_path):
     save("smollm2", tmp_path, vocab_size=50)
     with pytest.raises(UserError, match="embeddings for 50 tokens"):
         load(tmp_path, resize=True)
+
+
+def test_a_model_without_room_for_its_layout_is_refused(tmp_path):
+    model, tokenizer = load(save("smollm2", tmp_path, max_position_embeddings=33))
+    with pytest.raises(UserError, match=r"33 positions, .* takes 34 with what stands around it"):
+        GenerationEngine(model, tokenizer)
+
+
+def test_a_blank_line_is_no_turn_though_a_template_writes_a_space_before_it(tmp_path):
+    model, tokenizer = load(save("mistral0.3", tmp_path))
+    conversation = Conversation(GenerationEngine(model, tokenizer), tokenizer, SamplingParams())
+    assert "Nothing to reply to" in "".join(conversation.handle(" "))
+    assert conversation.history == []
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -69,11 +69,6 @@ def start_or_continue(options: TrainOptions, report: Callable[[str], None]) -> S
         return Start(*load(last), state, options.model, before)
     base = _base(options) if options.lora_r else options.model
     model, tokenizer = load_model_and_tokenizer(replace(options, model=base), report)
-    if model.config.n_positions < 4:
-        raise UserError(
-            f"{options.model} has {model.config.n_positions} positions, as its "
-            "config.json says, too few for any reply: name another model"
-        )
     if last is not None:  # the head of the state, not that of the base
         name = "model.safetensors" if options.merge_lora else adapter.WEIGHTS_FILE
         model.head_is_new = has_new_head(last / name)
