@@ -58,7 +58,9 @@ def load(
     if rows < model.config.vocab_size:
         report(f"embedding: {model.config.vocab_size - rows:,} rows of no token dropped")
         model.resize_token_embeddings(rows)
-    if resize and not families.of(model.config).reads_chat(found):
+    reads_chat = families.of(model.config).reads_chat(found)
+    opens_turns = not reads_chat and set(SPEAKERS) <= found.get_vocab().keys()
+    if resize and not reads_chat:
         num_tokens, added = len(found), add_special_tokens(found)
         beyond = set(range(rows, num_tokens + added))
         if rows <= num_tokens and beyond <= set(special_ids(found)):
@@ -70,24 +72,30 @@ def load(
                 )
     check_fit(found, model.config, path)
     if resize and segments and not model.config.segments:
-        add_segments(model, found, report)
+        add_segments(model, found, report, begin_as_zeros=not opens_turns)
     return model, found
 
 
 def add_segments(
-    model: DoubleHeadsModel, tokenizer: PreTrainedTokenizerFast, report: Callable[[str], None]
+    model: DoubleHeadsModel,
+    tokenizer: PreTrainedTokenizerFast,
+    report: Callable[[str], None],
+    *,
+    begin_as_zeros: bool = True,
 ) -> None:
     """Let a model add to each token the embedding of who speaks, `<speaker1>` or `<speaker2>`.
 
-    The two begin as zeros: until it is trained, the model computes what it did.
+    The two begin as zeros: until it is trained, the model computes what it did. Where it has learnt
+    them as tokens, which stand before turns, it keeps what it has.
     """
     missing = [token for token in SPEAKERS if token not in tokenizer.get_vocab()]
     tokenizer.add_tokens(missing, special_tokens=True)
     vocabulary = tokenizer.get_vocab()
     ids = [vocabulary[token] for token in SPEAKERS]
     model.resize_token_embeddings(max(model.config.vocab_size, max(ids) + 1))
-    with torch.no_grad():
-        model.transformer.token_embedding.weight[ids] = 0
+    if begin_as_zeros:
+        with torch.no_grad():
+            model.transformer.token_embedding.weight[ids] = 0
     model.read_segments()
     report(f"segments: each token is read with its speaker, {' or '.join(SPEAKERS)}")
 

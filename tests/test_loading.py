@@ -117,6 +117,18 @@ def test_segments_change_nothing_until_they_are_trained_and_are_kept(tmp_path, t
     AutoModelForCausalLM.from_pretrained(tmp_path / "b")
 
 
+def test_speakers_that_were_learnt_as_tokens_stay_when_segments_are_added(tmp_path):
+    folder = save("smollm2", tmp_path / "a")
+    (folder / "chat_template.jinja").unlink()
+    model, tokenizer = load(folder, resize=True, report=str)
+    learnt = model.transformer.token_embedding.weight[tokenizer.get_vocab()["<speaker1>"]]
+    model.save_pretrained(tmp_path / "b", tokenizer)
+    again, its_tokenizer = load(tmp_path / "b", resize=True, segments=True, report=str)
+    assert again.config.segments
+    rows = again.transformer.token_embedding.weight
+    assert rows[its_tokenizer.get_vocab()["<speaker1>"]].equal(learnt)
+
+
 @pytest.mark.parametrize("segments", [False, True])
 def test_an_adapter_of_a_chat_model_trains_no_rows_but_those_of_segments(tmp_path, segments):
     folder = save("mistral0.3", tmp_path / "base")
