@@ -149,7 +149,8 @@ def tokenizer_and_layout(path: str | Path) -> tuple[PreTrainedTokenizerFast, Lay
     """
     with unpacked(path) as source:
         tokenizer = read_tokenizer(source.path)
-        config_file = Path(tokenizer.name_or_path) / "config.json"
+        # Where it came from the Hub, it names its folder; one of the old libraries names none.
+        config_file = Path(tokenizer.name_or_path or source.path) / "config.json"
         model_type = read_json(config_file).get("model_type") if config_file.is_file() else None
     family = families.FAMILIES.get(str(model_type))
     if family is None or not family.reads_chat(tokenizer):

@@ -7,13 +7,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from convai_fast import GenerationEngine, Request, SamplingParams, evaluate, load
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.format import SPEAKERS
+from convai_fast.dialogue.layout import classic
+from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
+from convai_fast.loading import tokenizer_and_layout
 from convai_fast.model.families import FAMILIES
 from convai_fast.serving.conversation import Conversation
 from convai_fast.training.lora import Lora
 from convai_fast.training.options import TrainOptions
 from tests.helpers.chat_tokenizers import chat_tokenizer
 from tests.helpers.model_peers import SIZES
+from tests.helpers.old_checkpoints import LAYOUTS, write_old_checkpoint
 
 MODELS = {
     "smollm2": "llama",
@@ -127,6 +131,14 @@ def test_speakers_that_were_learnt_as_tokens_stay_when_segments_are_added(tmp_pa
     assert again.config.segments
     rows = again.transformer.token_embedding.weight
     assert rows[its_tokenizer.get_vocab()["<speaker1>"]].equal(learnt)
+
+
+def test_the_layout_of_an_old_tokenizer_is_not_asked_of_the_current_folder(tmp_path, monkeypatch):
+    write_old_checkpoint(tmp_path / "old", LAYOUTS[0], "gpt2")
+    (tmp_path / "config.json").write_text("{")
+    monkeypatch.chdir(tmp_path)
+    tokenizer, layout = tokenizer_and_layout("old")
+    assert layout == classic(special_ids(tokenizer))
 
 
 @pytest.mark.parametrize("segments", [False, True])
