@@ -102,8 +102,7 @@ def add_segments(
 
 def rows_of_tokens(config: TransformerConfig, tokenizer: PreTrainedTokenizerFast) -> int:
     """How many rows of the embedding belong to tokens: some families pad it with more."""
-    family = families.of(config)
-    if not family.pads_vocabulary or family.reads_chat(tokenizer):
+    if not families.of(config).pads_vocabulary:
         return config.vocab_size
     return min(config.vocab_size, max(tokenizer.get_vocab().values()) + 1)
 

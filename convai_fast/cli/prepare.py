@@ -54,6 +54,11 @@ def run(options: PrepareOptions) -> None:
             print(summary(store, split, options))
         if not set(SPECIAL_TOKENS) <= tokenizer.get_vocab().keys():
             print(_beside_template(store, tokenizer))
+        elif tokenizer.chat_template:
+            print(
+                "the tokenizer's chat template is not read: name the folder of a Llama, Mistral or "
+                "Qwen, with its config.json, as the tokenizer"
+            )
         if place:
             where = ", in place of the store that was there" if is_replaced else ""
             print(f"{store.num_bytes / 1e6:.1f} MB in {store.folder}{where}")
@@ -107,8 +112,14 @@ def _beside_template(store: DialogueStore, tokenizer: PreTrainedTokenizerFast) -
     """How many of some dialogues have exactly the tokens that the chat template gives them."""
     dialogues = islice((d for d in store.dialogues("train") if d.utterances), _COMPARED)
     count, equal = verify(tokenizer, store.layout, dialogues)
-    return (
+    line = (
         f"chat template: {equal:,} of {count:,} dialogues are read token by token as it writes them"
+    )
+    if equal == count:
+        return line
+    return (
+        f"{line}; in the others a text has what the template or its tokenizer takes for its own, "
+        "such as <think> or <|im_end|>, which is read as text here, or speaker1 begins"
     )
 
 

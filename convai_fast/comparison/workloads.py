@@ -181,13 +181,18 @@ class Comparison:
         pairs = zip(rank(0), rank_plainly(0), strict=True)
         difference = max(abs(a - b) for a, b in pairs)
         note = (
-            "the candidates of a turn, in float32, from token ids; transformers' double-heads "
-            "class reads each behind a copy of its prompt, padded, and computes logits of the "
-            f"vocabulary, which it cannot leave out; scores differ by at most {difference:.0e}"
+            f"the candidates of a turn, in float32, from token ids; {self._their_class()} reads "
+            "each behind a copy of its prompt, padded, and makes logits of the vocabulary, which "
+            f"it cannot leave out; scores differ by at most {difference:.0e}"
         )
         return Workload(
             f"ranking {count} candidates", "rankings", Way(rank, 1), Way(rank_plainly, 1), note
         )
+
+    def _their_class(self) -> str:
+        name = families.of(self.model.config).model_class
+        has_both = "DoubleHeads" in name
+        return f"transformers' {name}" + ("" if has_both else " with a linear head to rank by")
 
     def _padded(self, prompt: Prompt, candidates: Sequence[Sequence[int]]) -> dict[str, Any]:
         """A turn's candidates as transformers' double-heads classes take them."""
@@ -241,7 +246,7 @@ class Comparison:
         note = (
             f"{size} examples with {options.num_candidates} candidates, products in {precision}: "
             "forward, backward, clipping and fused AdamW; the same examples padded for "
-            "transformers' double-heads class; dropout in both, here one mask for the prompt that "
+            f"{self._their_class()}; dropout in both if in any, here one mask for the prompt that "
             "candidates share"
         )
         return Workload("training step", "examples", Way(take, size), Way(take_plainly, size), note)

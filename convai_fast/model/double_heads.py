@@ -1,6 +1,7 @@
 """The dialogue model: a transformer with a language-model and a multiple-choice head."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from convai_fast.model.transformer import Transformer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -287,13 +290,22 @@ class DoubleHeadsModel(nn.Module):
             UserError: there is no such model, or its files are damaged or do not fit together.
         """
         with unpacked(path) as source:
-            return cls._from_folder(checkpoint.find_folder(source.path), dtype)
+            folder = checkpoint.find_folder(source.path)
+            model, has_head = cls._from_folder(folder, dtype)
+        if not has_head:
+            logger.warning(
+                "%s has no multiple-choice head (it is a plain language model): it gets a new one, "
+                "which ranks nothing until it is trained.",
+                path,
+            )
+        return model
 
     @classmethod
-    def _from_folder(cls, folder: Path, dtype: torch.dtype) -> "DoubleHeadsModel":
+    def _from_folder(cls, folder: Path, dtype: torch.dtype) -> "tuple[DoubleHeadsModel, bool]":
+        """The model, and whether its multiple-choice head was there."""
         if adapter.is_adapter(folder):
             with adapter.base_of(folder) as base:
-                model = cls._from_folder(base, torch.float32)
+                model, has_head = cls._from_folder(base, torch.float32)
                 config = adapter.config_of(folder, model.config)
                 grows = model.config.vocab_size < config.vocab_size
                 if grows or families.of(model.config).pads_vocabulary:
@@ -308,7 +320,8 @@ class DoubleHeadsModel(nn.Module):
             changed = adapter.merge_adapter(folder, config, dict(model.named_parameters()))
             if any(is_head(name) for name in changed):
                 model.head_is_new = checkpoint.has_new_head(folder / adapter.WEIGHTS_FILE)
-            return model.to(dtype).eval()
+                has_head = True
+            return model.to(dtype).eval(), has_head
         tensors, file = checkpoint.read_tensors(folder)
         config = checkpoint.read_config(folder, tensors)
         parameters = account_for(tensors, config, file).parameters
@@ -324,8 +337,9 @@ class DoubleHeadsModel(nn.Module):
                 places = model.get_parameter(name).split([len(part) for part in parts])
                 for place, part in zip(places, parts, strict=True):
                     place.copy_(part)
-        model.head_is_new = len(weights) < len(shapes) or checkpoint.has_new_head(file)
-        return model.eval()
+        has_head = len(weights) == len(shapes)
+        model.head_is_new = not has_head or checkpoint.has_new_head(file)
+        return model.eval(), has_head
 
     def save_pretrained(
         self,

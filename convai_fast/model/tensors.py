@@ -3,7 +3,6 @@
 Parameters have three names: ours, transformers' of today, and in part those of the old libraries.
 """
 
-import logging
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -16,8 +15,6 @@ from convai_fast.errors import UserError, shown
 from convai_fast.model import families, legacy
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.families.family import LM_HEAD, split
-
-logger = logging.getLogger(__name__)
 
 EMBEDDING = "transformer.token_embedding.weight"
 _MULTIPLE_CHOICE_HEAD = "multiple_choice_head"
@@ -122,13 +119,7 @@ def map_weights(
             "and save the model with a current transformers first."
         )
     missing = set(chain(*names.values())) - parameters.keys()
-    if missing == head_names(config):
-        logger.warning(
-            "%s has no multiple-choice head (it is a plain language model): "
-            "the head is newly initialised and must be trained.",
-            path,
-        )
-    elif missing:
+    if missing and missing != head_names(config):
         raise UserError(
             f"{path} lacks tensors of the model that config.json describes: {listing(missing)}; "
             "check the number of layers in config.json, or get the complete file."

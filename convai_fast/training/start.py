@@ -119,6 +119,8 @@ def load_model_and_tokenizer(
         report=report,
     )
     report(f"model: {_shape(model)} from {options.model}")
+    if families.of(model.config).reads_chat(tokenizer):
+        report("dialogues: as the tokenizer's chat template writes them")
     return model, tokenizer
 
 

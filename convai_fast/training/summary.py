@@ -12,6 +12,7 @@ from tqdm import tqdm
 from convai_fast.archive import best_checkpoint
 from convai_fast.data.dataset import unknown_share
 from convai_fast.files import read_json
+from convai_fast.terminal import counted
 from convai_fast.training.evaluation import Metrics
 
 if TYPE_CHECKING:
@@ -66,10 +67,10 @@ def describe(run: "Trainer") -> Iterator[str]:
             f"persona in {cuts.persona:,}, reply in {cuts.reply:,} examples"
         )
     if run.total_steps < _FEW_STEPS and not run.is_finished:
-        yield (
-            f"{run.total_steps} steps are few to learn from: lower gradient_accumulation_steps, or "
-            "raise n_epochs"
-        )
+        way_out = "lower gradient_accumulation_steps, or raise n_epochs"
+        if run.total_steps == options.max_steps:
+            way_out = "raise max_steps"
+        yield f"{counted(run.total_steps, 'step')} are few to learn from: {way_out}"
     offsets = batches.store.splits["train"].candidate_offsets
     counts = offsets[1:] - offsets[:-1]
     if few := int((counts < options.num_candidates).sum()):
