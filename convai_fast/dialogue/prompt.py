@@ -26,7 +26,7 @@ def fit_prompt(
     Args:
         persona: token ids of each sentence.
         history: token ids of each turn, oldest first, the one that is answered last.
-        room: at least `layout.empty_prompt`.
+        room: where it is less than `layout.empty_prompt`, the prompt has that many tokens.
         elsewhere: the token ids of all sentences, or turns, in places where they differ from those;
             see `fit`.
 

@@ -55,9 +55,11 @@ def rank(
         if isinstance(candidate, str) and is_blank(candidate):
             raise UserError(f"candidates[{i}] of the request is blank: leave it out")
     model.check_ranking(NEEDS_HEAD)
-    kept, room = _fit_candidates(given, model.config.n_positions, layout)
+    room = _room(given, model)
+    if request.input_ids is not None:  # which are not cut
+        room = max(room, layout.empty_prompt)
     prompt = build_prompt(request, tokenizer, layout, vocab_size, room)
-    (scores,) = fetch(_score(model, layout, prompt, kept))
+    (scores,) = fetch(_score(model, layout, prompt, given))
     probabilities = scores.softmax(-1).tolist()
     detokenizer = Detokenizer(tokenizer)
     ranked = [
@@ -109,18 +111,13 @@ def rank_candidates(
     if not candidates:
         raise ValueError("rank_candidates: there are no candidates")
     model.check_ranking(NEEDS_HEAD)
-    kept, room = _fit_candidates(candidates, model.config.n_positions, layout)
-    prompt = fit_prompt(persona, history, layout, room)
-    return _score(model, layout, prompt, kept).log_softmax(-1)
+    prompt = fit_prompt(persona, history, layout, _room(candidates, model))
+    return _score(model, layout, prompt, candidates).log_softmax(-1)
 
 
-def _fit_candidates(
-    candidates: Sequence[Sequence[int]], n_positions: int, layout: Layout
-) -> tuple[list[Sequence[int]], int]:
-    """The candidates, cut where one is too long by itself, and the room they leave the prompt."""
-    longest = n_positions - layout.empty_prompt - 1  # beside the token that ends it
-    kept = [candidate[:longest] for candidate in candidates]
-    return kept, n_positions - max(map(len, kept)) - 1
+def _room(candidates: Sequence[Sequence[int]], model: DoubleHeadsModel) -> int:
+    """What the longest candidate and the token that ends it leave the prompt."""
+    return model.config.n_positions - max(map(len, candidates)) - 1
 
 
 @torch.inference_mode()
@@ -130,12 +127,14 @@ def _score(
     prompt: Prompt,
     candidates: Sequence[Sequence[int]],
 ) -> Tensor:
-    """Multiple-choice logits, float32 [num_candidates]; the prompt is computed once for all."""
+    """Multiple-choice logits, float32 [num_candidates]; the prompt is computed once for all, and a
+    candidate that is too long after it loses its end."""
     model.eval()
     input_ids, token_type_ids = list(prompt.input_ids), list(prompt.token_type_ids)
     start = len(input_ids)
     position_ids, branch_ids, ends = list(range(start)), [0] * start, []
-    for branch, candidate in enumerate(candidates, start=1):
+    longest = model.config.n_positions - start - 1  # beside the token that ends it
+    for branch, candidate in enumerate((each[:longest] for each in candidates), start=1):
         count = len(candidate) + 1
         input_ids += [*candidate, layout.eos]
         token_type_ids += [layout.speaker1] * count

@@ -252,3 +252,17 @@ def test_training_ranking_and_generation_read_the_same_prefix(
         request = Request(persona=dialogue.personality, history=history, params=params)
         assert prefix_in_ranking(request, candidates, engine) == expected
         assert prefix_in_generation(request, engine) == expected
+
+
+def test_training_and_ranking_read_the_same_where_a_reply_is_too_long(
+    model, tokenizer, words, tmp_path, monkeypatch
+):
+    """A default persona is longer than the one that it stands for."""
+    layout = replace(classic(special_ids(tokenizer)), no_persona=(7,) * 20)
+    monkeypatch.setattr(Family, "layout", lambda *_: layout)
+    candidates = [words(11, 2), words(13, MAX_LENGTH)]
+    dialogue = Dialogue([words(7, 5)], [Utterance([words(3, 4)], candidates)])
+    expected = prefix_in_training(dialogue, tokenizer, tmp_path / "store", "padded", layout)
+    request = Request(persona=dialogue.personality, history=dialogue.utterances[0].history)
+    assert prefix_in_ranking(request, candidates, GenerationEngine(model, tokenizer)) == expected
+    assert len(expected[0]) == 21
