@@ -76,6 +76,8 @@ def _read(tokenizer: PreTrainedTokenizerFast) -> Layout:
     surroundings = tuple(_surroundings(tokenizer, place) for place in Place)
     around = _around(tokenizer, surroundings, "none", _Chat([], _TURNS))
     opening, to_speaker1, to_speaker2, *_, to_reply, end = around
+    if end[: len(to_reply)] == to_reply:  # another reply is begun, asked for or not
+        end = end[:1]
 
     speaker1_begins = _Chat([], _TURNS[:2])
     partner_begins = not all(_writes(tokenizer, each) for each in (_Chat([], []), speaker1_begins))

@@ -1,5 +1,6 @@
 """The layout of a chat model says exactly what its chat template writes."""
 
+from copy import deepcopy
 from functools import cache
 
 import pytest
@@ -138,6 +139,19 @@ def test_where_the_partner_must_begin_an_empty_turn_precedes():
         1,
         0,
     )
+
+
+@pytest.mark.parametrize("name", ["llama3", "smollm2"])
+def test_a_template_may_begin_a_reply_that_nobody_asked_for(name):
+    tokenizer = deepcopy(chat_tokenizer(name))
+    condition = "if add_generation_prompt"
+    assert condition in tokenizer.chat_template
+    tokenizer.chat_template = tokenizer.chat_template.replace(condition, "if true")
+    layouts = layout_of(tokenizer), layout_of_model(name)
+    for persona in ([], ["i like tea.", "i have two cats."]):
+        dialogue = persona, ["hello!", "hi.", "how are you?"], "fine!"
+        always, asked = (encode_dialogue(tokenizer, layout, *dialogue) for layout in layouts)
+        assert always == asked
 
 
 def test_dialogues_that_a_template_reads_in_another_way_are_counted():
