@@ -68,6 +68,14 @@ def test_rows_of_no_token_are_dropped_where_a_family_has_such_rows(tokenizer, tm
     assert told == ["embedding: 7 rows of no token dropped"]
 
 
+def test_a_model_with_segments_is_compared_with_them(tokenizer, tmp_path):
+    peer = make_peer("llama-3.1", vocab_size=len(tokenizer), speaker_segments=True)
+    peer.save_pretrained(tmp_path / "old")
+    tokenizer.save_pretrained(tmp_path / "old")
+    assert convert(tmp_path / "old", tmp_path / "new") == 0
+    assert DoubleHeadsModel.from_pretrained(tmp_path / "new").config.segments
+
+
 def test_the_report_accounts_for_everything(old, tmp_path, capsys):
     (old / "model_training_args.bin").write_bytes(b"")
     pack(old, tmp_path / "old.tar.gz")

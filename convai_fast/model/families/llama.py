@@ -15,7 +15,7 @@ from torch import Tensor
 from convai_fast.errors import UserError, reason_of, shown
 from convai_fast.model.config import Rope, TransformerConfig, check_size
 from convai_fast.model.families.family import Family
-from convai_fast.model.families.two_heads import with_two_heads
+from convai_fast.model.families.two_heads import SEGMENTS, with_two_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +37,6 @@ _NUMBERS = {
     "initializer_range": "initializer_range",
     "tied": "tie_word_embeddings",
 }
-_SEGMENTS = "speaker_segments"  # a setting that transformers does not know
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
@@ -144,7 +143,7 @@ class Llama(Family):
             final_norm=True,
             rope=self._rope(settings),
             qk_norm=any("q_norm" in name for name in self.tensors),
-            segments=settings.get(_SEGMENTS) is True,
+            segments=settings.get(SEGMENTS) is True,
             embd_pdrop=0.0,
             resid_pdrop=0.0,
             summary_first_dropout=0.0,
@@ -164,7 +163,7 @@ class Llama(Family):
             },
             self.activation_field: self.activation_name(config),
             "rope_parameters": dict(config.rope.parameters),
-            **({_SEGMENTS: True} if config.segments else {}),
+            **({SEGMENTS: True} if config.segments else {}),
         }
 
     def peer_class(self) -> type["PreTrainedModel"]:

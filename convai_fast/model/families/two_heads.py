@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+SEGMENTS = "speaker_segments"  # a setting that transformers does not know
+
+
 def with_two_heads(model_class: type["PreTrainedModel"]) -> type["PreTrainedModel"]:
     """`model_class`, one for a causal language model, with arguments, outputs and tensors of ours.
 
@@ -37,10 +40,13 @@ def with_two_heads(model_class: type["PreTrainedModel"]) -> type["PreTrainedMode
             position_ids: Tensor | None = None,
             attention_mask: Tensor | None = None,
         ) -> GPT2DoubleHeadsModelOutput:
-            """As of `DoubleHeadsModel.forward`; segments do not count."""
-            shape = input_ids.shape
+            """As of `DoubleHeadsModel.forward`."""
+            shape, embedding = input_ids.shape, self.get_input_embeddings()
+            embedded = embedding(input_ids)
+            if token_type_ids is not None and getattr(self.config, SEGMENTS, False):
+                embedded = embedded + embedding(token_type_ids)
             hidden = self.model(
-                input_ids.flatten(0, -2),
+                inputs_embeds=embedded.flatten(0, -3),
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 use_cache=False,
