@@ -114,6 +114,7 @@ class Comparison:
         params, count = self.params, len(prompts)
         requests = [Request(**prompt._asdict(), params=params) for prompt in prompts]
         ids, segments = zip(*prompts, strict=True)
+        reads_segments = "token_type_ids" in inspect.signature(writer.forward).parameters
 
         def ours(turn: int) -> None:
             engine.clear_prefixes()  # of the turn before
@@ -124,7 +125,7 @@ class Comparison:
                 writer,
                 ids,
                 new_tokens,
-                segments=segments if self.model.config.segments else None,
+                segments=segments if reads_segments else None,
                 temperature=params.temperature,
                 top_p=params.top_p,
             )

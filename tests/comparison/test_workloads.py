@@ -27,7 +27,9 @@ def comparison(request, tokenizer, tmp_path_factory):
     elif request.param == "openai-gpt":
         save_model_of_letters(folder)
     else:
-        settings = dict(vocab_size=len(tokenizer), max_position_embeddings=64)
+        settings = dict(
+            vocab_size=len(tokenizer), max_position_embeddings=64, speaker_segments=True
+        )
         make_peer(request.param, **settings).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     dialogues = builtin_dialogues(num_train=1, num_valid=0)["train"]
