@@ -12,8 +12,11 @@ from convai_fast.dialogue.layout import Layout, Place, Surroundings
 from convai_fast.errors import UserError, reason_of
 from convai_fast.files import fingerprint
 
-# A copy for each tokenizer, remade when tokens were added since.
-_encoders: WeakKeyDictionary[PreTrainedTokenizerFast, tuple[int, Tokenizer]] = WeakKeyDictionary()
+_State = tuple[int, str]
+
+# A copy for each tokenizer, remade when tokens were added since, or the chat template changed.
+_encoders: WeakKeyDictionary[PreTrainedTokenizerFast, tuple[_State, Tokenizer]]
+_encoders = WeakKeyDictionary()
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
@@ -85,16 +88,19 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 
 def _encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     """A private copy of the tokenizer, whose settings nobody else changes."""
-    backend = tokenizer.backend_tokenizer
-    size = backend.get_vocab_size()
+    backend, template = tokenizer.backend_tokenizer, str(tokenizer.chat_template or "")
+    state = backend.get_vocab_size(), template
     known = _encoders.get(tokenizer)
-    if known is not None and known[0] == size:
+    if known is not None and known[0] == state:
         return known[1]
     encoder = Tokenizer.from_str(backend.to_str())
     encoder.no_truncation()
     encoder.no_padding()
+    # Some files do not call special what their chat template writes around turns. Words stay words.
+    marks = [t for t in tokenizer.get_added_vocab() if not (t.isalnum() or t.isspace())]
+    encoder.add_special_tokens([mark for mark in marks if mark in template])
     encoder.encode_special_tokens = True
     if getattr(encoder.model, "dropout", None):
         encoder.model.dropout = None
-    _encoders[tokenizer] = size, encoder
+    _encoders[tokenizer] = state, encoder
     return encoder

@@ -6,10 +6,12 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from convai_fast.dialogue.chat_template import encode_dialogue, layout_of, verify
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
+from convai_fast.dialogue.encoding import encode
 from convai_fast.dialogue.layout import Place, Surroundings
 from convai_fast.errors import UserError
 from tests.helpers.chat_tokenizers import (
@@ -139,6 +141,15 @@ def test_where_the_partner_must_begin_an_empty_turn_precedes():
         1,
         0,
     )
+
+
+def test_words_are_no_marks_of_a_template_that_are_not_called_special():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level("qwen"), chat_template=SMOLLM2)
+    tokenizer.add_tokens([AddedToken(t) for t in ("<|im_start|>", "<|im_end|>", "tealeaf")])
+    layout = layout_of(tokenizer)
+    [ids] = encode(tokenizer, ["no<|im_end|><|im_start|>tealeaf"])
+    assert tokenizer.convert_ids_to_tokens([ids[-1], layout.eos]) == ["tealeaf", "<|im_end|>"]
+    assert {layout.eos, *layout.reply_open[:1]}.isdisjoint(ids)
 
 
 @pytest.mark.parametrize("name", ["llama3", "smollm2"])
