@@ -222,7 +222,8 @@ def model_and_tokenizer(architecture: str) -> tuple[DoubleHeadsModel, PreTrained
 
 def peer_class(architecture: str) -> type[PreTrainedModel]:
     """transformers' own class for both heads of such a model."""
-    return families.of(model_and_tokenizer(architecture)[0].config).peer_class()
+    config = PEER_MODELS.get(architecture)
+    return families.FAMILIES[config.model_type if config else architecture].peer_class()
 
 
 def generate_requests(shape: GenerateShape) -> tuple[str, list[Request]]:
