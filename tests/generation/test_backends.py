@@ -77,6 +77,13 @@ def test_slots_that_do_not_fit_the_machine_are_refused_in_a_sentence(model):
         TorchBackend(model, 10**9)
 
 
+def test_a_head_that_is_the_embedding_takes_no_memory_of_its_own(model):
+    backend = TorchBackend(model, 1, "bfloat16")
+    embedding = backend.transformer.token_embedding.weight
+    assert embedding.dtype == torch.bfloat16
+    assert backend.lm_head.keywords["weight"].data_ptr() == embedding.data_ptr()
+
+
 def test_the_copy_shares_what_is_float32_and_not_linear_and_leaves_the_model_alone(model):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     backend, other = CpuBackend(model.train(), 1, "int8"), TorchBackend(model, 1)

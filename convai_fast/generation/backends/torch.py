@@ -30,7 +30,9 @@ class TorchBackend(Backend):
             raise UserError(f"int8 weights are for the CPU, and the model is on {embedding.device}")
         dtype = embedding.dtype if weights == "float32" else WEIGHTS[weights]
         self.transformer = for_inference(model.transformer, dtype)
-        self.lm_head = vocabulary_head(model.lm_head_weight.detach().to(dtype))
+        tied = self.transformer.token_embedding.weight  # in one memory, also in another dtype
+        head = tied if model.lm_head is None else model.lm_head.detach().to(dtype)
+        self.lm_head = vocabulary_head(head)
         self.n_positions = config.n_positions
         self._shape = (config.n_layer, num_slots, config.n_kv_head, config.head_dim)
         self.keys, self.values = self._allocate(num_slots, capacity)
