@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -88,8 +89,7 @@ def add_segments(
     The two begin as zeros: until it is trained, the model computes what it did. Where it has learnt
     them as tokens, which stand before turns, it keeps what it has.
     """
-    missing = [token for token in SPEAKERS if token not in tokenizer.get_vocab()]
-    tokenizer.add_tokens(missing, special_tokens=True)
+    _add_speakers(tokenizer)
     vocabulary = tokenizer.get_vocab()
     ids = [vocabulary[token] for token in SPEAKERS]
     model.resize_token_embeddings(max(model.config.vocab_size, max(ids) + 1))
@@ -98,6 +98,11 @@ def add_segments(
             model.transformer.token_embedding.weight[ids] = 0
     model.read_segments()
     report(f"segments: each token is read with its speaker, {' or '.join(SPEAKERS)}")
+
+
+def _add_speakers(tokenizer: PreTrainedTokenizerFast) -> None:
+    missing = [token for token in SPEAKERS if token not in tokenizer.get_vocab()]
+    tokenizer.add_tokens(missing, special_tokens=True)
 
 
 def rows_of_tokens(config: TransformerConfig, tokenizer: PreTrainedTokenizerFast) -> int:
@@ -138,11 +143,27 @@ def check_fit(
         add_special_tokens(tokenizer)  # none is new, but transformers learns which is which
 
 
-def tokenizer_and_layout(path: str | Path) -> tuple[PreTrainedTokenizerFast, Layout]:
-    """A tokenizer, and the layout of dialogues for the model that is at `path` too.
+class Reading(NamedTuple):
+    """How a model reads dialogues, as far as its tokenizer and its `config.json` tell.
 
-    Where there is none, it is that of the five special tokens, which the tokenizer is given where
-    it lacks them.
+    Attributes:
+        tokenizer: with all tokens of the layout.
+        layout: what stands around the texts.
+        chat: whether that is what the tokenizer's chat template writes.
+        segments: whether each token is read with who speaks.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    layout: Layout
+    chat: bool
+    segments: bool
+
+
+def reading_of(path: str | Path, *, segments: bool = False) -> Reading:
+    """How the model at `path` reads dialogues when it is trained, `segments` as for `load`.
+
+    Where there is a tokenizer alone, its layout is that of the five special tokens, which it is
+    given where it lacks them, and each token is read with who speaks.
 
     Raises UserError when there is no tokenizer, or one whose files contradict each other.
     """
@@ -150,12 +171,15 @@ def tokenizer_and_layout(path: str | Path) -> tuple[PreTrainedTokenizerFast, Lay
         tokenizer = read_tokenizer(source.path)
         # Where it came from the Hub, it names its folder; one of the old libraries names none.
         config_file = Path(tokenizer.name_or_path or source.path) / "config.json"
-        model_type = read_json(config_file).get("model_type") if config_file.is_file() else None
-    family = families.FAMILIES.get(str(model_type))
+        settings = read_json(config_file) if config_file.is_file() else {}
+    family = families.FAMILIES.get(str(settings.get("model_type")))
+    segments = segments or family is None or family.reads_segments(settings)
     if family is None or not family.reads_chat(tokenizer):
         add_special_tokens(tokenizer)
-        return tokenizer, classic(special_ids(tokenizer))
-    return tokenizer, family.layout(tokenizer)
+        return Reading(tokenizer, classic(special_ids(tokenizer)), False, segments)
+    if segments:
+        _add_speakers(tokenizer)
+    return Reading(tokenizer, family.layout(tokenizer), True, segments)
 
 
 def layout_for(tokenizer: PreTrainedTokenizerFast, config: TransformerConfig) -> Layout:

@@ -10,7 +10,7 @@ from convai_fast.dialogue.format import SPEAKERS
 from convai_fast.dialogue.layout import classic
 from convai_fast.dialogue.tokenizer import special_ids
 from convai_fast.errors import UserError
-from convai_fast.loading import tokenizer_and_layout
+from convai_fast.loading import reading_of
 from convai_fast.model.families import FAMILIES
 from convai_fast.serving.conversation import Conversation
 from convai_fast.training.lora import Lora
@@ -137,8 +137,8 @@ def test_the_layout_of_an_old_tokenizer_is_not_asked_of_the_current_folder(tmp_p
     write_old_checkpoint(tmp_path / "old", LAYOUTS[0], "gpt2")
     (tmp_path / "config.json").write_text("{")
     monkeypatch.chdir(tmp_path)
-    tokenizer, layout = tokenizer_and_layout("old")
-    assert layout == classic(special_ids(tokenizer))
+    reading = reading_of("old")
+    assert reading.layout == classic(special_ids(reading.tokenizer))
 
 
 @pytest.mark.parametrize("segments", [False, True])

@@ -15,11 +15,11 @@ from convai_fast.data.readers import read_into, tell
 from convai_fast.data.spool import Spool
 from convai_fast.data.store import DialogueStore, is_store
 from convai_fast.dialogue.chat_template import verify
-from convai_fast.dialogue.format import IGNORED, SPECIAL_TOKENS
+from convai_fast.dialogue.format import IGNORED
 from convai_fast.dialogue.layout import Part, parts_of
 from convai_fast.errors import UserError
 from convai_fast.files import scratch_folder
-from convai_fast.loading import tokenizer_and_layout
+from convai_fast.loading import Reading, reading_of
 from convai_fast.ops.plan import read_plan
 from convai_fast.options import check_at_least
 
@@ -35,15 +35,15 @@ def run(options: PrepareOptions) -> None:
             f"the weight of {weighted.path} would be lost, since weights count in training: "
             "prepare a store for each data set, and give train --data store1=3 store2"
         )
-    tokenizer, layout = tokenizer_and_layout(options.tokenizer)
+    reading = reading_of(options.tokenizer, segments=options.segments)
     with scratch_folder(None, "convai-fast-") as scratch, Spool() as spool:
         read_into(spool, sources, skip_bad_records=options.skip_bad_records)
         place = options.output
         is_replaced = bool(place) and Path(place).is_dir() and is_store(place)
         store = complete_and_write_store(
             spool,
-            tokenizer,
-            layout,
+            reading.tokenizer,
+            reading.layout,
             place or scratch / "store",
             num_candidates=options.fill_candidates,
             valid_fraction=options.valid_fraction,
@@ -52,9 +52,9 @@ def run(options: PrepareOptions) -> None:
         )
         for split in store.splits:
             print(summary(store, split, options))
-        if not set(SPECIAL_TOKENS) <= tokenizer.get_vocab().keys():
-            print(_beside_template(store, tokenizer))
-        elif tokenizer.chat_template:
+        if reading.chat:
+            print(_beside_template(store, reading.tokenizer))
+        elif reading.tokenizer.chat_template:
             print(
                 "the tokenizer's chat template is not read: name the folder of a Llama, Mistral or "
                 "Qwen, with its config.json, as the tokenizer"
@@ -66,7 +66,7 @@ def run(options: PrepareOptions) -> None:
             batches = _batches(store, "train", options)
             count = min(options.preview, batches.num_examples)
             for row in (number * batches.num_examples // count for number in range(count)):
-                print(f"\n{preview(batches, row, tokenizer)}")
+                print(f"\n{preview(batches, row, reading)}")
             print("\n[brackets]: the tokens that are labelled, which the model learns to write.")
 
 
@@ -139,13 +139,13 @@ def _parts(batches: DialogueBatches, row: int) -> Iterator[Part]:
     return parts_of(texts.persona, texts.history, [], store.layout)
 
 
-def preview(batches: DialogueBatches, row: int, tokenizer: PreTrainedTokenizerFast) -> str:
+def preview(batches: DialogueBatches, row: int, reading: Reading) -> str:
     """One example as the model reads it: a line a part, labelled tokens in brackets."""
+    tokenizer, layout = reading.tokenizer, reading.layout
 
     def text_of(ids: list[int]) -> str:
         return str(tokenizer.decode(ids)).replace("\n", "\\n")
 
-    layout = batches.store.layout
     batch = batches.collate(batches.rows[row : row + 1])
     true = int(batch["mc_labels"][0])
     length = int(batch["mc_token_ids"][0, true]) + 1
@@ -162,7 +162,7 @@ def preview(batches: DialogueBatches, row: int, tokenizer: PreTrainedTokenizerFa
         if name == "turn":
             name, turn = f"turn {turn + 1}", turn + 1
         speaker = tokenizer.convert_ids_to_tokens(segments[begin])
-        segment = f" segment {speaker:<11}" if layout.speaker1 != layout.speaker2 else ""
+        segment = f" segment {speaker:<11}" if reading.segments else ""
         labelled = [i for i in range(begin, end) if labels[i] != IGNORED]
         first = labelled[0] if labelled else end
         learnt = f" [{text_of(ids[first:end])}]" if labelled else ""

@@ -1,5 +1,6 @@
 """`convai-fast prepare` as a user types it."""
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -13,8 +14,11 @@ from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.data.store import DialogueStore
 from convai_fast.dialogue.dialogue import Dialogue, Utterance
 from convai_fast.dialogue.layout import Place, Surroundings, classic
-from convai_fast.dialogue.tokenizer import special_ids
+from convai_fast.dialogue.tokenizer import add_special_tokens, special_ids
+from convai_fast.loading import Reading
 from tests.helpers.batches import make_batches
+from tests.helpers.chat_tokenizers import chat_tokenizer
+from tests.helpers.model_peers import SIZES
 
 PREVIEW = ["--data", "x", "--tokenizer", "x", "--preview", "1"]
 
@@ -69,7 +73,8 @@ def test_a_preview_shows_what_a_layout_writes_around_texts(tokenizer, tmp_path):
     )
     dialogue = Dialogue(["x"], [Utterance(["y", "z"], ["n", "o"])])
     store = build_store({"train": [dialogue]}, tokenizer, tmp_path / "store", layout)
-    shown = preview(make_batches(store), 0, tokenizer).splitlines()
+    reading = Reading(tokenizer, layout, chat=False, segments=True)
+    shown = preview(make_batches(store), 0, reading).splitlines()
     name, segment, text = slice(0, 11), slice(18, 30), slice(44, None)
     assert [(line[name].strip(), line[segment].strip(), line[text]) for line in shown[1:-1]] == [
         ("persona", "<speaker1>", r"<bos>a\nx .!\n"),
@@ -84,6 +89,59 @@ def test_a_preview_of_more_than_there_is_shows_each_example_once(files, capsys):
     assert prepare(files, "--preview", "1000") == 0
     numbers = re.findall(r"^example (\d+):", capsys.readouterr().out, re.MULTILINE)
     assert [int(number) for number in numbers] == list(range(len(numbers)))
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """A model's folder: a shape, and a tokenizer with a chat template."""
+    folder = tmp_path / "llama"
+    copy.deepcopy(chat_tokenizer("smollm2")).save_pretrained(folder)
+    config = SIZES | {"model_type": "llama", "max_position_embeddings": 512}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("has_template", [True, False])
+def test_a_preview_shows_the_segments_that_a_model_reads_and_no_others(
+    files, llama, capsys, has_template
+):
+    if not has_template:
+        (llama / "chat_template.jinja").unlink()
+    arguments = ["prepare", "--data", str(files / "dialogues.json"), "--tokenizer", str(llama)]
+    shown = []
+    for segments in ([], ["--segments"]):
+        assert main([*arguments, "--preview", "1", *segments]) == 0
+        printed = capsys.readouterr().out
+        assert ("chat template: 10 of 10 dialogues are read" in printed) == has_template
+        shown.append([line for line in printed.splitlines() if line.startswith("  ")])
+    without, with_segments = shown
+    assert not any("segment " in line for line in without)
+    assert [re.sub(r" segment <speaker\d> ", "", line) for line in with_segments] == without
+    assert any("turn 1   segment <speaker2>" in line for line in with_segments)
+
+
+def test_a_store_with_segments_is_what_train_opens_with_segments(files, llama, tmp_path, capsys):
+    store, data = str(tmp_path / "store"), str(files / "dialogues.json")
+    arguments = ["--data", data, "--tokenizer", str(llama), "--output", store, "--segments"]
+    assert main(["prepare", *arguments]) == 0
+    train = ["train", "--data", store, "--model", str(llama), "--from_scratch", "--n_epochs", "0"]
+    train += ["--dataset_cache", str(tmp_path / "cache")]
+    for segments in (["--segments"], []):
+        run = str(tmp_path / f"run{len(segments)}")
+        assert main([*train, *segments, "--output", run]) == 0
+        is_made_anew = "was made with another tokenizer" in capsys.readouterr().out
+        assert is_made_anew != bool(segments)
+
+
+def test_a_template_is_read_also_beside_the_five_special_tokens(files, llama, capsys):
+    tokenizer = copy.deepcopy(chat_tokenizer("smollm2"))
+    add_special_tokens(tokenizer)
+    tokenizer.save_pretrained(llama)
+    arguments = ["--data", str(files / "dialogues.json"), "--tokenizer", str(llama)]
+    assert main(["prepare", *arguments, "--preview", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "chat template: 10 of 10 dialogues are read" in printed
+    assert "is not read" not in printed
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ class StoreOptions:
 
     tokenizer: str = ""
     """Folder or Hub id of the model, or of the tokenizer alone."""
+    segments: bool = False
+    """For a model that `train --segments` shall train: who speaks is read with each token."""
     output: str = ""
     """Folder for the store: one that is not there, is empty, or holds an older store, which is then
     replaced. Hidden files do not count."""

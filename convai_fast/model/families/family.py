@@ -82,6 +82,10 @@ class Family(ABC):
         """Whether a `config.json` without `model_type`, or its weights, can only be of these."""
         return False
 
+    def reads_segments(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a model with this content of `config.json` adds its segment to each token."""
+        return True
+
     def reads_chat(self, tokenizer: "PreTrainedTokenizerFast") -> bool:
         """Whether dialogues are laid out as the tokenizer's chat template writes them."""
         return self.may_chat and bool(tokenizer.chat_template)

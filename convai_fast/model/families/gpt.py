@@ -132,7 +132,7 @@ class GPT(Family):
             out_bias=True,
             mlp_bias=True,
             tied=True,
-            segments=True,
+            segments=self.reads_segments(settings),
         )
 
     def write_config(self, config: TransformerConfig) -> dict[str, Any]:

@@ -143,11 +143,15 @@ class Llama(Family):
             final_norm=True,
             rope=self._rope(settings),
             qk_norm=any("q_norm" in name for name in self.tensors),
-            segments=settings.get(SEGMENTS) is True,
+            segments=self.reads_segments(settings),
             embd_pdrop=0.0,
             resid_pdrop=0.0,
             summary_first_dropout=0.0,
         )
+
+    def reads_segments(self, settings: Mapping[str, Any]) -> bool:
+        """Where it was trained to."""
+        return settings.get(SEGMENTS) is True
 
     def write_config(self, config: TransformerConfig) -> dict[str, Any]:
         """What is transformers' default is written too."""
