@@ -13,6 +13,7 @@ from convai_fast.options import options_of
 from convai_fast.terminal import say
 from convai_fast.training.distributed import Ranks
 from convai_fast.training.loop import train
+from convai_fast.training.options import TrainOptions
 from convai_fast.training.summary import conclude
 
 
@@ -26,11 +27,11 @@ def run(options: TrainCommand, given: Collection[str]) -> None:
             say(line)
         say(
             f"talk to it: convai-fast interact --model {best_checkpoint(result.run)}"
-            f"{_personas(options)}"
+            f"{_personas(result.options)}"
         )
 
 
-def _personas(options: TrainCommand) -> str:
+def _personas(options: TrainOptions) -> str:
     """The option that takes personas from where the dialogues were, if a path alone says that."""
     paths = [Source.parse(path).path for path in options.dataset_path]
     if not paths or any(map(is_store, paths)) or any(map(is_function, options.reader)):

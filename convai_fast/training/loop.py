@@ -199,6 +199,7 @@ class Trainer:
         tokens = self.ranks.sum(torch.tensor(self.log.tokens)).item()
         return TrainResult(
             run=self.path,
+            options=self.options,
             before=before,
             after=after,
             stopped_by=stopped_by,

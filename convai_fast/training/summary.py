@@ -14,6 +14,7 @@ from convai_fast.data.dataset import unknown_share
 from convai_fast.files import read_json
 from convai_fast.terminal import counted
 from convai_fast.training.evaluation import Metrics
+from convai_fast.training.options import TrainOptions
 
 if TYPE_CHECKING:
     from convai_fast.training.loop import Trainer
@@ -27,6 +28,7 @@ class TrainResult:
 
     Attributes:
         run: the run folder; `run / "best"` and `run / "last"` are its checkpoints.
+        options: those of the run, also where it was continued with few of them.
         before: figures before training, if asked for.
         after: figures of the last evaluation; None if there was none.
         stopped_by: the signal that ended the run early, or None.
@@ -38,6 +40,7 @@ class TrainResult:
     """
 
     run: Path
+    options: TrainOptions
     before: Metrics | None
     after: Metrics | None
     stopped_by: signal.Signals | None

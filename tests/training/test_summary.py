@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 from convai_fast.training import loop
+from convai_fast.training.options import TrainOptions
 from convai_fast.training.summary import TrainResult, conclude
 
 
@@ -13,6 +14,7 @@ def test_an_ended_run_names_its_best_checkpoint_its_figures_and_its_time(tmp_pat
     (tmp_path / "best" / "metrics.json").write_text(json.dumps(figures))
     result = TrainResult(
         run=tmp_path,
+        options=TrainOptions(),
         before=None,
         after=None,
         stopped_by=None,
