@@ -14,7 +14,8 @@ from convai_fast.options import options_file
 
 # What a model and its tokenizer are read from; anything else stays in the archive.
 _CHECKPOINT_FILE = re.compile(
-    r"(config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"(config|generation_config|tokenizer|tokenizer_config)\.json"
+    r"|(special_tokens_map|added_tokens|vocab)\.json"
     r"|(merges|special_tokens)\.txt|chat_template\.jinja"
     r"|(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
     r"|adapter_config\.json|adapter_model\.safetensors|trained_with\.json"

@@ -87,6 +87,7 @@ class Comparison:
             prompts = [self._prompt(turn.request, self.params.max_length) for turn in spread_out]
             dtype = torch.bfloat16 if self.weights == "bfloat16" else torch.float32
             writer: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+            writer.generation_config = transformers.GenerationConfig()  # it draws as it is told
             writer.to(self.device).eval()
             engine = GenerationEngine(
                 self.model, self.tokenizer, max_batch_size=len(prompts), weights=self.weights

@@ -35,6 +35,7 @@ from convai_fast.generation.sampler import ALL_BANNED
 from convai_fast.generation.scheduler import Scheduler, TokenSequence
 from convai_fast.loading import check_fit, layout_for
 from convai_fast.model.double_heads import DoubleHeadsModel
+from convai_fast.model.generation_config import ends_of
 
 _NO_SCORE = "no draft can be ranked, since its score is no number: the model's weights are damaged"
 _AHEAD = 1024  # requests that `serve` takes before there is a slot for them
@@ -93,7 +94,9 @@ class GenerationEngine:
         check_fit(tokenizer, model.config, "this model")
         self.model = model
         self.tokenizer = tokenizer
-        self.layout = layout_for(tokenizer, model.config)
+        layout = layout_for(tokenizer, model.config)
+        ends = {*layout.ends, *ends_of(model.generation_config, tokenizer)}
+        self.layout = replace(layout, ends=tuple(sorted(ends)))
         self._detokenizer = Detokenizer(tokenizer)
         self._backend = make_backend(model, max_batch_size, weights)
         self._launcher = make_launcher(self._backend, model.multiple_choice_head, self.layout)

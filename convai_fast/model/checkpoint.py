@@ -21,12 +21,12 @@ from torch import Tensor
 from convai_fast.errors import UserError, shown
 from convai_fast.files import read_json, scratch_folder
 from convai_fast.hub import download
-from convai_fast.model import legacy
+from convai_fast.model import generation_config, legacy
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.tensors import EMBEDDING, listing, to_transformers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerFast
 
 # In the order in which they are looked for.
 WEIGHT_FILES = (
@@ -52,6 +52,7 @@ _DTYPES = (
 # Of the tokenizer, too: whoever wants the weights wants it next.
 _TEXT_FILES = (
     "config.json",
+    generation_config.FILE,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -179,7 +180,7 @@ def write_config(
     folder: Path,
     config: TransformerConfig,
     dtype: torch.dtype,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    tokenizer: "PreTrainedTokenizerFast | None" = None,
 ) -> None:
     """Write `config.json` of a model stored as `dtype`, with the tokenizer's bos, eos and pad."""
     content = config.to_transformers()
@@ -214,11 +215,12 @@ def write_folder(
     folder: str | Path,
     config: TransformerConfig,
     weights: Mapping[str, Tensor],
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    tokenizer: "PreTrainedTokenizerFast | None" = None,
     *,
+    generation: Mapping[str, Any],
     head_is_new: bool,
 ) -> None:
-    """Write `model.safetensors`, `config.json` and the tokenizer's files for transformers to load.
+    """Write a model and its tokenizer's files for transformers to load.
 
     Each file is written beside the folder's own and then renamed, so that a reader finds the old
     one or the new one, never a part.
@@ -227,7 +229,9 @@ def write_folder(
         folder: made where missing.
         config: the model's.
         weights: its parameters by our names.
-        tokenizer: saved along; its bos, eos and pad ids go into `config.json`.
+        tokenizer: saved along; its bos, eos and pad ids go into `config.json`, and into
+            `generation_config.json` with all that ends a reply.
+        generation: what `generation_config.json` says besides.
         head_is_new: what `has_new_head` says of the file.
 
     Raises:
@@ -247,6 +251,10 @@ def write_folder(
             write_config(staging, config, weights[EMBEDDING].dtype, tokenizer)
             if tokenizer is not None:
                 tokenizer.save_pretrained(staging)
+                generation = generation_config.completed(generation, config, tokenizer)
+            if generation:
+                text = json.dumps(dict(generation), indent=2) + "\n"
+                (staging / generation_config.FILE).write_text(text)
             for file in sorted(staging.iterdir()):
                 file.replace(folder / file.name)
     except Exception as error:

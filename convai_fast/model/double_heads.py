@@ -18,7 +18,7 @@ from convai_fast.dialogue.format import IGNORED
 from convai_fast.errors import UserError
 from convai_fast.files import scratch_folder
 from convai_fast.hub import upload
-from convai_fast.model import adapter, checkpoint, families
+from convai_fast.model import adapter, checkpoint, families, generation_config
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.context import Branches, Causal, Context
 from convai_fast.model.layers import Dropout, init_weights, to_device, vocabulary_logits
@@ -26,7 +26,7 @@ from convai_fast.model.tensors import account_for, is_head, map_weights
 from convai_fast.model.transformer import Transformer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,8 @@ class DoubleHeadsModel(nn.Module):
             with it: in a new model, one from a checkpoint without that head, and one saved before
             its head was trained. Training clears it; set it to False where you have trained the
             head otherwise.
+        generation_config: the content of the `generation_config.json` that it was loaded with,
+            which is saved with it. It may name more tokens that end a reply.
 
     Example:
         >>> config = TransformerConfig.from_transformers({"model_type": "gpt2", "n_layer": 4})
@@ -91,6 +93,7 @@ class DoubleHeadsModel(nn.Module):
         self.mc_dropout = Dropout(config.summary_first_dropout)
         self.multiple_choice_head = RankingHead(config.n_embd, 1)
         self.head_is_new = True
+        self.generation_config: dict[str, Any] = {}
         self._init_multiple_choice_head()
 
     def check_ranking(self, needed: str, otherwise: str = "") -> None:
@@ -337,6 +340,7 @@ class DoubleHeadsModel(nn.Module):
                 places = model.get_parameter(name).split([len(part) for part in parts])
                 for place, part in zip(places, parts, strict=True):
                     place.copy_(part)
+        model.generation_config = generation_config.read(folder)
         has_head = len(weights) == len(shapes)
         model.head_is_new = not has_head or checkpoint.has_new_head(file)
         return model.eval(), has_head
@@ -344,15 +348,16 @@ class DoubleHeadsModel(nn.Module):
     def save_pretrained(
         self,
         folder: str | Path,
-        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        tokenizer: "PreTrainedTokenizerFast | None" = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Write `model.safetensors`, `config.json` and the tokenizer's files, each atomically.
+        """Write `model.safetensors`, its configs and the tokenizer's files, each atomically.
 
         `weights` stand for the model's own state dict, where that is sharded over processes.
 
-        transformers' own classes and `AutoTokenizer` load the folder. That the
-        multiple-choice head is new is remembered in the metadata of `model.safetensors`.
+        transformers' own classes and `AutoTokenizer` load the folder, and `generate` ends a reply
+        where one ends here. That the multiple-choice head is new is remembered in the metadata of
+        `model.safetensors`.
 
         Raises:
             UserError: the tokenizer has more tokens than the model, or the folder is not writable.
@@ -362,13 +367,14 @@ class DoubleHeadsModel(nn.Module):
             self.config,
             weights or self.state_dict(),
             tokenizer,
+            generation=self.generation_config,
             head_is_new=self.head_is_new,
         )
 
     def push_to_hub(
         self,
         repo_id: str,
-        tokenizer: "PreTrainedTokenizerBase",
+        tokenizer: "PreTrainedTokenizerFast",
         *,
         private: bool = False,
         card: str = "",

@@ -159,6 +159,7 @@ class Lora:
                 config,
                 self._merged_weights(),
                 tokenizer,
+                generation=self.model.generation_config,
                 head_is_new=self.model.head_is_new,
             )
             return
