@@ -128,10 +128,13 @@ def to_ranking(record: Mapping[str, Any]) -> tuple[Request, Sequence[Any], list[
 
 
 def request_of(
-    body: Mapping[str, Any], params: SamplingParams, seed: int
+    body: Mapping[str, Any], params: SamplingParams, seed: int, names: Sequence[str] = ()
 ) -> tuple[Request, list[str]]:
-    """As `to_request`, of an object that has no id and is no line for a batch interface."""
-    fields, given, unused = _own_fields(body)
+    """As `to_request`, of an object that has no id and is no line for a batch interface.
+
+    `names` are what a sentence about an unknown field says that there is, by default in a line.
+    """
+    fields, given, unused = _own_fields(body, names or ["id", *_KINDS])
     asks = [name for name in ("history", "messages", "prompt", "input_ids") if name in fields]
     if len(asks) > 1:
         raise UserError(f"{' and '.join(asks)} both say what is answered: give only one")
@@ -174,7 +177,9 @@ def _body(record: Mapping[str, Any]) -> dict[str, Any]:
     return fields["body"]
 
 
-def _own_fields(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+def _own_fields(
+    body: Mapping[str, Any], names: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """What stands in `body`, under our names and checked; which of the names are others there; and
     what stands there for nothing."""
     fields: dict[str, Any] = {}
@@ -191,7 +196,7 @@ def _own_fields(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
             if value is not None and value not in _WITHOUT_EFFECT[name]:
                 raise UserError(f"{name} is {quoted(value)}, which is not known here: leave it out")
         elif own not in _KINDS:
-            raise _unknown(name, ["id", *_KINDS], [*_OTHER_NAMES, *_UNUSED, *_WITHOUT_EFFECT])
+            raise _unknown(name, names, [*_KINDS, *_OTHER_NAMES, *_UNUSED, *_WITHOUT_EFFECT])
         elif value is not None:
             fits, kind = _KINDS[own]
             if not fits(value):

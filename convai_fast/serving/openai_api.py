@@ -18,6 +18,7 @@ from convai_fast.generation.events import Done, Tokens
 from convai_fast.generation.messages import quoted
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Reply, Request
+from convai_fast.serving.schema import fields_of
 
 Kind = Literal["chat", "text"]
 
@@ -66,7 +67,7 @@ def read_body(
     prompts = _prompts(fields) if "prompt" in fields else [fields]
     requests = []
     for each in prompts:
-        request, _ = request_of(each, params, secrets.randbits(63))
+        request, _ = request_of(each, params, secrets.randbits(63), fields_of(kind))
         if len(request.params.stop) > _MOST_STOPS:
             count = len(request.params.stop)
             raise UserError(f"stop is a list of {count:,}, but may have at most {_MOST_STOPS}")

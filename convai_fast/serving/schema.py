@@ -46,7 +46,7 @@ _MESSAGE = {
     },
     "required": ["role", "content"],
 }
-_REQUESTS = {
+_REQUESTS: dict[str, dict[str, Any]] = {
     "chat": {
         "type": "object",
         "properties": {
@@ -124,6 +124,11 @@ _STATUSES = {
     503: "The server is closing.",
     504: "The answer has taken too long.",
 }
+
+
+def fields_of(kind: str) -> list[str]:
+    """The names of what a body of completions may hold."""
+    return list(_REQUESTS[kind]["properties"])
 
 
 def described(kind: str) -> dict[str, Any]:

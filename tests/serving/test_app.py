@@ -194,7 +194,11 @@ def test_without_a_seed_each_answer_is_another(client):
         ),
         ({"messages": MESSAGES, "stream": True, "best_of": 2}, 400, "cannot be streamed"),
         ({"messages": MESSAGES, "model": "gpt-4"}, 404, "there is no model 'gpt-4' here"),
-        ({"messages": MESSAGES, "body": {}}, 400, "there is no field 'body'"),
+        (
+            {"messages": MESSAGES, "id": "a"},
+            400,
+            "there is no field 'id': there are messages, logprobs, max_tokens, temperature, top_p",
+        ),
         ({"messages": None}, 400, "messages are missing"),
         ({"messages": MESSAGES, "n": 513}, 400, "this asks for 513 replies, but at most 512"),
         ({"messages": MESSAGES, "stop": ["x"] * 257}, 400, "stop is a list of 257"),
