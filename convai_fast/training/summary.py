@@ -79,8 +79,9 @@ def describe(run: "Trainer") -> Iterator[str]:
     if few := int((counts < options.num_candidates).sum()):
         yield (
             f"{few:,} of {len(counts):,} examples have fewer than {options.num_candidates} "
-            f"candidates (fewest {counts.min()}, on average {counts.double().mean():.1f}): where "
-            "they are drawn, fill_candidates is their bound, and equal replies are drawn once"
+            f"candidates (fewest {counts.min()}, on average {counts.double().mean():.1f}) and are "
+            "learnt with those: add candidates to the data, or lower num_candidates; where the "
+            "data has the true reply alone, raise fill_candidates (equal replies are drawn once)"
         )
     valid = run.valid_batches.store.splits["valid"].candidate_offsets
     if len(valid) > 1 and int((valid[1:] - valid[:-1]).max()) == 1:

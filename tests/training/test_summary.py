@@ -47,7 +47,7 @@ def test_a_run_tells_that_examples_have_too_few_candidates(run_options, tmp_path
     )
     loop.train(dataclasses.replace(options, output=str(tmp_path / "run")), said.append)
     (line,) = (line for line in said if "fewer than 50 candidates" in line)
-    assert "(fewest 20, on average 20.0)" in line
+    assert "(fewest 20, on average 20.0) and are learnt with those: add candidates" in line
 
 
 def test_a_run_tells_that_there_is_nothing_to_choose_from_in_validation(run_options, tmp_path):
