@@ -1,4 +1,4 @@
-"""An old checkpoint, or a LoRA adapter, as an ordinary model of today."""
+"""An old checkpoint, or a LoRA adapter, as an ordinary model of today; and what any model is."""
 
 import dataclasses
 import re
@@ -23,7 +23,7 @@ from convai_fast.dialogue.sequence import build_input_from_segments
 from convai_fast.dialogue.tokenizer import read_tokenizer, special_ids
 from convai_fast.errors import UserError, reason_of
 from convai_fast.files import check_is_free, new_folder
-from convai_fast.loading import check_fit, rows_of_tokens
+from convai_fast.loading import check_fit, layout_for, rows_of_tokens
 from convai_fast.model import adapter, checkpoint, families, legacy
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
@@ -42,12 +42,14 @@ class _Source:
     """A checkpoint as it was found."""
 
     settings: dict[str, Any]  # the content of config.json
+    file: Path  # of weights, or the index of its shards
     layout: str
     config: TransformerConfig
     accounted: Accounted
     tokenizer: PreTrainedTokenizerFast
     has_special_tokens: bool
     has_multiple_choice_head: bool
+    head_is_new: bool
     adapter: "_Adapter | None"
 
 
@@ -94,6 +96,55 @@ def convert(old: str, new: str) -> list[tuple[str, str]]:
     ]
 
 
+def describe(path: str) -> list[tuple[str, str]]:
+    """What the model at `path` is, in lines, each with what it is about; its weights are not used.
+
+    Raises UserError for one that `load` refuses, but that it may lack the special tokens, which
+    `train` adds.
+    """
+    with unpacked(path) as unpacked_path:
+        source = _read(checkpoint.find_folder(unpacked_path.path))
+    config, tokenizer = source.config, source.tokenizer
+    with torch.device("meta"):
+        count = sum(p.numel() for p in DoubleHeadsModel(config).parameters())
+    stored = {str(t.dtype).removeprefix("torch.") for t in source.accounted.parameters.values()}
+    dialogues = f"between {' '.join(SPECIAL_TOKENS)}"
+    if reads_chat := families.of(config).reads_chat(tokenizer):
+        dialogues = "as the tokenizer's chat template writes them"
+    elif not source.has_special_tokens:
+        dialogues += ", of which `train` adds those that the tokenizer lacks"
+    if reads_chat or source.has_special_tokens:
+        layout_for(tokenizer, config)  # which refuses some
+    heads = f"{config.n_head} heads"
+    if config.n_kv_head < config.n_head:
+        heads += f" ({config.n_kv_head} of keys and values)"
+    rows = [
+        (
+            "model",
+            f"{config.family}, {config.n_layer} layers of width {config.n_embd}, {heads}, "
+            f"{config.n_positions:,} positions, {len(tokenizer):,} tokens",
+        ),
+        ("parameters", f"{count:,}, stored as {', '.join(sorted(stored))} in {source.file.name}"),
+        ("dialogues", dialogues),
+        ("segments", "read with each token" if config.segments else "not read"),
+        (
+            "language model",
+            "head " + ("shared with the embedding" if config.tied else "of its own"),
+        ),
+        (
+            "multiple choice",
+            "head " + ("untrained: ranks nothing" if source.head_is_new else "trained"),
+        ),
+    ]
+    if source.adapter:
+        rows.insert(1, ("adapter", _adapter_line(source.adapter)))
+    return rows
+
+
+def _adapter_line(found: _Adapter) -> str:
+    return f"of rank {found.settings['r']} into {found.settings['base_model_name_or_path']}"
+
+
 def _read(folder: Path) -> _Source:
     """Read everything but the weights' values, and compare what belongs together."""
     is_adapter = adapter.is_adapter(folder)
@@ -117,12 +168,15 @@ def _read(folder: Path) -> _Source:
     has_special_tokens = set(SPECIAL_TOKENS) <= tokenizer.get_vocab().keys()
     return _Source(
         settings=settings,
+        file=file,
         layout=legacy.describe_layout(settings, tensors),
         config=config,
         accounted=accounted,
         tokenizer=tokenizer,
         has_special_tokens=has_special_tokens,
-        has_multiple_choice_head=head_names(config) <= names,
+        has_multiple_choice_head=(has_head := head_names(config) <= names),
+        head_is_new=not has_head
+        or checkpoint.has_new_head(folder / adapter.WEIGHTS_FILE if is_adapter else file),
         adapter=found,
     )
 
@@ -254,9 +308,7 @@ def _report(source: _Source, ignored: list[str]) -> list[tuple[str, str]]:
     ]
     rows += [("", line) for line in _grouped(f"{k} -> {v}" for k, v in accounted.renamed.items())]
     if source.adapter:
-        found = source.adapter.settings
-        text = f"adapter of rank {found['r']} into {found['base_model_name_or_path']}"
-        rows.append(("merged", text))
+        rows.append(("merged", f"adapter {_adapter_line(source.adapter)}"))
     dropped = list(_grouped(f"{key}: {why}" for key, why in accounted.dropped.items()))
     (embedding,) = families.of(config).tensor_names(config)[EMBEDDING]
     if (unused := len(accounted.parameters[embedding]) - config.vocab_size) > 0:

@@ -1,4 +1,4 @@
-"""`convai-fast info`: what a bug report should begin with."""
+"""`convai-fast info`: what a bug report should begin with; and what a model is."""
 
 import os
 import platform
@@ -17,9 +17,21 @@ PACKAGES = ("convai-fast", "torch", "transformers", "tokenizers", "numpy")  # na
 
 
 def run(options: InfoOptions) -> None:
-    """Print the table."""
+    """Print the table of the machine, or of a model."""
+    rows = _of_model(options.model) if options.model else _of_this_machine()
+    for name, value in rows.items():
+        print(f"{name:<16} {value}")
+
+
+def _of_model(path: str) -> dict[str, str]:
+    from convai_fast.conversion import describe  # a report of this machine should need little
+
+    return dict(describe(path))
+
+
+def _of_this_machine() -> dict[str, str]:
     native = native_info()
-    rows = {
+    return {
         "convai_fast": package_version("convai-fast"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "torch": torch.__version__,
@@ -43,8 +55,6 @@ def run(options: InfoOptions) -> None:
         else "no faster than float32",
         "cuda": describe_cuda_devices(),
     }
-    for name, value in rows.items():
-        print(f"{name:<16} {value}")
 
 
 def machine_of(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

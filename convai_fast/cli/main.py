@@ -34,7 +34,7 @@ COMMANDS = {
     "benchmark": ("BenchmarkOptions", "measure a model here and in transformers, side by side"),
     "convert": ("ConvertOptions", "bring an old checkpoint into today's layout, or merge LoRA"),
     "push": ("PushOptions", "upload a model to the Hugging Face Hub, with a card"),
-    "info": ("InfoOptions", "print versions, what is compiled, and which devices there are"),
+    "info": ("InfoOptions", "print versions, what is compiled, and devices; or what a model is"),
 }
 
 _SHOWN = {"dataset_path": "data"}  # the name that sentences use where it is not the option's own
