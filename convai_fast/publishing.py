@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 
 from convai_fast.archive import unpacked
-from convai_fast.card import CARD, UNKNOWN_ID, model_card
 from convai_fast.data.trained_with import TrainedWith
 from convai_fast.errors import UserError
 from convai_fast.files import check_is_free, new_folder, scratch_folder
 from convai_fast.hub import upload
 from convai_fast.loading import load
+from convai_fast.model.card import CARD, UNKNOWN_ID, model_card
 from convai_fast.model.checkpoint import find_folder
 
 

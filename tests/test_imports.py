@@ -18,7 +18,7 @@ LAYERS = [
     ["errors"],
     ["options", "extras"],
     ["files", "hardware", "hub", "terminal"],
-    ["archive", "card"],
+    ["archive"],
     ["dialogue"],
     ["ops"],
     ["data", "model"],

@@ -101,7 +101,7 @@ def test_a_checkpoint_has_a_card_of_its_run(run):
 
 
 def test_a_base_model_of_the_hub_is_linked(run, monkeypatch):
-    from convai_fast import card
+    from convai_fast.model import card
 
     options = run / "options.yaml"
     values = {**yaml.safe_load(options.read_text()), "model": "openai-community/gpt2"}

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from convai_fast import ops
 from convai_fast.archive import unpacked
-from convai_fast.card import CARD, UNKNOWN_ID, model_card
 from convai_fast.dialogue.format import IGNORED
 from convai_fast.errors import UserError
 from convai_fast.files import scratch_folder
 from convai_fast.hub import upload
 from convai_fast.model import adapter, checkpoint, families, generation_config
+from convai_fast.model.card import CARD, UNKNOWN_ID, model_card
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.context import Branches, Causal, Context
 from convai_fast.model.layers import Dropout, init_weights, to_device, vocabulary_logits

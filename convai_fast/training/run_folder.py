@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from convai_fast.archive import name_of
-from convai_fast.card import CARD, model_card
 from convai_fast.errors import UserError
 from convai_fast.files import flush, is_free, move_whole, scratch_folder, try_lock
+from convai_fast.model.card import CARD, model_card
 from convai_fast.options import as_yaml, options_file
 from convai_fast.training.checkpoints import (
     STATE_FILE,

@@ -7,6 +7,7 @@ from typing import Any
 
 from convai_fast.files import read_json
 from convai_fast.hub import is_cached
+from convai_fast.model import adapter, families
 from convai_fast.options import options_file
 
 CARD = "README.md"
@@ -34,11 +35,13 @@ def model_card(folder: Path, source: Path | None = None) -> str:
     head = ["pipeline_tag: text-generation", "tags:", "- dialogue", "- transfertransfo"]
     head += [f"base_model: {base}"] if base and is_cached(options["model"]) else []
     head += ["# license: mit     (say which: the Hub shows it)"]
+    config = read_json(folder / "config.json")
     sections = [
         "\n".join([_FENCE, *head, _FENCE]),
         f"# {UNKNOWN_ID}",
-        _description(read_json(folder / "config.json")),
+        _description(config),
         _USE,
+        *_as_chat(folder, config),
     ]
     if trained or options:
         sections += ["## Training", *_training(trained, options, base)]
@@ -96,6 +99,44 @@ engine = GenerationEngine(*load("{UNKNOWN_ID}"))
 request = Request(persona=["i like tea ."], history=["hello , what do you like ?"])
 for replies in engine.generate([request]):
     print(replies[0].text)
+```"""
+
+
+def _as_chat(folder: Path, config: dict[str, Any]) -> Iterator[str]:
+    """What a chat model reads, and how transformers writes a reply, if it can."""
+    family = families.find(config)
+    if not family.may_chat or not (folder / "chat_template.jinja").is_file():
+        return
+    yield (
+        "It reads what the chat template of its tokenizer writes: the persona is the system "
+        "message, a sentence a line, the partner is the user, and the model the assistant."
+    )
+    if family.reads_segments(config):
+        yield "It also reads with each token who speaks, which only convai_fast gives it."
+    elif not adapter.is_adapter(folder):
+        yield _USE_AS_CHAT
+
+
+_USE_AS_CHAT = f"""In transformers:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{UNKNOWN_ID}")
+tokenizer = AutoTokenizer.from_pretrained("{UNKNOWN_ID}")
+messages = [
+    {{"role": "system", "content": "i like tea ."}},
+    {{"role": "user", "content": "hello , what do you like ?"}},
+]
+inputs = tokenizer.apply_chat_template(
+    messages,
+    add_generation_prompt=True,
+    enable_thinking=False,  # it has learnt to reply at once
+    return_dict=True,
+    return_tensors="pt",
+)
+tokens = model.generate(**inputs, max_new_tokens=40)[0, inputs["input_ids"].shape[1] :]
+print(tokenizer.decode(tokens, skip_special_tokens=True))
 ```"""
 
 
