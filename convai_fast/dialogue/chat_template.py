@@ -41,9 +41,9 @@ _PROBES = (_WORD, "Tea.", "tea?", "1", "...", "é", "'s", '"tea"', "(1)")
 _CALENDAR = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"
 
 _WAY_OUT = (
-    "use a chat model whose template has a system message, turns that alternate and a special "
-    "token after each reply, or take the template out of the tokenizer's folder, for the model to "
-    "learn special tokens instead"
+    "write one that has a system message, turns that alternate and a special token after each "
+    "reply, as chat_template.jinja in the tokenizer's folder, use another chat model, or take the "
+    "template out, for the model to learn special tokens instead"
 )
 
 
@@ -215,7 +215,9 @@ def _surroundings(tokenizer: PreTrainedTokenizerFast, place: Place) -> Surroundi
 
     before, found, after = written(_WORD).partition(_WORD)
     if not found or _WORD in after:
-        raise UserError(f"the chat template does not write each text once: {_WAY_OUT}")
+        is_persona = place < Place.SPEAKER1
+        what = "a system message, which the persona is" if is_persona else "each text once"
+        raise UserError(f"the chat template does not write {what}: {_WAY_OUT}")
     special = "|".join(map(re.escape, tokenizer.get_added_vocab())) or "(?!)"
     if place == Place.REPLY and not re.search(special, after):
         raise UserError(f"the chat template ends a reply without a special token: {_WAY_OUT}")
@@ -330,8 +332,10 @@ def _rendered(
             enable_thinking=False,
         )
     except Exception as error:  # whatever a program may raise
+        has_persona = messages[0]["role"] == "system"
+        what = "a system message, which the persona is" if has_persona else "a conversation"
         raise UserError(
-            f"the chat template refuses a conversation ({reason_of(error)}): {_WAY_OUT}"
+            f"the chat template refuses {what} ({reason_of(error)}): {_WAY_OUT}"
         ) from error
     return str(text)
 

@@ -179,7 +179,14 @@ def test_dialogues_that_a_template_reads_in_another_way_are_counted():
     [
         (None, "has no chat template"),
         ("{{ messages[", r"refuses a conversation \("),
-        (LLAMA2.replace("messages[1:]", "raise_exception('no system')"), r"\(no system\)"),
+        (
+            LLAMA2.replace("messages[1:]", "raise_exception('no system')"),
+            r"a system message, which the persona is \(no system\): write one .* as chat_template",
+        ),
+        (
+            SMOLLM2.replace("in messages", "in messages if each.role != 'system'"),
+            "does not write a system message, which the persona is: write one",
+        ),
         ("{{ messages[0].content }}", "does not write each text once"),
         ("{% for each in messages %}{{ each.content }}\n{% endfor %}", "without a special token"),
         (
