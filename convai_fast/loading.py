@@ -1,6 +1,7 @@
 """The one door to a fine-tuned model: the model and its tokenizer, which fit each other."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -172,7 +173,9 @@ def reading_of(path: str | Path, *, segments: bool = False) -> Reading:
         # Where it came from the Hub, it names its folder; one of the old libraries names none.
         config_file = Path(tokenizer.name_or_path or source.path) / "config.json"
         settings = read_json(config_file) if config_file.is_file() else {}
-    family = families.FAMILIES.get(str(settings.get("model_type")))
+    family = None
+    with suppress(UserError):  # what is no model here is a tokenizer all the same
+        family = families.find(settings)
     segments = segments or family is None or family.reads_segments(settings)
     if family is None or not family.reads_chat(tokenizer):
         add_special_tokens(tokenizer)

@@ -137,6 +137,9 @@ def test_a_template_is_read_also_beside_the_five_special_tokens(files, llama, ca
     tokenizer = copy.deepcopy(chat_tokenizer("smollm2"))
     add_special_tokens(tokenizer)
     tokenizer.save_pretrained(llama)
+    # A config without model_type is known by its class.
+    config = SIZES | {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 512}
+    (llama / "config.json").write_text(json.dumps(config))
     arguments = ["--data", str(files / "dialogues.json"), "--tokenizer", str(llama)]
     assert main(["prepare", *arguments, "--preview", "1"]) == 0
     printed = capsys.readouterr().out

@@ -83,6 +83,8 @@ def test_names_that_transformers_accepts_for_a_size_are_understood():
         (OLD_GPT, "openai-gpt"),
         ({"architectures": ["OpenAIGPTLMHeadModel"]}, "openai-gpt"),
         ({"architectures": ["GPT2LMHeadModel"]}, "gpt2"),
+        ({"architectures": ["LlamaForCausalLM"]}, "llama"),
+        ({"architectures": "Qwen2Model"}, "qwen2"),
         ({"activation_function": "gelu_new"}, "gpt2"),
         ({"n_ctx": 1024, "n_embd": 768}, "gpt2"),
     ],
@@ -99,6 +101,9 @@ def test_the_family_of_a_config_without_model_type_is_recognised(settings, expec
             "model_type 'bloom' is not supported; use one of openai-gpt, gpt2,",
         ),
         ({"architectures": ["BertModel"]}, r"architectures \['BertModel'\] is not supported"),
+        ({"architectures": ["Llama4ForCausalLM"]}, r"\['Llama4ForCausalLM'\] is not supported"),
+        ({"architectures": ["Qwen2MoeForCausalLM"]}, r"\['Qwen2MoeForCausalLM'\] is not supp"),
+        ({"architectures": ["Mistral3Model"]}, r"\['Mistral3Model'\] is not supported"),
         ({"n_embd": 768}, "model_type is missing"),
         ({"model_type": "gpt2", "scale_attn_weights": False}, "scale_attn_weights False is not"),
         (

@@ -1,5 +1,6 @@
 """The families of models, a file each, and how a model's is found."""
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -42,7 +43,9 @@ def find(config: Mapping[str, Any], tensor_names: Collection[str] = ()) -> Famil
     if classes:
         first = classes[0] if isinstance(classes, list) else classes
         for family in FAMILIES.values():
-            if str(first).startswith(family.config_class.removesuffix("Config")):
+            # Llama4ForCausalLM is no class of Llama.
+            own = family.config_class.removesuffix("Config")
+            if re.match(f"{own}(Model|LMHead|DoubleHeads|For)", str(first)):
                 return family
         raise UserError(
             f"architectures {shown(classes)} is not supported; "
