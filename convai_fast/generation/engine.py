@@ -4,7 +4,6 @@ What a reply becomes depends on its request alone: bit for bit with the compiled
 otherwise as far as a matrix product's rounding does not depend on its number of rows.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
@@ -16,14 +15,13 @@ from transformers import PreTrainedTokenizerFast
 from convai_fast.dialogue.prompt import Prompt
 from convai_fast.errors import UserError
 from convai_fast.generation.backends import make_backend
-from convai_fast.generation.detokenizer import Detokenizer, TextPieces
-from convai_fast.generation.draft import Draft, Job
-from convai_fast.generation.events import Done, Event, Failed, Tokens
+from convai_fast.generation.detokenizer import Detokenizer
+from convai_fast.generation.events import Done, Event, Failed
 from convai_fast.generation.interruption import deferred_signals
-from convai_fast.generation.launch import Launch, Outcome, make_launcher
+from convai_fast.generation.jobs import Jobs
+from convai_fast.generation.launch import Launch, make_launcher
 from convai_fast.generation.ranking import RankedCandidate, rank
 from convai_fast.generation.request import (
-    FinishReason,
     Reply,
     Request,
     Texts,
@@ -31,13 +29,11 @@ from convai_fast.generation.request import (
     check_ranking,
     prompt_room,
 )
-from convai_fast.generation.sampler import ALL_BANNED
-from convai_fast.generation.scheduler import Scheduler, TokenSequence
+from convai_fast.generation.scheduler import Scheduler
 from convai_fast.loading import check_fit, layout_for
 from convai_fast.model.double_heads import DoubleHeadsModel
 from convai_fast.model.generation_config import ends_of
 
-_NO_SCORE = "no draft can be ranked, since its score is no number: the model's weights are damaged"
 _AHEAD = 1024  # requests that `serve` takes before there is a slot for them
 
 
@@ -97,16 +93,13 @@ class GenerationEngine:
         layout = layout_for(tokenizer, model.config)
         ends = {*layout.ends, *ends_of(model.generation_config, tokenizer)}
         self.layout = replace(layout, ends=tuple(sorted(ends)))
-        self._detokenizer = Detokenizer(tokenizer)
         self._backend = make_backend(model, max_batch_size, weights)
         self._launcher = make_launcher(self._backend, model.multiple_choice_head, self.layout)
         self._launched: list[Launch] = []  # what is not looked at yet, in order
         self._scheduler = Scheduler(
             max_batch_size, model.config.vocab_size, self._backend.prefill_tokens
         )
-        self._jobs: dict[Hashable, Job] = {}
-        self._mailboxes: dict[Hashable, deque[Event]] = {}  # of requests that a loop has added
-        self._events: list[Event] = []  # of the others, until `step` tells them
+        self._jobs = Jobs(self._scheduler, Detokenizer(tokenizer), self.layout)
         self._is_stepping = False
         self._abandoned: list[Hashable] = []  # meanwhile, by a loop that Python cleared away
 
@@ -126,22 +119,14 @@ class GenerationEngine:
 
     @deferred_signals()
     def _enter(self, id: Hashable, request: Request, prompt: Prompt, stream: bool) -> None:
-        if id in self._jobs or any(event.id == id for event in self._events):
+        if self._jobs.knows(id):
             raise ValueError(f"a request with the id {id!r} is under way")
         params = request.params
         # What is drawn last is computed only where it is ranked, and then an <eos> after it.
         capacity = len(prompt.input_ids) + params.max_length + (1 if params.best_of > 1 else -1)
         self._backend.allocate(capacity)
         self._scheduler.reserve(capacity)
-        keys = self._scheduler.keys_of(*prompt)
-        job = Job(id, request)
-        tokens = TokenSequence(id, *prompt, keys)
-        job.drafts = [Draft(job, index, tokens) for index in range(params.num_drafts)]
-        if stream:
-            for draft in job.drafts:
-                draft.pieces = TextPieces(self._detokenizer)
-        self._jobs[id] = job
-        self._scheduler.add(job.drafts)
+        self._jobs.add(id, request, prompt, stream)
 
     def check(self, request: Request) -> None:
         """Raise UserError if `request` cannot be answered."""
@@ -158,9 +143,7 @@ class GenerationEngine:
     @deferred_signals()
     def cancel(self, id: Hashable) -> None:
         """Forget a request, if it is under way: there will be no more events of it."""
-        if self._jobs.pop(id, None) is not None:
-            self._scheduler.cancel(id)
-        self._events = [event for event in self._events if event.id != id]
+        self._jobs.cancel(id)
 
     @deferred_signals()
     def clear_prefixes(self) -> None:
@@ -170,7 +153,7 @@ class GenerationEngine:
     @property
     def num_unfinished(self) -> int:
         """How many requests are under way, or done without `step` having told of it."""
-        return len(self._jobs) + sum(not isinstance(event, Tokens) for event in self._events)
+        return self._jobs.num_unfinished
 
     @property
     def load(self) -> Load:
@@ -226,11 +209,11 @@ class GenerationEngine:
             if request is None:
                 return False
             id = object()
-            numbers[id], self._mailboxes[id] = i, mailbox
+            numbers[id], self._jobs.mailboxes[id] = i, mailbox
             try:
                 self.add(id, request)
             except UserError as error:
-                del numbers[id], self._mailboxes[id]
+                del numbers[id], self._jobs.mailboxes[id]
                 fail(i, str(error))
             return True
 
@@ -246,7 +229,7 @@ class GenerationEngine:
                 self._advance()
                 while mailbox:
                     event = mailbox.popleft()
-                    del self._mailboxes[event.id]
+                    del self._jobs.mailboxes[event.id]
                     i = numbers.pop(event.id)
                     if isinstance(event, Failed):
                         fail(i, event.reason)
@@ -272,7 +255,7 @@ class GenerationEngine:
         mailbox: deque[Event] = deque()
         id = object()
         try:
-            self._mailboxes[id] = mailbox
+            self._jobs.mailboxes[id] = mailbox
             self._enter(id, request, prompt, stream=True)
             while True:
                 while not mailbox:
@@ -293,7 +276,7 @@ class GenerationEngine:
             return
         for id in ids:
             self.cancel(id)
-            self._mailboxes.pop(id, None)
+            self._jobs.mailboxes.pop(id, None)
 
     def rank(self, request: Request, candidates: Texts) -> list[RankedCandidate]:
         """The candidates as replies to `request`, the best first by the multiple-choice head.
@@ -325,7 +308,7 @@ class GenerationEngine:
         Events of requests that a loop has added (`generate`, `serve`, `stream`) are that loop's.
         """
         self._advance()
-        events, self._events = self._events, []
+        events, self._jobs.events = self._jobs.events, []
         return events
 
     @deferred_signals()
@@ -340,7 +323,7 @@ class GenerationEngine:
 
     @torch.inference_mode()  # as the tensors of the cache are made and written to
     def _take_step(self) -> None:
-        launcher, params = self._launcher, (job.params for job in self._jobs.values())
+        launcher, params = self._launcher, (job.params for job in self._jobs.under_way.values())
         # Which n-grams are banned next, the host has to see.
         must_wait = not launcher.ahead or any(each.no_repeat_ngram_size > 0 for each in params)
         ahead = 0 if must_wait else launcher.ahead
@@ -371,7 +354,7 @@ class GenerationEngine:
                 raise
             try:
                 for outcome in outcomes:
-                    self._take(outcome)
+                    self._jobs.take(outcome)
             except BaseException:  # of the detokenizer: the others' tokens are drawn again, too
                 self._launched.clear()
                 self._land()
@@ -380,96 +363,3 @@ class GenerationEngine:
     def _land(self) -> None:
         for sequence in self._scheduler.running:
             self._scheduler.land(sequence)
-
-    def _take(self, outcome: Outcome) -> None:
-        draft, flight, tokens, logprobs, ending, score = outcome
-        # A job that failed with another of its replies, or a draft that ended before.
-        if self._jobs.get(draft.id) is not draft.job or draft.flight != flight:
-            return
-        if score is not None:
-            if math.isnan(score):
-                self._fail(draft, _NO_SCORE)
-            else:
-                assert draft.reply is not None  # which has waited for its score
-                self._complete(draft, replace(draft.reply, score=score))
-            return
-        # Where a text may end it, or somebody waits for it, one at a time.
-        size = 1 if draft.job.params.stop or draft.pieces else len(tokens)
-        for i in range(0, len(tokens), size or 1):
-            self._add(draft, tokens[i : i + size], logprobs[i : i + size])
-            if draft.slot < 0 or draft.reply:
-                return
-        if ending == "eos":
-            self._finish(draft, "eos")
-        elif ending:
-            self._fail(draft, ending)
-
-    def _add(self, draft: Draft, tokens: list[int], logprobs: list[float]) -> None:
-        """Let a reply go on with tokens that do not end it, unless by their number or a text."""
-        params, length = draft.job.params, len(draft.input_ids)
-        try:
-            draft.logprobs[draft.num_drawn :] = logprobs
-            draft.extend(tokens, self.layout.speaker1)
-            stop_at = self._detokenizer.find_stop(draft.token_ids, params) if params.stop else -1
-            if stop_at >= 0:
-                self._finish(draft, "stop", stop_at)
-            elif draft.num_drawn == params.max_length:
-                self._finish(draft, "length")
-            elif draft.pieces:
-                certain = self._detokenizer.num_certain(draft.token_ids, params.stop)
-                self._tell_tokens(draft, certain)
-        except BaseException:  # of the detokenizer: the next step draws the tokens again
-            self._scheduler.truncate(draft, length)
-            raise
-
-    def _finish(self, draft: Draft, reason: FinishReason, stop_at: int | None = None) -> None:
-        token_ids, params = draft.token_ids, draft.job.params
-        text = self._detokenizer.text(token_ids)[:stop_at]
-        reply = Reply(token_ids, text, reason, draft.logprobs if params.logprobs else None)
-        count = len(token_ids)
-        if reason == "stop" and (draft.pieces or params.best_of > 1):
-            count = self._detokenizer.num_within(token_ids, len(text))
-        if draft.pieces:
-            self._tell_tokens(draft, count, text)
-        if params.best_of > 1:
-            # Ranked as in training: at the <eos> after what is returned, in the next step.
-            draft.reply = reply
-            self._scheduler.truncate(draft, draft.prompt_length + count)
-            draft.extend([self.layout.eos], self.layout.speaker1)
-        else:
-            self._complete(draft, reply)
-
-    def _fail(self, draft: Draft, reason: str) -> None:
-        # What is no number in the cache has spread within it, also to tokens that others share.
-        self._scheduler.cancel(draft.id, keep_prefixes=False)
-        self.cancel(draft.id)
-        self._tell(Failed(draft.id, reason, is_requests_fault=reason == ALL_BANNED))
-
-    def _complete(self, draft: Draft, reply: Reply) -> None:
-        job = draft.job
-        self._scheduler.remove(draft)
-        job.replies[draft.index] = reply
-        if len(job.replies) < len(job.drafts):
-            return
-        del self._jobs[job.id]
-        self._tell(Done(job.id, job.result(), draft.prompt_length))
-
-    # --- what is told ---------------------------------------------------------------------------
-
-    def _tell_tokens(self, draft: Draft, count: int, whole_text: str | None = None) -> None:
-        """Tell the first `count` tokens, of which some have been told; at the end all of the text.
-
-        The count never falls: what was certain stays so.
-        """
-        assert draft.pieces is not None  # it is streamed
-        first = len(draft.pieces.token_ids)
-        new = draft.token_ids[first:count]
-        logprobs = draft.logprobs[first:count] if draft.job.params.logprobs else None
-        text = draft.pieces.add(new)
-        if whole_text is not None:
-            text += draft.pieces.end(whole_text)
-        if new or text:
-            self._tell(Tokens(draft.id, draft.index, new, text, logprobs))
-
-    def _tell(self, event: Event) -> None:
-        self._mailboxes.get(event.id, self._events).append(event)

@@ -78,7 +78,7 @@ def ctrl_c():
 def check(engine, events, expected):
     """Each request is told of once, and its stream says what its reply does."""
     engine._scheduler.check_integrity()
-    assert len(engine._scheduler.free_slots) == 3 and not engine._jobs
+    assert len(engine._scheduler.free_slots) == 3 and not engine._jobs.under_way
     done = [event for event in events if isinstance(event, Done)]
     assert sorted(event.id for event in done) == [0, 1, 2, 3]
     assert [event.replies for event in sorted(done, key=lambda each: each.id)] == expected
@@ -97,8 +97,8 @@ def test_ctrl_c_at_any_line_loses_no_request_no_token_and_no_slot(small, request
         def add(id=id, request=request):
             small.add(id, request, stream=id == 1)
 
-        interruptions += ctrl_c(add, lambda id=id: id in small._jobs)
-    interruptions += ctrl_c(lambda: small.cancel(4), lambda: 4 not in small._jobs)
+        interruptions += ctrl_c(add, lambda id=id: id in small._jobs.under_way)
+    interruptions += ctrl_c(lambda: small.cancel(4), lambda: 4 not in small._jobs.under_way)
     interruptions += ctrl_c(lambda: events.extend(small.step()), lambda: small.num_unfinished == 0)
     assert interruptions > 20
     check(small, events, expected)
