@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convai_fast import ops
 from convai_fast.archive import unpacked
-from convai_fast.dialogue.format import IGNORED
 from convai_fast.errors import UserError
 from convai_fast.files import scratch_folder
 from convai_fast.hub import upload
@@ -21,7 +19,8 @@ from convai_fast.model import adapter, checkpoint, families, generation_config
 from convai_fast.model.card import CARD, UNKNOWN_ID, model_card
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.context import Branches, Causal, Context
-from convai_fast.model.layers import Dropout, init_weights, to_device, vocabulary_logits
+from convai_fast.model.layers import Dropout, init_weights, vocabulary_logits
+from convai_fast.model.losses import mean_cross_entropy, targets_of
 from convai_fast.model.tensors import account_for, is_head, map_weights
 from convai_fast.model.transformer import Transformer
 
@@ -184,7 +183,7 @@ class DoubleHeadsModel(nn.Module):
 
         targets = predicting = None
         if labels is not None:
-            targets, predicting = _targets(labels, label_positions, device)
+            targets, predicting = targets_of(labels, label_positions, device)
         if return_logits:
             hidden = self.transformer(input_ids, token_type_ids, context).flatten(0, -2)
             logits = self.lm_logits(hidden).view(*shape, -1)
@@ -195,9 +194,9 @@ class DoubleHeadsModel(nn.Module):
             mc_logits, states = self.score(input_ids, token_type_ids, context, ends, predicting)
         loss = mc_loss = None
         if targets is not None:
-            loss = _mean_cross_entropy(self.lm_logits(states), targets)
+            loss = mean_cross_entropy(self.lm_logits(states), targets)
         if mc_labels is not None:
-            mc_loss = _mean_cross_entropy(mc_logits, mc_labels)
+            mc_loss = mean_cross_entropy(mc_logits, mc_labels)
         return DoubleHeadsOutput(
             loss=loss,
             mc_loss=mc_loss,
@@ -397,26 +396,3 @@ class DoubleHeadsModel(nn.Module):
             text = card or model_card(folder)
             (folder / CARD).write_text(text.replace(UNKNOWN_ID, repo_id), encoding="utf-8")
             return upload(folder, repo_id, private)
-
-
-def _targets(
-    labels: Tensor, positions: Tensor | None, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The labels that count, and the tokens that predict them: each the one before its own.
-
-    In the shared-prefix layout, too, the token before a labelled one is of its own branch, whose
-    first is never labelled.
-    """
-    if positions is None:
-        shifted = F.pad(labels[..., 1:], (1, 0), value=IGNORED)  # nothing predicts a row's first
-        positions = (shifted.flatten() != IGNORED).nonzero().squeeze(1)
-    targets = labels.flatten().index_select(0, to_device(positions, labels.device))
-    return to_device(targets, device), to_device(positions - 1, device)
-
-
-def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """In float32, over the targets that are not ignored; 0, not NaN, where there are none."""
-    targets = targets.flatten()
-    logits = logits.reshape(len(targets), logits.shape[-1]).float()
-    total = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp(min=1)
