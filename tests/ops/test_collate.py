@@ -3,135 +3,25 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convai_fast import _native, ops
-from convai_fast.dialogue.format import SpecialIds
-from convai_fast.dialogue.layout import Place, build_sequence, classic, sentence_place
+from convai_fast import ops
 from convai_fast.ops import reference
-from convai_fast.ops.plan import class_of_places, classes_of, layout_numbers, pieces_of
+from tests.helpers.collate_arguments import (
+    SPECIAL,
+    assert_equal,
+    make_arguments,
+    make_shared,
+    needed_length,
+    needs_kernel,
+    on,
+    sequences_of,
+    stores,
+)
 from tests.helpers.emulator import on_gpus
-from tests.helpers.layouts import layouts
-
-SPECIAL = SpecialIds(1, 2, 3, 4, 0)
-CLASSIC = classic(SPECIAL)
-NAMES = ("input_ids", "token_type_ids", "labels", "mc_token_ids")
-SHARED_NAMES = (*NAMES[:2], "position_ids", "branch_ids", *NAMES[2:])
-
-needs_kernel = pytest.mark.skipif(_native.host is None, reason="nothing is compiled here")
-
-
-def make_arguments(texts, rows, seq_len, dtype=torch.uint16, layout=CLASSIC):
-    """`texts`: the tokens of each text, those in the layout's first class, its second and so on.
-
-    `rows`: (persona ids, rotation, kept, history ids, candidate ids), one an example, and where
-    they begin within a turn, how many of its tokens are left out.
-    """
-    utterances = [*texts, *pieces_of(layout)]
-    offsets = np.cumsum([0, *map(len, utterances)])
-    tokens = [token for utterance in utterances for token in utterance]
-    tables, plan = ([], [], []), []
-    for persona, rotation, kept, history, candidates, *skip in rows:
-        columns = []
-        for table, ids in zip(tables, (persona, history, candidates), strict=True):
-            columns += [len(table), len(ids)]
-            table += ids
-        plan.append([*columns[:2], rotation, kept, *columns[2:4], *(skip or [0]), *columns[4:]])
-    persona_ids, history_ids, candidate_ids = (torch.tensor(t, dtype=torch.int32) for t in tables)
-    return {
-        "tokens": torch.tensor(tokens, dtype=torch.int64).to(dtype),
-        "utterance_offsets": torch.tensor(offsets),
-        "persona_ids": persona_ids,
-        "history_ids": history_ids,
-        "candidate_ids": candidate_ids,
-        "plan": torch.tensor(plan, dtype=torch.int64).reshape(len(rows), len(ops.PLAN_COLUMNS)),
-        "layout": layout_numbers(layout, len(texts) // len(classes_of(layout))),
-        "num_candidates": max((len(row[4]) for row in rows), default=0),
-        "seq_len": seq_len,
-    }
-
-
-def sequences_of(texts, rows, layout):
-    """Of each row its prefix, and its candidates' sequences, by `build_sequence`."""
-    count = len(texts) // len(classes_of(layout))
-    of_place = class_of_places(layout)
-
-    def ids(text, place):
-        return texts[text + of_place[place] * count]
-
-    for persona, rotation, kept, history, candidates, *skip in rows:
-        order = (persona[len(persona) - rotation :] + persona[: len(persona) - rotation])[:kept]
-        sentences = [ids(text, sentence_place(i, kept)) for i, text in enumerate(order)]
-        places = layout.places_of_turns(len(history), has_persona=kept > 0)
-        turns = [ids(text, place) for text, place in zip(history, places, strict=True)]
-        turns[:1] = [turn[sum(skip) :] for turn in turns[:1]]
-        prefix, *_ = build_sequence(sentences, turns, [], layout, with_eos=False)
-        replies = (ids(text, Place.REPLY) for text in candidates)
-        yield prefix[:-1], [build_sequence(sentences, turns, r, layout) for r in replies]
-
-
-def needed_length(texts, rows, layout=CLASSIC):
-    """The padded length at which no reply is cut."""
-    lengths = [0]
-    for prefix, candidates in sequences_of(texts, rows, layout):
-        lengths += [len(prefix) + 2, *(len(ids) for ids, *_ in candidates)]
-    return max(lengths)
-
-
-@st.composite
-def stores(draw, max_token=50_262):
-    """Texts in each class of a layout, rows, and the layout."""
-    layout = draw(st.just(CLASSIC) | layouts)
-    count, num_classes = draw(st.integers(1, 8)), len(classes_of(layout))
-    tokens = st.lists(st.integers(5, max_token), max_size=12)
-    texts = [draw(tokens) for _ in range(count * num_classes)]
-    ids = st.integers(0, count - 1)
-    rows = []
-    for _ in range(draw(st.integers(0, 4))):
-        persona = draw(st.lists(ids, max_size=5))
-        rotation = draw(st.integers(0, max(0, len(persona) - 1)))
-        kept = draw(st.integers(0, len(persona)))
-        history = draw(st.lists(ids, max_size=6))
-        skip = 0
-        if history:
-            place = layout.places_of_turns(len(history), has_persona=kept > 0)[0]
-            first = history[0] + class_of_places(layout)[place] * count
-            skip = draw(st.integers(0, len(texts[first])))
-        rows.append((persona, rotation, kept, history, draw(st.lists(ids, max_size=5)), skip))
-    return texts, rows, layout
-
-
-def make_shared(texts, rows, max_length, dtype=torch.uint16, layout=CLASSIC):
-    """The arguments of `collate_shared` for the same rows, each given the room that it needs."""
-    arguments = make_arguments(texts, rows, 0, dtype, layout)
-    del arguments["seq_len"]
-    sizes = [0]
-    for prefix, candidates in sequences_of(texts, rows, layout):
-        room = max_length - len(prefix)
-        sizes.append(len(prefix) + sum(min(len(ids) - len(prefix), room) for ids, *_ in candidates))
-    offsets = torch.from_numpy(np.cumsum(sizes, dtype=np.int64))
-    return arguments | {
-        "offsets": offsets,
-        "num_tokens": int(offsets[-1]),
-        "max_length": max_length,
-    }
-
-
-def on(gpu, arguments):
-    """The store's arrays are on a GPU; all else stays with the host."""
-    names = ("tokens", "utterance_offsets", "persona_ids", "history_ids", "candidate_ids")
-    return arguments | {name: arguments[name].to(gpu) for name in names}
-
-
-def assert_equal(actual, expected):
-    names = NAMES if len(actual) == len(NAMES) else SHARED_NAMES
-    for name, a, b in zip(names, actual, expected, strict=True):
-        assert a.dtype == torch.int64, name
-        assert torch.equal(a, b), name
 
 
 def test_a_worked_example_has_the_predecessors_layout():
@@ -222,59 +112,6 @@ def test_replies_that_do_not_fit_are_cut_alike(store, missing):
         assert_equal(ops.collate(**arguments), expected)
 
 
-def test_a_worked_example_shares_its_prefix():
-    utterances = [[10], [11, 12], [20], [21], [30, 31], [40]]
-    rows = [([0, 1], 0, 2, [2, 3], [5, 4]), ([], 0, 0, [], [0])]
-    arguments = make_shared(utterances, rows, 12)
-    ids, segments, positions, branches, labels, mc_token_ids = ops.collate_shared(**arguments)
-    bos, eos, s1, s2, _ = SPECIAL
-    prefix = [bos, 10, 11, 12, s1, 20, s2, 21]
-    assert ids.tolist() == [*prefix, s1, 40, eos, s1, 30, 31, eos, bos, s1, 10, eos]
-    assert segments.tolist() == [s1] * 6 + [s2] * 2 + [s1] * 11
-    assert positions.tolist() == [*range(8), 8, 9, 10, 8, 9, 10, 11, 0, 1, 2, 3]
-    assert branches.tolist() == [0] * 8 + [1] * 3 + [2] * 4 + [0, 1, 1, 1]
-    assert labels.tolist() == [-100] * 12 + [30, 31, eos] + [-100, -100, 10, eos]
-    assert mc_token_ids.tolist() == [[10, 14], [18, -1]]
-
-
-@needs_kernel
-@settings(max_examples=300, deadline=None)
-@given(stores(), st.sampled_from([torch.uint16, torch.int32]), st.integers(-8, 3))
-def test_the_shared_kernel_equals_the_reference(store, dtype, slack):
-    texts, rows, layout = store
-    max_length = max(0, needed_length(*store) + slack)
-    arguments = make_shared(texts, rows, max_length, dtype, layout)
-    try:
-        expected = reference.collate_shared(**arguments)
-    except ValueError as error:
-        with pytest.raises(ValueError, match=r"does not fit|must rise"):
-            ops.collate_shared(**arguments)
-        assert "does not fit" in str(error)
-    else:
-        assert_equal(ops.collate_shared(**arguments), expected)
-
-
-@needs_kernel
-@pytest.mark.parametrize(
-    ("offsets", "num_tokens", "says"),
-    [
-        ([0, 7], 7, "row 0 does not fit"),
-        ([0, 5], 5, "row 0 does not fit"),
-        ([0, 6], 9, "must rise from 0 to num_tokens"),
-        ([1, 6], 6, "must rise from 0 to num_tokens"),
-        ([0, 6, 6], 6, "one more than the rows"),
-    ],
-)
-def test_offsets_that_do_not_fit_the_examples_are_refused(offsets, num_tokens, says):
-    arguments = make_shared([[5], [6]], [([0], 0, 1, [], [1])], 20)
-    assert arguments["num_tokens"] == 5
-    arguments |= {"offsets": torch.tensor(offsets), "num_tokens": num_tokens}
-    if offsets == [0, 5]:
-        arguments["max_length"] = 3  # the reply is cut, and the row is shorter
-    with pytest.raises(ValueError, match=says):
-        ops.collate_shared(**arguments)
-
-
 @pytest.mark.parametrize("vocab_size", [17, 1019, 40_483, 50_262, 65_536])
 def test_the_largest_token_id_survives(vocab_size):
     arguments = make_arguments([[vocab_size - 1], [5]], [([0], 0, 1, [1], [0])], 8)
@@ -361,11 +198,6 @@ def test_a_skip_without_history_is_refused():
         ops.collate(**arguments)
 
 
-def test_a_row_without_candidates_may_leave_them_no_room():
-    arguments = make_shared([[5, 6]], [([0], 0, 1, [], [])], 3)
-    assert ops.collate_shared(**arguments)[0].tolist() == [1, 5, 6]
-
-
 @pytest.mark.parametrize(
     ("struct", "names"), [("PlanRow", ops.PLAN_COLUMNS), ("Layout", ops.LAYOUT_NUMBERS)]
 )
@@ -388,12 +220,6 @@ def test_it_compiles_into_a_graph():
     arguments = make_arguments([[5, 6], [7]], [([0], 0, 1, [1], [0, 1])], 9)
     compiled = torch.compile(ops.collate, backend="eager", fullgraph=True)
     assert_equal(compiled(**arguments), ops.collate(**arguments))
-
-
-@on_gpus()
-def test_on_cuda_a_row_without_candidates_may_leave_them_no_room(gpu):
-    arguments = make_shared([[5, 6]], [([0], 0, 1, [], [])], 3)
-    assert ops.collate_shared(**on(gpu, arguments))[0].tolist() == [1, 5, 6]
 
 
 @on_gpus("max_examples", cuda=[(300,)], emulator=[(60,)])

@@ -13,7 +13,7 @@ KERNELS = (
     *("branch_attention", "cached_attention", "collate", "decoder_step", "dropout", "gelu"),
     *("rms_norm", "rotate", "swiglu"),
 )
-OTHERS = ("branch_attention_grouped_heads", "packed_linear", "sample_kernel")
+OTHERS = ("branch_attention_grouped_heads", "collate_shared", "packed_linear", "sample_kernel")
 # For the others AVX-512 with and without BF16 is the same.
 PACKED = ("cached_attention", "decoder_step", "packed_linear")
 BELOW = {
