@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="module")
+def no_measured_speed() -> Iterator[None]:
+    """Training's share of the device's speed takes half a second to measure, in every run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("convai_fast.training.step.matrix_rate", lambda *_: 1.0)
+        yield
 
 
 @pytest.fixture(scope="session")

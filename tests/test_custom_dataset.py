@@ -20,6 +20,8 @@ from convai_fast.data.readers import load_dialogues
 from convai_fast.dialogue.format import SPECIAL_TOKENS
 from tests.helpers.pages import fences
 
+pytestmark = pytest.mark.usefixtures("no_measured_speed")
+
 DOCS = Path(__file__).parents[1] / "docs"
 FILES = DOCS / "custom-dataset"
 PAGE = (DOCS / "custom-dataset.md").read_text(encoding="utf-8")

@@ -19,18 +19,12 @@ from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 from tests.helpers.pages import PAGES, ROOT, fences, run_page
 
+pytestmark = pytest.mark.usefixtures("no_measured_speed")
+
 FORMATS = ROOT / "docs" / "data-formats"
 # docs/custom-dataset.md has a test file of its own.
 RUN = [page for page in PAGES if any(f.language in ("sh", "python") for f in fences(page))]
 RUN = [page for page in RUN if page.name != "custom-dataset.md"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_measured_speed():
-    """Training's share of the device's speed takes half a second to measure."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("convai_fast.training.step.matrix_rate", lambda *_: 1.0)
-        yield
 
 
 @pytest.fixture(scope="module")

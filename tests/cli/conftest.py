@@ -11,6 +11,11 @@ from tests.helpers.bulk_files import read_lines, save_model, write_lines
 from tests.helpers.small_tokenizers import save_model_of_letters
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick(no_measured_speed):
+    """Runs are many here, and none is timed."""
+
+
 @pytest.fixture(scope="module")
 def model(tokenizer, tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model"), tokenizer)

@@ -3,15 +3,11 @@
 import json
 
 from convai_fast.cli.main import main
-from convai_fast.training import step
 
 LEAST = ["--seconds", "0", "--precision", "fp32"]
 
 
-def test_a_table_a_file_and_a_picture_come_of_ones_own_dialogues(
-    model, files, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(step, "matrix_rate", lambda *_: 1.0)  # of its log, and slow
+def test_a_table_a_file_and_a_picture_come_of_ones_own_dialogues(model, files, tmp_path, capsys):
     report, plots = tmp_path / "figures.json", tmp_path / "plots"
     arguments = ["--model", model, "--data", str(files / "dialogues.json"), *LEAST]
     arguments += ["--output", str(report), "--plots", str(plots)]

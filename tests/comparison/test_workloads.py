@@ -12,7 +12,6 @@ from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.params import SamplingParams
 from convai_fast.generation.request import Request
 from convai_fast.loading import load
-from convai_fast.training import step
 from tests.helpers.bulk_files import save_model
 from tests.helpers.model_peers import make_peer
 from tests.helpers.reply_peers import both_models
@@ -37,8 +36,9 @@ def comparison(request, tokenizer, tmp_path_factory):
     return Comparison(model, own, dialogues, max_history=1, precision="fp32", seconds=0)
 
 
-def test_every_workload_runs_both_ways_and_leaves_the_weights_as_they_are(comparison, monkeypatch):
-    monkeypatch.setattr(step, "matrix_rate", lambda *_: 1.0)  # of its log, and slow
+def test_every_workload_runs_both_ways_and_leaves_the_weights_as_they_are(
+    comparison, no_measured_speed
+):
     before = {name: weight.clone() for name, weight in comparison.model.state_dict().items()}
     names = []
     for workload in comparison.workloads():

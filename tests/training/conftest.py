@@ -13,6 +13,11 @@ from convai_fast.training.options import TrainOptions
 from tests.helpers.killed_runs import STEPS
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick(no_measured_speed):
+    """Runs are many here, and none is timed."""
+
+
 @pytest.fixture(scope="module")
 def dialogues():
     return builtin_dialogues(num_train=8, num_valid=3)

@@ -18,7 +18,6 @@ def on_meta(options, tokenizer, monkeypatch):
     """A model on the device "meta", and what computes there."""
     stand_in_for_a_gpu(monkeypatch, compute)
     monkeypatch.setattr(Ranks, "device", lambda *_: META)
-    monkeypatch.setattr(step, "matrix_rate", lambda *_: 1.0)
     shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
     config = {"model_type": "gpt2", "vocab_size": len(tokenizer), **shape}
     model = DoubleHeadsModel(TransformerConfig.from_transformers(config)).to(META)
