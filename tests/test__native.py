@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from convai_fast import _native
+from convai_fast.errors import UserError
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "ops"
 
@@ -44,6 +45,12 @@ def test_other_operators_are_left_out_with_the_reason(
     monkeypatch.setattr(torch, "__version__", here)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     assert says in _native._mismatch(built_against, built_for_cuda)
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setenv("CONVAI_FAST_ISA", "sse")
+    with pytest.raises(UserError, match="must be portable, avx2, avx512 or avx512_bf16, not 'sse'"):
+        _native._load()
 
 
 def test_a_build_for_cuda_has_every_kernel_of_its_sources():

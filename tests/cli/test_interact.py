@@ -13,6 +13,7 @@ import pytest
 from convai_fast.cli.line_editing import line_editing
 from convai_fast.cli.main import main
 from convai_fast.model import DoubleHeadsModel, TransformerConfig
+from tests.helpers.command_line import standard_input
 from tests.helpers.small_tokenizers import byte_tokenizer
 
 COMMAND = [sys.executable, "-m", "convai_fast.cli.main", "interact"]
@@ -26,20 +27,16 @@ ENVIRONMENT = {
 UTTERANCE = {"history": ["hi"], "candidates": ["hello"]}
 
 
-def interact(model_folder, *options, lines, **environment):
-    return subprocess.run(
-        [*COMMAND, "--model", str(model_folder), *options],
-        input=lines.encode(),
-        capture_output=True,
-        env={**ENVIRONMENT, **environment},
-        timeout=120,
-    )
-
-
 def test_lines_from_a_pipe_are_answered_until_quit_and_not_kept(model_folder, tmp_path):
     options = ["--persona", "i like tea .", "--persona", "i have a cat .", "--min_length", "2"]
     lines = "hi , tea ?\n\n/persona\n/rank yes . | no .\n/foo\n/quit\nnot read\n"
-    process = interact(model_folder, *options, lines=lines, XDG_STATE_HOME=str(tmp_path))
+    process = subprocess.run(
+        [*COMMAND, "--model", str(model_folder), *options],
+        input=lines.encode(),
+        capture_output=True,
+        env={**ENVIRONMENT, "XDG_STATE_HOME": str(tmp_path)},
+        timeout=120,
+    )
     assert (process.returncode, process.stderr) == (0, b"")
     assert not [*tmp_path.iterdir()]
     greeting, reply, empty, persona, rank, unknown, end = process.stdout.decode().split(">>> ")
@@ -53,28 +50,25 @@ def test_lines_from_a_pipe_are_answered_until_quit_and_not_kept(model_folder, tm
     assert end == ""
 
 
-def test_the_end_of_the_input_ends_it_and_a_bad_byte_does_not(model_folder):
-    process = subprocess.run(
-        [*COMMAND, "--model_checkpoint", str(model_folder)],
-        input=b"tea \xff\n",
-        capture_output=True,
-        env=ENVIRONMENT,
-        timeout=120,
-    )
-    assert (process.returncode, process.stderr) == (0, b"")
-    output = process.stdout.decode()
+def test_the_end_of_the_input_ends_it_and_a_bad_byte_does_not(model_folder, capsys):
+    with standard_input(b"tea \xff\n"):
+        assert main(["interact", "--model_checkpoint", str(model_folder)]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
     assert output.startswith("The model has no persona.\nGive one with --persona")
     assert output.count(">>> ") == 2
     assert output.endswith(">>> \n")
 
 
-def test_a_line_too_long_and_a_reply_that_cannot_be_drawn_are_told(model_folder):
+def test_a_line_too_long_and_a_reply_that_cannot_be_drawn_are_told(model_folder, capsys):
     options = ["--persona", "i like tea .", "--max_length", "200", "--min_length", "200"]
     options += ["--no_repeat_ngram_size", "1"]  # there are fewer tokens than that
     lines = f"{'tea ' * 400}\nhi\n{'tea ' * 307}\n"
-    process = interact(model_folder, *options, lines=lines)
-    assert (process.returncode, process.stderr) == (0, b"")
-    _, too_long, short, almost, _ = process.stdout.decode().split(">>> ")
+    with standard_input(lines.encode()):
+        assert main(["interact", "--model", str(model_folder), *options]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    _, too_long, short, almost, _ = output.split(">>> ")
     assert "of the beginning of your line)\n" in too_long
     assert "of the persona)\n" in almost
     assert "left out" not in short

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import uvicorn
+from fastapi.testclient import TestClient
 
 from convai_fast.cli import serve as serve_command
 from convai_fast.cli.main import main
@@ -63,11 +64,16 @@ def test_what_is_under_way_at_a_sigterm_is_answered_and_what_comes_is_refused(se
         httpx.get(f"{url}/health")
 
 
-def test_the_key_of_the_environment_is_asked_for(serve):
-    _, url = serve(CONVAI_FAST_API_KEY="s3cret")
-    assert httpx.post(f"{url}/v1/chat/completions", json=BODY).status_code == 401
-    headers = {"authorization": "Bearer s3cret"}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=BODY, headers=headers)
+def test_the_key_of_the_environment_is_asked_for(model, monkeypatch):
+    servers = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: servers.append(server))
+    monkeypatch.setenv("CONVAI_FAST_API_KEY", "s3cret")
+    assert main(["serve", "--model", model, "--port", "0"]) == 0
+    (server,) = servers
+    with TestClient(server.config.app, base_url="http://127.0.0.1") as client:
+        assert client.post("/v1/chat/completions", json=BODY).status_code == 401
+        headers = {"authorization": "Bearer s3cret"}
+        answer = client.post("/v1/chat/completions", json=BODY, headers=headers)
     assert answer.status_code == 200 and answer.json()["choices"][0]["message"]["content"]
 
 

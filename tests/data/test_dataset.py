@@ -2,8 +2,7 @@
 
 import gzip
 import json
-import subprocess
-import sys
+import multiprocessing
 from collections import Counter
 from dataclasses import replace
 
@@ -124,36 +123,27 @@ def test_foreign_files_of_a_file_manager_do_not_matter(files, tokenizer, tmp_pat
     assert replies(open_dataset(DataOptions(store.folder.as_posix()), tokenizer, tmp_path / "c"))
 
 
-def test_processes_that_want_the_same_store_all_get_it(files, tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    code = (
-        "import sys\n"
-        "from convai_fast.data.dataset import open_dataset\n"
-        "from convai_fast.data.options import DataOptions\n"
-        "from convai_fast.dialogue.layout import classic\n"
-        "from convai_fast.dialogue.tokenizer import load_tokenizer, special_ids\n"
-        f"t = load_tokenizer({str(tmp_path / 'tokenizer')!r})\n"
-        "layout = classic(special_ids(t))\n"
-        "sys.stdin.readline()\n"
-        "for seed in range(6):\n"
-        f"    o = DataOptions({files!r}, data_seed=seed)\n"
-        f"    store = open_dataset(o, t, layout, {str(tmp_path / 'cache')!r}, print)\n"
-        "    print(len(store.tokens))\n"
-    )
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    results = [worker.communicate("go\n") for worker in workers]
-    assert [w.returncode for w in workers] == [0, 0], results
-    built = sum(out.count("tokenising into") for out, _ in results)
-    assert built == 6
+def test_processes_that_want_the_same_store_all_get_it(files, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # its threads do not come along
+    fork = multiprocessing.get_context("fork")
+    all_are_there, told = fork.Barrier(2), fork.SimpleQueue()
+
+    def work():
+        all_are_there.wait(60)
+        for seed in range(6):
+            options = DataOptions(files, data_seed=seed)
+            assert len(open_dataset(options, tokenizer, tmp_path / "cache", told.put).tokens)
+
+    workers = [fork.Process(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    lines = []
+    while not told.empty():
+        lines.append(told.get())
+    assert sum("tokenising into" in line for line in lines) == 6
 
 
 def test_data_sets_are_mixed_each_with_its_reader_and_weight(files, tokenizer, tmp_path):

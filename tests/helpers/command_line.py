@@ -1,10 +1,13 @@
-"""The command line, in a process of its own."""
+"""The command line: in a process of its own, or in this one with what is typed."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 
 def arguments_of(options) -> list[str]:
@@ -29,6 +32,17 @@ def run(*arguments, **environment):
         capture_output=True,
         text=True,
     )
+
+
+@contextlib.contextmanager
+def standard_input(content: bytes) -> Iterator[None]:
+    """What a command reads from its input while it runs in this process."""
+    before = sys.stdin
+    sys.stdin = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8")
+    try:
+        yield
+    finally:
+        sys.stdin = before
 
 
 def start(options, **environment):

@@ -12,13 +12,12 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from convai_fast.cli.main import main
-from tests.helpers.command_line import start_server
+from tests.helpers.command_line import standard_input, start_server
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -115,16 +114,9 @@ def _run(words: list[str], typed: list[str]) -> None:
         if "--output" in options:  # in place of the run that other pages begin with
             shutil.rmtree(options[options.index("--output") + 1], ignore_errors=True)
         options += ["--max_steps", MOST_STEPS]
-    with _input(typed), contextlib.redirect_stderr(io.StringIO()) as errors:
+    with (
+        standard_input("\n".join(typed).encode()),
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+    ):
         code = main([command, *options])
     assert code == 0, f"{shlex.join(words)}\n{errors.getvalue()}"
-
-
-@contextlib.contextmanager
-def _input(lines: list[str]) -> Iterator[None]:
-    before = sys.stdin
-    sys.stdin = io.TextIOWrapper(io.BytesIO("\n".join(lines).encode()), encoding="utf-8")
-    try:
-        yield
-    finally:
-        sys.stdin = before

@@ -3,8 +3,6 @@
 import json
 import pickle
 import shlex
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -68,7 +66,7 @@ def test_a_bin_file_that_wraps_the_weights_says_how_to_unwrap_them(gpt2_folder, 
     with pytest.raises(UserError, match=says) as raised:
         DoubleHeadsModel.from_pretrained(gpt2_folder)
     command = shlex.split(str(raised.value).partition("python -c ")[2])[0]
-    subprocess.run([sys.executable, "-c", command], check=True)
+    exec(command, {})
     assert_same_weights(DoubleHeadsModel.from_pretrained(gpt2_folder), expected)
 
 

@@ -126,21 +126,18 @@ def start_a_long_run(options, model_folder, data_file):
     return process
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_ctrl_c_and_sigterm_save_before_they_stop(
-    options, model_folder, data_file, tmp_path, number, code
-):
+def test_a_sigterm_has_a_run_save_before_it_stops(options, model_folder, data_file, tmp_path):
     process = start_a_long_run(options, model_folder, data_file)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
+    assert process.returncode == 0, errors
     assert "saved as" in output
     assert f"continue with: convai-fast train --resume {tmp_path / 'run'}" in output
     GPT2DoubleHeadsModel.from_pretrained(tmp_path / "run" / "last")
 
 
 @pytest.mark.parametrize("closed", ["both", "stdout"])
-def test_a_log_that_is_closed_first_does_not_keep_a_run_from_saving(
+def test_ctrl_c_has_a_run_save_also_where_its_log_is_closed_first(
     options, model_folder, data_file, tmp_path, closed
 ):
     """As Ctrl-C under `2>&1 | tee log` does, which ends tee, too."""

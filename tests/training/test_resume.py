@@ -5,8 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,13 +25,6 @@ from tests.helpers.killed_runs import (
     in_a_process,
     records,
 )
-
-
-def resume_command(run, *arguments):
-    command = [sys.executable, "-m", "convai_fast", "train", "--resume", str(run), *arguments]
-    # As many threads as the tests have: how a product is shared out changes its rounding.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
 
 @pytest.mark.parametrize(
@@ -78,15 +69,14 @@ def test_killed_again_and_again_at_random_moments(run_options, undisturbed, tmp_
     assert_equal_runs(tmp_path / "run", undisturbed)
 
 
-def test_the_command_line_continues_a_killed_run(run_options, undisturbed, tmp_path):
+def test_the_command_line_continues_a_killed_run(run_options, undisturbed, tmp_path, capsys):
     run = tmp_path / "run"
     options = dataclasses.replace(run_options, output=str(run))
     process = in_a_process(options, lambda: die_at(checkpoints.torch, "save", 2))
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    result = resume_command(run)
-    assert result.returncode == 0, result.stderr
-    assert "continuing after step" in result.stdout
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "continuing after step" in capsys.readouterr().out
     assert_equal_runs(run, undisturbed)
 
 

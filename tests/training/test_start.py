@@ -11,7 +11,7 @@ from convai_fast.cli.main import main
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.errors import UserError
 from convai_fast.training.loop import train
-from tests.helpers.command_line import start
+from tests.helpers.command_line import arguments_of
 
 
 @pytest.mark.parametrize(
@@ -100,22 +100,20 @@ def test_special_tokens_are_added_to_a_plain_model_and_reported(
     assert GPT2DoubleHeadsModel.from_pretrained(run / "best").config.vocab_size == 50_262
 
 
-def test_the_command_line_trains_and_says_how_to_go_on(options, model_folder, data_file):
+def test_the_command_line_trains_and_says_how_to_go_on(options, model_folder, data_file, capsys):
     options.from_scratch, options.model = True, str(model_folder)
     options.dataset_path, options.max_steps = str(data_file), 2
-    process = start(options)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    assert main(["train", *arguments_of(options)]) == 0
+    output = capsys.readouterr().out
     assert "random weights" in output
     assert "2 steps are few to learn from" in output
     assert f"convai-fast interact --model {options.output}/best --data {data_file}\n" in output
 
 
-def test_a_mistake_on_the_command_line_is_one_sentence_and_code_2(options, data_file):
+def test_a_mistake_on_the_command_line_is_one_sentence_and_code_2(options, data_file, capsys):
     options.model, options.dataset_path = "./absent", str(data_file)
-    process = start(options)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
+    assert main(["train", *arguments_of(options)]) == 2
+    errors = capsys.readouterr().err
     assert errors.startswith("convai-fast train: ")
     assert errors.count("\n") == 1
     assert not os.path.exists(options.output)
