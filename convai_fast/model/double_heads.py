@@ -19,7 +19,7 @@ from convai_fast.model import adapter, checkpoint, families, generation_config
 from convai_fast.model.card import CARD, UNKNOWN_ID, model_card
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.context import Branches, Causal, Context
-from convai_fast.model.layers import Dropout, init_weights, vocabulary_logits
+from convai_fast.model.layers import Dropout, NothingIsDrawn, init_weights, vocabulary_logits
 from convai_fast.model.losses import mean_cross_entropy, targets_of
 from convai_fast.model.tensors import account_for, is_head, map_weights
 from convai_fast.model.transformer import Transformer
@@ -327,12 +327,14 @@ class DoubleHeadsModel(nn.Module):
         tensors, file = checkpoint.read_tensors(folder)
         config = checkpoint.read_config(folder, tensors)
         parameters = account_for(tensors, config, file).parameters
-        # On the meta device nothing is allocated or drawn that the weights then overwrite.
-        with torch.device("meta"):
+        # Nothing is allocated or drawn that the weights then overwrite.
+        with torch.device("meta"), NothingIsDrawn():
             model = cls(config).to(dtype)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         weights = map_weights(parameters, config, shapes, file)
-        model.to_empty(device="cpu")
+        # As `to_empty`, which has torch import its compiler, too.
+        empty = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+        model.load_state_dict(empty, assign=True)
         model._init_multiple_choice_head()
         with torch.no_grad():
             for name, parts in weights.items():

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from convai_fast import ops
 
@@ -129,3 +131,23 @@ def init_weights(module: nn.Module, std: float) -> None:
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+class NothingIsDrawn(TorchFunctionMode):
+    """A context in which the weights of new modules are left as their memory is.
+
+    To draw them on the device "meta", torch would import its compiler, which takes a second.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_):
+            return kwargs and kwargs["tensor"]
+        if func is Tensor.normal_:
+            return args[0]
+        return func(*args, **(kwargs or {}))

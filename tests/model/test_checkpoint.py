@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 
 import pytest
 import torch
@@ -29,6 +30,13 @@ def test_weights_survive_a_round_trip_through_transformers(architecture, folder,
     back = DoubleHeadsModel.from_pretrained(tmp_path / "back")
     assert_same_weights(back, model)
     assert back.config == model.config
+
+
+def test_a_model_is_read_without_the_compiler_of_torch(folder, monkeypatch):
+    # To import it takes a second, and a command that reads a model needs two.
+    for name in ("torch._dynamo", "torch.fx.experimental.symbolic_shapes"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert DoubleHeadsModel.from_pretrained(folder)
 
 
 def test_transformers_loads_what_we_save_without_a_warning(architecture, folder, tmp_path, caplog):

@@ -17,6 +17,14 @@ def multiplies_bf16(request, monkeypatch):
     return request.param
 
 
+def test_nothing_is_drawn_for_weights_that_are_read_from_a_file():
+    before = torch.get_rng_state()
+    with layers.NothingIsDrawn():
+        layers.init_weights(nn.Linear(3, 2), std=1.0)
+        nn.Embedding(3, 2).weight.detach().normal_()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_under_autocast_is_closer_to_float32_than_bf16_rounding(multiplies_bf16, bias):
     torch.manual_seed(0)
