@@ -59,6 +59,10 @@ class Command:
     again: str = ""  # what is added where a power cut came between two of its files
     is_done: str = ""  # what it says when there is nothing left to do, with exit code 2
 
+    def words(self, work: Path | str, inputs: Path) -> list[str]:
+        """The command line."""
+        return self.arguments.format(work=work, inputs=inputs).split()
+
 
 COMMANDS = {
     "train": Command(
@@ -124,6 +128,19 @@ def make_inputs(folder: Path) -> None:
     (folder / "requests.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in requests))
 
 
+def import_all(command: Command, inputs: Path) -> None:
+    """Run it once in this process: what a command imports takes longer than all else it does."""
+    from convai_fast.cli.main import main
+
+    with (
+        tempfile.TemporaryDirectory() as work,
+        contextlib.chdir(inputs),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        main(command.words(work, inputs))
+
+
 # ---- one case ----------------------------------------------------------------------------------
 
 
@@ -145,10 +162,9 @@ def run(command: Command, work: Path, inputs: Path, at: int = 0, number: int = 0
             os.chdir(inputs)
             from convai_fast.cli.main import main
 
-            words = command.arguments.format(work=work, inputs=inputs).split()
             with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
                 faults.faults_arm(os.fsencode(work), ctypes.c_long(at), number)
-                code = main(words)
+                code = main(command.words(work, inputs))
         except BaseException:
             told.write(traceback.format_exc())
         faults.faults_count.restype = ctypes.c_long
@@ -221,12 +237,11 @@ def main() -> int:
 
     step.matrix_rate = lambda *_: 1.0  # two seconds of every case, and nothing here is timed
     names = options.commands or list(COMMANDS)
-    for name in names:
-        __import__(f"convai_fast.cli.{name.split()[0]}")
     wrong = []
     with tempfile.TemporaryDirectory(prefix="faults-inputs-") as folder:
         make_inputs(Path(folder))
         for name in names:
+            import_all(COMMANDS[name], Path(folder))
             kinds = {kind: KINDS[kind] for kind in options.kinds}
             outcomes, found = examine(name, Path(folder), options.every, kinds)
             for (kind, outcome), count in sorted(outcomes.items()):
