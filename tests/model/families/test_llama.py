@@ -1,6 +1,5 @@
 """Models with rotary positions, of all families that have them, against transformers' own."""
 
-import json
 import logging
 from itertools import pairwise
 
@@ -9,11 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from convai_fast.data.batches import DialogueBatches
 from convai_fast.data.build_store import build_store
 from convai_fast.data.builtin import builtin_dialogues
 from convai_fast.errors import UserError
 from convai_fast.model import DoubleHeadsModel, TransformerConfig
+from tests.helpers.batches import make_batches
+from tests.helpers.checkpoint_edits import edit_config, edit_weights
 from tests.helpers.model_peers import (
     ROTARY,
     SIZES,
@@ -151,24 +151,19 @@ def peer(request):
 
 
 @pytest.fixture(scope="module")
-def batches(tokenizer, tmp_path_factory):
-    """A function that makes batches of real dialogues in a layout, with 3 candidates."""
+def store(tokenizer, tmp_path_factory):
     dialogues = builtin_dialogues(num_train=4, num_valid=1)
-    store = build_store(dialogues, tokenizer, tmp_path_factory.mktemp("s") / "store")
-
-    def make(layout):
-        settings = dict(batch_size=4, num_candidates=3, max_history=2, max_length=400)
-        return DialogueBatches(store, "train", layout=layout, **settings)
-
-    return make
+    return build_store(dialogues, tokenizer, tmp_path_factory.mktemp("s") / "store")
 
 
 @pytest.mark.parametrize("name", ROTARY)
 def test_losses_logits_and_every_gradient_are_those_of_transformers(
-    name, batches, tokenizer, to_ours
+    name, store, tokenizer, to_ours
 ):
     peer = make_peer(name, vocab_size=len(tokenizer))
-    padded, shared = batches("padded"), batches("shared")
+    padded, shared = (
+        make_batches(store, num_candidates=3, layout=layout) for layout in ("padded", "shared")
+    )
     batch = padded.collate(padded.rows[-4:])
     expected = peer(**batch)
     (expected.loss + 0.5 * expected.mc_loss).backward()
@@ -233,14 +228,12 @@ def test_a_language_model_in_shards_of_bfloat16_gets_a_new_head(tmp_path, caplog
 def test_a_body_without_heads_and_with_frequencies_is_read(tmp_path):
     peer = make_peer("llama")
     peer.model.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    assert "layers.0.mlp.up_proj.weight" in tensors
+    assert "layers.0.mlp.up_proj.weight" in load_file(tmp_path / "model.safetensors")
     name = "layers.0.self_attn.rotary_emb.inv_freq"
-    inv_freq = {name: 100.0 ** -(torch.arange(6) / 6)}
-    save_file(tensors | inv_freq, tmp_path / "model.safetensors")
+    edit_weights(tmp_path, lambda tensors: tensors | {name: 100.0 ** -(torch.arange(6) / 6)})
     model = DoubleHeadsModel.from_pretrained(tmp_path)
     assert torch.equal(model.transformer.token_embedding.weight, peer.lm_head.weight)
-    save_file(tensors | {name: torch.ones(6)}, tmp_path / "model.safetensors")
+    edit_weights(tmp_path, lambda tensors: tensors | {name: torch.ones(6)})
     with pytest.raises(UserError, match=r"inv_freq holds something else .* the model of Llama"):
         DoubleHeadsModel.from_pretrained(tmp_path)
 
@@ -254,8 +247,7 @@ def test_a_head_that_config_json_ties_is_the_embedding_once_more(tmp_path):
     save_file(tensors | {"lm_head.weight": embedding + 1}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"lm_head\.weight differs from the token embedding"):
         DoubleHeadsModel.from_pretrained(tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}))
+    edit_config(tmp_path, tie_word_embeddings=False)
     assert torch.equal(DoubleHeadsModel.from_pretrained(tmp_path).lm_head, embedding + 1)
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"lacks tensors .*: lm_head.weight"):
