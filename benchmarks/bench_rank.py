@@ -17,23 +17,28 @@ from benchmarks.timing import record
 from benchmarks.workers import Work, Worker, pairwise, take_turns
 from convai_fast._native import keep_freed_memory
 from convai_fast.comparison import plain
+from convai_fast.evaluation.scoring import computing_in
 from convai_fast.training.flops import matrix_rate
 
 ROUNDS = 5
 
 
 def make_ours(store_folder: str, architecture: str, dtype: torch.dtype) -> Work:
-    """Multiple-choice logits of a batch in the shared-prefix layout; returns them and its size."""
+    """Multiple-choice logits of a batch in the shared-prefix layout, as `evaluate` computes them;
+    returns them and its size."""
     model, _ = shapes.model_and_tokenizer(architecture)
     batches = shapes.open_batches(store_folder, "valid", shapes.RANK_SHAPE, "shared")
     keep_freed_memory()
+
+    with computing_in(model, dtype) as packed:
+        pass  # its layers are packed once, as for many batches
 
     @torch.inference_mode()
     def rank(turn: int):
         batch = shapes.batch_of_turn(batches, turn)
         batch.pop("labels")
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            output = model(**batch, return_logits=False)
+            output = packed(**batch, return_logits=False)
         return output.mc_logits.float().tolist(), len(batch["input_ids"])
 
     return rank

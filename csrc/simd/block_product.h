@@ -123,12 +123,23 @@ struct Words<int8_t> {
 #endif
 
 // What is read from memory next: rows of 64 words, as a block has them, that are fetched to the
-// second-level cache while as many are multiplied.
+// second-level cache during a product: a row beside every `every`-th step of it, a word of
+// features.
 struct Ahead {
   const int32_t* data = nullptr;
-  int64_t rows = 0;
+  int64_t rows = 0, every = 1;
 
-  Ahead from(int64_t row) const { return {data + row * kBlock, rows - row}; }
+  // `count` rows from `row` on, or as many as there are.
+  Ahead part(int64_t row, int64_t count) const {
+    const int64_t first = std::min(row, rows);
+    return {data + first * kBlock, std::min(count, rows - first), every};
+  }
+
+  // What is fetched beside tile `i` of `tiles` that take as many steps each.
+  Ahead beside(int64_t i, int64_t tiles) const {
+    const int64_t first = rows * i / tiles, end = rows * (i + 1) / tiles;
+    return {data + first * kBlock, end - first, tiles};
+  }
 
   CONVAI_FAST_INLINE void fetch(int64_t row, int64_t columns = kBlock) const {
     constexpr int64_t kLine = 16;
@@ -151,8 +162,12 @@ CONVAI_FAST_INLINE void add_tile(const typename Words<Scalar>::Wide* x, int64_t 
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) tile[i][v] = Simd::load(sums + i * sums_stride + v * kWidth);
   }
+  int64_t fetched = 0, due = ahead.rows > 0 ? 0 : words;
   for (int64_t k = 0; k < words; ++k) {
-    if (k < ahead.rows) ahead.fetch(k);
+    if (k == due) {
+      ahead.fetch(fetched++);
+      due = fetched < ahead.rows ? due + ahead.every : words;
+    }
     Simd::Int w[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) w[v] = Simd::load(weight + k * kBlock + v * kWidth);
@@ -177,14 +192,15 @@ CONVAI_FAST_INLINE void add_tile(const typename Words<Scalar>::Wide* x, int64_t 
 template <int kRows, int kVectors, typename Scalar>
 CONVAI_FAST_INLINE void add_rows(const typename Words<Scalar>::Wide* x, int64_t stride,
                                  int64_t rows, const int32_t* weight, int64_t words,
-                                 typename Format<Scalar>::Sum* sums, int64_t sums_stride) {
+                                 typename Format<Scalar>::Sum* sums, int64_t sums_stride,
+                                 Ahead ahead) {
   if constexpr (kRows > 1) {
     if (rows < kRows) {
       return add_rows<kRows - 1, kVectors, Scalar>(x, stride, rows, weight, words, sums,
-                                                   sums_stride);
+                                                   sums_stride, ahead);
     }
   }
-  add_tile<kRows, kVectors, Scalar>(x, stride, weight, words, sums, sums_stride);
+  add_tile<kRows, kVectors, Scalar>(x, stride, weight, words, sums, sums_stride, ahead);
 }
 
 // Rows of x by features [first, end) of a block, added to `sums`.
@@ -196,6 +212,7 @@ CONVAI_FAST_INLINE void add_part(const typename Format<Scalar>::Activation* x, i
   using W = Words<Scalar>;
   constexpr int64_t kTogether = Format<Scalar>::kTogether;
   constexpr int64_t kStride = kMostFeatures / kTogether * W::kOfX;
+  const int64_t tiles = (rows + W::kTileRows - 1) / W::kTileRows;
   typename W::Wide wide[kMostRows * kStride];
   for (; first < end; first += kMostFeatures) {
     const int64_t words = std::min(kMostFeatures, end - first) / kTogether;
@@ -203,19 +220,21 @@ CONVAI_FAST_INLINE void add_part(const typename Format<Scalar>::Activation* x, i
       W::widen(x + row * stride + first, words, wide + row * kStride);
     }
     const auto* weight = reinterpret_cast<const int32_t*>(block + first * kBlock);
+    const Ahead next = ahead.part(first / kTogether, words);
     int64_t n = 0;
     // A single row takes more columns at once: else it has too few sums to keep the multipliers
     // busy.
     for (; rows == 1 && n + kFewVectors * kWidth <= columns; n += kFewVectors * kWidth) {
       add_tile<1, kFewVectors, Scalar>(wide, kStride, weight + n, words, sums + n, sums_stride,
-                                       n == 0 ? ahead.from(first / kTogether) : Ahead{});
+                                       n == 0 ? next : Ahead{});
     }
     const auto add_columns = [&]<int kVectors>() CONVAI_FAST_INLINE_LAMBDA {
       for (; n + (kVectors - 1) * kWidth < columns; n += kVectors * kWidth) {
         for (int64_t row = 0; row < rows; row += W::kTileRows) {
           add_rows<W::kTileRows, kVectors, Scalar>(
               wide + row * kStride, kStride, std::min<int64_t>(W::kTileRows, rows - row),
-              weight + n, words, sums + row * sums_stride + n, sums_stride);
+              weight + n, words, sums + row * sums_stride + n, sums_stride,
+              n == 0 ? next.beside(row / W::kTileRows, tiles) : Ahead{});
         }
       }
     };
@@ -225,8 +244,7 @@ CONVAI_FAST_INLINE void add_part(const typename Format<Scalar>::Activation* x, i
 }
 
 // sums [rows, columns] = up to kMostRows rows of x [rows, features] by a block, or its first
-// columns, rounded up to a vector; `features` are padded. A single row by a whole block fetches
-// what is ahead.
+// columns, rounded up to a vector; `features` are padded. Meanwhile what is ahead is fetched.
 template <typename Scalar>
 CONVAI_FAST_INLINE void block_product(const typename Format<Scalar>::Activation* x, int64_t stride,
                                       int64_t rows, const Scalar* block, int64_t columns,

@@ -1,6 +1,7 @@
 """`decoder_step` against its reference, for every kind of decoder."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ CHANGES = {
     "norms of queries and keys": dict(qk_norm=True, rope=ROPE, norm="rms"),
     "heads wider than their part": dict(head_dim=20, n_kv_head=2),
     "grouped heads": dict(n_kv_head=2),
+    "one head of keys for 16": dict(n_head=16, n_kv_head=1, head_dim=3),
     "gated": dict(gated=True, activation="silu", n_inner=50),
     "no biases": dict(mlp_bias=False, out_bias=False, qkv_bias=False),
     "no segments": dict(segments=False),
@@ -138,18 +140,29 @@ def test_a_sequence_is_the_same_bits_alone_among_others_and_in_parts(change, dty
 
 
 @needs_kernels
-def test_the_number_of_threads_changes_no_bit():
-    config, decoder = make()
-    before, hidden = torch.get_num_threads(), []
+@pytest.mark.parametrize("change", ["gpt2", "norms after the sums", "gated", "grouped heads"])
+def test_the_number_of_threads_changes_no_bit(change):
+    """Nor who computes a row: each thread some of many rows, or all threads those of a few."""
+    config, decoder = make(change)
+    many = {slot: (0, range(slot, slot + 50 + slot)) for slot in range(12)}
+    threads, results = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            steps = Steps(config, decoder)
-            hidden.append(torch.cat([steps.take(sequences) for sequences in STEPS]))
+        for count in (1, 2, 3, 16):
+            torch.set_num_threads(count)
+            steps = Steps(config, decoder, num_slots=12)
+            of_many = steps.take(many)
+            results.append(torch.cat([of_many, *map(steps.take, STEPS)]))
     finally:
-        torch.set_num_threads(before)
-    assert torch.equal(hidden[0], hidden[1])
-    assert torch.equal(hidden[0], hidden[2])
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results)
+    alone = Steps(config, decoder, num_slots=12)
+    ids, segments, _, offsets, *_ = alone.arguments(many)
+    for slot, (begin, end) in enumerate(itertools.pairwise(offsets.tolist())):
+        mine, of_mine = ids[begin:end], segments[begin:end].contiguous()
+        slots, offset, length = torch.tensor([slot]), torch.tensor([0, end - begin]), torch.zeros(1)
+        cache = (alone.keys, alone.values)
+        own = ops.decoder_step(decoder, mine, of_mine, slots, offset, length.long(), *cache)
+        assert torch.equal(own[0], results[0][slot])
 
 
 @pytest.mark.parametrize("step", [torch.ops.convai_fast.decoder_step, reference.decoder_step])

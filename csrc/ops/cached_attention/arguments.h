@@ -49,7 +49,7 @@ struct Run {
   int64_t slot, first, end, length, query, out;
 };
 
-constexpr int64_t kMostQueries = 12;  // of a head that are multiplied together
+constexpr int64_t kMostQueries = 12;  // of a group of heads that are multiplied together
 
 // What a thread needs for them.
 template <typename Kept>

@@ -85,25 +85,39 @@ CONVAI_FAST_INLINE void store_keys_and_values(const Arguments<Kept>& a, const Ru
   }
 }
 
-// Attention of the `count` tokens from `row` on, the first at `position`, to rows `to` and
-// following of the results. With `next`, a single one that waits for memory: while its keys are
+// A token's query of one of the heads that share keys: with two heads to a group, queries 0 and 1
+// are those of the first token, 2 and 3 those of the second.
+struct Query {
+  int64_t token, head;
+};
+
+// Attention of the `count` queries of a group of heads from `first` on, of tokens from `run.query`
+// on. With `next`, those of a single token, which wait for memory: while its keys are
 // multiplied, its values are fetched, and meanwhile as many of the keys there, which are multiplied
 // next. What stands beside a block that is not whole, at once.
 template <typename Kept>
-CONVAI_FAST_INLINE void attend(const Arguments<Kept>& a, int64_t head, int64_t row, int64_t count,
-                               int64_t position, int64_t to, const Kept* keys, const Kept* values,
-                               const Kept* next, const Scratch<Kept>& scratch) {
+CONVAI_FAST_INLINE void attend(const Arguments<Kept>& a, const Run& run, int64_t kv_head,
+                               int64_t first_query, int64_t count, const Kept* keys,
+                               const Kept* values, const Kept* next, const Scratch<Kept>& scratch) {
   constexpr int64_t kTogether = Arguments<Kept>::kTogether;
   const int64_t head_dim = a.head_dim(), padded_dim = a.padded_dim();
+  const auto query_of = [&](int64_t i) CONVAI_FAST_INLINE_LAMBDA {
+    const int64_t token = (first_query + i) / a.group;
+    return Query{token, kv_head * a.group + (first_query + i) % a.group};
+  };
+  const auto keys_seen_by = [&](int64_t token) CONVAI_FAST_INLINE_LAMBDA {
+    return run.length + run.query - run.first + token + 1;
+  };
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   for (int64_t i = 0; i < count; ++i) {
-    const float* query = a.q.at(row + i, head);
+    const auto [token, head] = query_of(i);
+    const float* query = a.q.at(run.query + token, head);
     for (int64_t d = 0; d < head_dim; ++d) scratch.scores[d] = query[d] * scale;
     scratch.queries[(i + 1) * padded_dim - 1] = {};
     round_to(scratch.scores, head_dim, scratch.queries + i * padded_dim);
   }
 
-  const int64_t num_keys = position + count;
+  const int64_t num_keys = keys_seen_by(query_of(count - 1).token);
   for (int64_t first = 0; first < num_keys; first += kBlock) {
     const int64_t columns = std::min(kBlock, num_keys - first);
     const Ahead ahead = next ? rows_ahead(values + first * kBlock, columns) : Ahead{};
@@ -116,7 +130,7 @@ CONVAI_FAST_INLINE void attend(const Arguments<Kept>& a, int64_t head, int64_t r
   float inverse_sums[kMostQueries];
   for (int64_t i = 0; i < count; ++i) {
     float* scores = scratch.scores + i * a.capacity;
-    const int64_t seen = position + i + 1;
+    const int64_t seen = keys_seen_by(query_of(i).token);
     const int64_t padded = simd::round_up(seen, kWidth);
     std::fill(scores + seen, scores + padded, -std::numeric_limits<float>::infinity());
     inverse_sums[i] = 1.0f / exponentiate(scores, padded).sum;
@@ -134,10 +148,11 @@ CONVAI_FAST_INLINE void attend(const Arguments<Kept>& a, int64_t head, int64_t r
   for (int64_t block = 0; block < a.value_blocks(); ++block) {
     block_product(scratch.weights, a.capacity, count, values + block * a.capacity * kBlock,
                   std::min(kBlock, head_dim - block * kBlock), summed, sums, kBlock,
-                  ahead.from(block * summed / kTogether));
+                  ahead.part(block * summed / kTogether, summed / kTogether));
     const int64_t first = block * kBlock, valid = std::min(kBlock, head_dim - first);
     for (int64_t i = 0; i < count; ++i) {
-      float* out = a.out.at(to + i, head) + first;
+      const auto [token, head] = query_of(i);
+      float* out = a.out.at(run.out + token, head) + first;
       for (int64_t n = 0; n < valid; ++n) out[n] = sums[i * kBlock + n] * inverse_sums[i];
     }
   }
@@ -152,11 +167,14 @@ CONVAI_FAST_TARGET void cached_attention_kernel(const Arguments<Kept>& a, const 
   Kept* values = a.values_of(run.slot, kv_head);
   store_keys_and_values(a, run, kv_head, keys, values, scratch);
   if (run.end - run.query > 1) next = nullptr;  // multiplied for longer than it is read
-  for (int64_t head = kv_head * a.group; head < (kv_head + 1) * a.group; ++head) {
-    for (int64_t row = run.query; row < run.end; row += kMostQueries) {
-      attend(a, head, row, std::min(kMostQueries, run.end - row), run.length + row - run.first,
-             run.out + row - run.query, keys, values, next, scratch);
+  const int64_t queries = (run.end - run.query) * a.group;
+  for (int64_t first = 0; first < queries; first += kMostQueries) {
+    const int64_t following = std::min(first + 2 * kMostQueries, queries);
+    for (int64_t i = first + kMostQueries; i < following; ++i) {
+      fetch(a.q.at(run.query + i / a.group, kv_head * a.group + i % a.group), a.head_dim());
     }
+    attend(a, run, kv_head, first, std::min(kMostQueries, queries - first), keys, values, next,
+           scratch);
     next = nullptr;  // it has been fetched
   }
 }

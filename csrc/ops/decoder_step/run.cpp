@@ -1,16 +1,20 @@
-// The passes of a step. Between two of them the threads meet; there are five a layer:
+// The passes of a step. There are five products a layer, and attention between them:
 //
 //   queries, keys and values   norm, product
 //   attention                  which stores the keys and values
 //   its output                 product, added to the hidden states
-//   the MLP's middle           norm, product, activation
+//   the MLP's middle           norm, products with their activation
 //   the MLP's output           product, added to the hidden states
 //
-// A norm after the sum (as OpenAI GPT has it), a gate, and norms and rotary positions of the heads
-// are passes of their own.
+// Norms after the sum (as OpenAI GPT has them), and norms and rotary positions of the heads are
+// passes of their own. What is not attention needs no other row. So where rows are many, a thread
+// takes some of them from one attention to the next while they stay in its cache; where they are
+// few, the threads share each pass.
 #include <ATen/Parallel.h>
 #include <ATen/record_function.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 
 #include "ops/cached_attention/attend.h"
@@ -24,12 +28,33 @@ namespace {
 
 using cached_attention::Run;
 using packed_linear::multiply;
+using packed_linear::multiply_gated;
 using packed_linear::normalize;
 
 // What lies between the passes, kept by the thread that calls for its next step.
 struct Scratch {
-  std::vector<float> x, qkv, attended, inner, rotation;
+  std::vector<float> x, qkv, attended, rotation;
 };
+
+// Rows that a thread takes together: of more, what lies between the products leaves its cache; by
+// fewer, the weights are read too often.
+constexpr int64_t kMostTogether = 256, kLeastTogether = 48;
+
+// Calls function(first, count) for all rows: for some of them by each thread, or, where they are
+// too few, for all by this one, whose passes the threads share.
+template <typename Function>
+void for_rows(int64_t rows, const Function& function) {
+  const int64_t threads = at::get_num_threads();
+  if (rows < threads * kLeastTogether) return function(0, rows);
+  const int64_t rounds = (rows + threads * kMostTogether - 1) / (threads * kMostTogether);
+  const int64_t together = (rows + threads * rounds - 1) / (threads * rounds);
+  std::atomic<int64_t> taken{0};
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t first; (first = taken.fetch_add(together)) < rows;) {
+      function(first, std::min(together, rows - first));
+    }
+  });
+}
 
 template <typename Function>
 void for_tokens(const Step& step, const Function& function) {
@@ -79,19 +104,22 @@ void fill_rotation(const Decoder<Scalar>& decoder, const Step& step, float* rota
 // Normalizes and turns the queries and keys of each token, which lie at the beginning of its row of
 // qkv, where the decoder does.
 template <typename Scalar>
-void place_heads(const Decoder<Scalar>& decoder, const Layer<Scalar>& layer, const Step& step,
+void place_heads(const Decoder<Scalar>& decoder, const Layer<Scalar>& layer, int64_t rows,
                  const float* rotation, float* qkv) {
   if (!rotation && !layer.q_norm.weight) return;
+  constexpr int64_t kRowsPerTask = 16;
   const int64_t head_dim = decoder.head_dim, heads = decoder.num_heads;
-  for_tokens(step, [&](int64_t row, int64_t) {
-    float *q = qkv + row * decoder.qkv_width(), *k = q + heads * head_dim;
-    if (layer.q_norm.weight) {
-      packed_linear::normalize_rows(q, heads, head_dim, layer.q_norm);
-      packed_linear::normalize_rows(k, decoder.num_kv_heads, head_dim, layer.k_norm);
-    }
-    if (rotation) {
-      const float *cosines = rotation + row * head_dim, *sines = cosines + head_dim / 2;
-      rotate::rotate_heads(q, cosines, sines, head_dim / 2, heads + decoder.num_kv_heads, q);
+  at::parallel_for(0, rows, kRowsPerTask, [&](int64_t row, int64_t end) {
+    for (; row < end; ++row) {
+      float *q = qkv + row * decoder.qkv_width(), *k = q + heads * head_dim;
+      if (layer.q_norm.weight) {
+        packed_linear::normalize_rows(q, heads, head_dim, layer.q_norm);
+        packed_linear::normalize_rows(k, decoder.num_kv_heads, head_dim, layer.k_norm);
+      }
+      if (rotation) {
+        const float *cosines = rotation + row * head_dim, *sines = cosines + head_dim / 2;
+        rotate::rotate_heads(q, cosines, sines, head_dim / 2, heads + decoder.num_kv_heads, q);
+      }
     }
   });
 }
@@ -114,23 +142,42 @@ void attend(const Decoder<Scalar>& decoder, const Step& step, const std::vector<
                                  sequences);
 }
 
-// x [rows, n_embd] after a layer's MLP.
+// From hidden states x [rows, n_embd] to a layer's queries, keys and values.
 template <typename Scalar>
-void run_mlp(const Decoder<Scalar>& decoder, const Layer<Scalar>& layer, int64_t rows, float* x,
-             float* inner) {
+void project(const Decoder<Scalar>& decoder, const Layer<Scalar>& layer, int64_t rows,
+             const float* x, const float* rotation, float* qkv) {
+  multiply(x, decoder.n_embd, rows, decoder.pre_norm ? &layer.attention_norm : nullptr, layer.qkv,
+           {.data = qkv, .stride = decoder.qkv_width()});
+  place_heads(decoder, layer, rows, rotation, qkv);
+}
+
+template <typename Scalar>
+void run_mlp(const Decoder<Scalar>& decoder, const Layer<Scalar>& layer, int64_t rows, float* x) {
+  static thread_local std::vector<float> middle;
   const int64_t n = decoder.n_embd, n_inner = decoder.n_inner;
   const Norm* norm = decoder.pre_norm ? &layer.mlp_norm : nullptr;
+  float* inner = at_least(middle, rows * n_inner);
+  const packed_linear::Results results{
+      .data = inner, .stride = n_inner, .activation = decoder.activation};
   if (layer.gate.data) {
-    multiply(x, n, rows, norm, layer.gate,
-             {.data = inner, .stride = n_inner, .activation = decoder.activation});
-    multiply(x, n, rows, norm, layer.up, {.data = inner, .stride = n_inner, .factor = inner});
+    multiply_gated(x, n, rows, norm, layer.gate, layer.up, results);
   } else {
-    multiply(x, n, rows, norm, layer.up,
-             {.data = inner, .stride = n_inner, .activation = decoder.activation});
+    multiply(x, n, rows, norm, layer.up, results);
   }
   multiply<Scalar>(inner, n_inner, rows, nullptr, layer.down,
                    {.data = x, .stride = n, .residual = x});
   if (!decoder.pre_norm) normalize(x, rows, n, layer.mlp_norm);
+}
+
+// The hidden states after a layer, where x has those before it.
+template <typename Scalar>
+void run_after_attention(const Decoder<Scalar>& decoder, const Layer<Scalar>& layer, int64_t rows,
+                         const float* attended, float* x) {
+  const int64_t n = decoder.n_embd;
+  multiply<Scalar>(attended, decoder.heads_width(), rows, nullptr, layer.out,
+                   {.data = x, .stride = n, .residual = x});
+  if (!decoder.pre_norm) normalize(x, rows, n, layer.attention_norm);
+  run_mlp(decoder, layer, rows, x);
 }
 
 }  // namespace
@@ -144,19 +191,20 @@ void run(const Decoder<Scalar>& decoder, const Step& step, Kept* keys, int64_t k
   float* x = at_least(scratch.x, rows * n);
   float* qkv = at_least(scratch.qkv, rows * width);
   float* attended = at_least(scratch.attended, rows * decoder.heads_width());
-  float* inner = at_least(scratch.inner, rows * decoder.n_inner);
   float* rotation =
       decoder.rope_frequencies ? at_least(scratch.rotation, rows * head_dim) : nullptr;
+  const auto project_to = [&](int64_t layer, int64_t first, int64_t count) {
+    project(decoder, decoder.first_layer.of_stack(layer, head_dim), count, x + first * n,
+            rotation ? rotation + first * head_dim : nullptr, qkv + first * width);
+  };
 
   embed(decoder, step, x);
   if (rotation) fill_rotation(decoder, step, rotation);
+  for_rows(rows, [&](int64_t first, int64_t count) { project_to(0, first, count); });
   std::vector<Run> sequences = step.sequences;
   for (int64_t i = 0; i < decoder.num_layers; ++i) {
-    const Layer<Scalar> layer = decoder.first_layer.of_stack(i, head_dim);
-    const Norm* norm = decoder.pre_norm ? &layer.attention_norm : nullptr;
-    multiply(x, n, rows, norm, layer.qkv, {.data = qkv, .stride = width});
-    place_heads(decoder, layer, step, rotation, qkv);
-    if (i == decoder.num_layers - 1) {  // nobody looks at the others after it
+    const bool is_last = i == decoder.num_layers - 1;
+    if (is_last) {  // nobody looks at the others after it
       rows = 0;
       for (Run& sequence : sequences) {
         sequence.query = sequence.end - 1;
@@ -167,10 +215,11 @@ void run(const Decoder<Scalar>& decoder, const Step& step, Kept* keys, int64_t k
     attend(decoder, step, sequences, qkv, keys, values, attended);
     keys += keys_stride;
     values += values_stride;
-    multiply<Scalar>(attended, decoder.heads_width(), rows, nullptr, layer.out,
-                     {.data = x, .stride = n, .residual = x});
-    if (!decoder.pre_norm) normalize(x, rows, n, layer.attention_norm);
-    run_mlp(decoder, layer, rows, x, inner);
+    for_rows(rows, [&](int64_t first, int64_t count) {
+      run_after_attention(decoder, decoder.first_layer.of_stack(i, head_dim), count,
+                          attended + first * decoder.heads_width(), x + first * n);
+      if (!is_last) project_to(i + 1, first, count);
+    });
   }
   if (decoder.final_norm.weight) normalize(x, rows, n, decoder.final_norm);
   std::copy_n(x, rows * n, hidden);

@@ -80,18 +80,16 @@ struct Norm {
 enum class Activation { kNone, kGeluTanh, kGelu, kRelu, kSilu };
 
 // Where results go, float32 [rows, out_features], and what is done to them on the way, in this
-// order. `factor` and `residual` are shaped like `data`, which they may be, or null.
+// order. `residual` is shaped like `data`, which it may be, or null.
 struct Results {
   float* data;
   int64_t stride;
   Activation activation = Activation::kNone;
-  const float* factor = nullptr;    // multiplied with
   const float* residual = nullptr;  // added
 
-  Results from(int64_t row) const {
-    const int64_t offset = row * stride;
-    return {data + offset, stride, activation, factor ? factor + offset : nullptr,
-            residual ? residual + offset : nullptr};
+  Results from(int64_t row, int64_t feature) const {
+    const int64_t offset = row * stride + feature;
+    return {data + offset, stride, activation, residual ? residual + offset : nullptr};
   }
 };
 

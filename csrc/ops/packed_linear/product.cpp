@@ -63,7 +63,8 @@ struct RoundedRows {
   std::vector<typename Format<Scalar>::Activation> data;
   std::vector<float> scales;
   std::vector<int32_t> zeros;
-  std::vector<float> row;  // a normalized one
+  std::vector<float> row;     // a normalized one
+  std::vector<float> factor;  // what a block of the gate gives
 };
 
 template <typename Scalar>
@@ -72,13 +73,13 @@ RoundedRows<Scalar>& rounded_rows_of_this_thread() {
   return rows;
 }
 
-}  // namespace
-
 // Rows are taken in chunks that stay in the second-level cache, rounded, while the blocks of the
-// weight pass by; every thread takes some blocks of some chunk, and rounds that by itself.
+// weight pass by; every thread takes some blocks of some chunk, and rounds that by itself. A gate's
+// block, if there is one, goes before that of the weight.
 template <typename Scalar>
-void multiply(const float* x, int64_t stride, int64_t rows, const Norm* norm,
-              const Weight<Scalar>& weight, const Results& results) {
+void multiply_blocks(const float* x, int64_t stride, int64_t rows, const Norm* norm,
+                     const Weight<Scalar>* gate, const Weight<Scalar>& weight,
+                     const Results& results) {
   using F = Format<Scalar>;
   const bool is_rounded = norm || !std::is_same_v<Scalar, float>;
   const int64_t padded = weight.padded_features(), blocks = weight.blocks();
@@ -92,42 +93,72 @@ void multiply(const float* x, int64_t stride, int64_t rows, const Norm* norm,
   const auto own_product = CONVAI_FAST_DISPATCH(own_product_kernel<Scalar>);
   const auto product = by_onednn ? onednn_product<Scalar> : own_product;
   const auto finish = CONVAI_FAST_DISPATCH(finish_kernel<Scalar>);
-  const int64_t products = std::max<int64_t>(1, chunk * padded * kBlock);
-  at::parallel_for(0, chunks * blocks, std::max<int64_t>(1, kProductsPerTask / products),
-                   [&](int64_t task, int64_t end) {
-                     auto& rounded = rounded_rows_of_this_thread<Scalar>();
-                     alignas(64) typename F::Sum sums[kMostRows * kBlock];
-                     Rows<Scalar> x_rows{};
-                     int64_t first = 0, count = 0;
-                     for (int64_t chunk_at_hand = -1; task < end; ++task) {
-                       if (task / blocks != chunk_at_hand) {
-                         chunk_at_hand = task / blocks;
-                         first = chunk_at_hand * chunk;
-                         count = std::min(chunk, rows - first);
-                         if (is_rounded) {
-                           auto* data = at_least(rounded.data, count * padded);
-                           float* scales = at_least(rounded.scales, count);
-                           int32_t* zeros = at_least(rounded.zeros, count);
-                           float* row = at_least(rounded.row, weight.in_features);
-                           round_rows(x + first * stride, stride, count, norm, row, weight, data,
-                                      scales, zeros);
-                           x_rows = {data, padded, scales, zeros};
-                         } else if constexpr (std::is_same_v<Scalar, float>) {
-                           x_rows = {x + first * stride, stride};
-                         }
-                       }
-                       const int64_t block = task % blocks;
-                       const int64_t parts = (count + kMostRows - 1) / kMostRows;
-                       const int64_t together = (count + parts - 1) / parts;
-                       for (int64_t row = 0; row < count; row += together) {
-                         const int64_t num_rows = std::min(together, count - row);
-                         product(x_rows.from(row), num_rows, weight.block(block), padded, sums);
-                         finish(sums, num_rows, weight, x_rows.from(row), block * kBlock,
-                                results.from(first + row));
-                       }
-                     }
-                     if (by_onednn) onednn_release();
-                   });
+  const int64_t products = std::max<int64_t>(1, chunk * padded * kBlock * (gate ? 2 : 1));
+
+  const auto multiply_block = [&](const Rows<Scalar>& x_rows, int64_t count, int64_t block,
+                                  const Weight<Scalar>& weight, const float* factor,
+                                  const Results& results) {
+    alignas(64) typename F::Sum sums[kMostRows * kBlock];
+    const int64_t parts = (count + kMostRows - 1) / kMostRows;
+    const int64_t together = (count + parts - 1) / parts;
+    for (int64_t row = 0; row < count; row += together) {
+      const int64_t num_rows = std::min(together, count - row);
+      product(x_rows.from(row), num_rows, weight.block(block), padded, sums);
+      finish(sums, num_rows, weight, x_rows.from(row), block * kBlock,
+             factor ? factor + row * kBlock : nullptr, results.from(row, 0));
+    }
+  };
+
+  at::parallel_for(
+      0, chunks * blocks, std::max<int64_t>(1, kProductsPerTask / products),
+      [&](int64_t task, int64_t end) {
+        auto& rounded = rounded_rows_of_this_thread<Scalar>();
+        Rows<Scalar> x_rows{};
+        int64_t first = 0, count = 0;
+        for (int64_t chunk_at_hand = -1; task < end; ++task) {
+          if (task / blocks != chunk_at_hand) {
+            chunk_at_hand = task / blocks;
+            first = chunk_at_hand * chunk;
+            count = std::min(chunk, rows - first);
+            if (is_rounded) {
+              auto* data = at_least(rounded.data, count * padded);
+              float* scales = at_least(rounded.scales, count);
+              int32_t* zeros = at_least(rounded.zeros, count);
+              float* row = at_least(rounded.row, weight.in_features);
+              round_rows(x + first * stride, stride, count, norm, row, weight, data, scales, zeros);
+              x_rows = {data, padded, scales, zeros};
+            } else if constexpr (std::is_same_v<Scalar, float>) {
+              x_rows = {x + first * stride, stride};
+            }
+          }
+          const int64_t block = task % blocks;
+          Results to = results.from(first, block * kBlock);
+          const float* factor = nullptr;
+          if (gate) {
+            float* gated = at_least(rounded.factor, count * kBlock);
+            multiply_block(x_rows, count, block, *gate, nullptr,
+                           {.data = gated, .stride = kBlock, .activation = to.activation});
+            factor = gated;
+            to.activation = Activation::kNone;
+          }
+          multiply_block(x_rows, count, block, weight, factor, to);
+        }
+        if (by_onednn) onednn_release();
+      });
+}
+
+}  // namespace
+
+template <typename Scalar>
+void multiply(const float* x, int64_t stride, int64_t rows, const Norm* norm,
+              const Weight<Scalar>& weight, const Results& results) {
+  multiply_blocks<Scalar>(x, stride, rows, norm, nullptr, weight, results);
+}
+
+template <typename Scalar>
+void multiply_gated(const float* x, int64_t stride, int64_t rows, const Norm* norm,
+                    const Weight<Scalar>& gate, const Weight<Scalar>& up, const Results& results) {
+  multiply_blocks(x, stride, rows, norm, &gate, up, results);
 }
 
 void normalize_rows(float* x, int64_t rows, int64_t features, const Norm& norm) {
@@ -142,11 +173,14 @@ void normalize(float* x, int64_t rows, int64_t features, const Norm& norm) {
                    });
 }
 
-template void multiply(const float*, int64_t, int64_t, const Norm*, const Weight<float>&,
-                       const Results&);
-template void multiply(const float*, int64_t, int64_t, const Norm*, const Weight<simd::BFloat16>&,
-                       const Results&);
-template void multiply(const float*, int64_t, int64_t, const Norm*, const Weight<int8_t>&,
-                       const Results&);
+#define CONVAI_FAST_MULTIPLY(Scalar)                                                               \
+  template void multiply(const float*, int64_t, int64_t, const Norm*, const Weight<Scalar>&,       \
+                         const Results&);                                                          \
+  template void multiply_gated(const float*, int64_t, int64_t, const Norm*, const Weight<Scalar>&, \
+                               const Weight<Scalar>&, const Results&);
+CONVAI_FAST_MULTIPLY(float)
+CONVAI_FAST_MULTIPLY(simd::BFloat16)
+CONVAI_FAST_MULTIPLY(int8_t)
+#undef CONVAI_FAST_MULTIPLY
 
 }  // namespace convai_fast::packed_linear

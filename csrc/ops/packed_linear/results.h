@@ -35,24 +35,22 @@ CONVAI_FAST_INLINE Simd::Float activated(Simd::Float x, Activation activation) {
   return x;
 }
 
-// `sums` [rows, 64] of the block of output features that begins at `first`.
+// `sums` [rows, 64] of the block of output features that begins at `first`, to results that begin
+// there, too; they are multiplied with `factor` [rows, 64] unless it is null.
 template <typename Scalar>
 CONVAI_FAST_TARGET void finish_kernel(const typename Format<Scalar>::Sum* sums, int64_t rows,
                                       const Weight<Scalar>& weight, const Rows<Scalar>& x,
-                                      int64_t first, const Results& results) {
+                                      int64_t first, const float* factor, const Results& results) {
   const int64_t valid = std::min(kBlock, weight.out_features - first);
-  float bias_edge[kBlock] = {}, scale_edge[kBlock] = {}, factor_edge[kBlock] = {};
-  float residual_edge[kBlock] = {}, out[kBlock];
+  float bias_edge[kBlock] = {}, scale_edge[kBlock] = {}, residual_edge[kBlock] = {}, out[kBlock];
   int32_t sum_edge[kBlock] = {};
   const float* bias = block_of(weight.bias, first, valid, bias_edge);
   const float* scales = block_of(weight.scales, first, valid, scale_edge);
   const int32_t* column_sums = block_of(weight.column_sums, first, valid, sum_edge);
   for (int64_t row = 0; row < rows; ++row, sums += kBlock) {
-    float* to = results.data + row * results.stride + first;
-    const float *factor = results.factor, *residual = results.residual;
-    if (factor) factor = block_of(factor + row * results.stride, first, valid, factor_edge);
-    if (residual) residual = block_of(residual + row * results.stride, first, valid, residual_edge);
-    float* target = valid == kBlock ? to : out;
+    const Results to = results.from(row, 0);
+    const float* residual = to.residual ? block_of(to.residual, 0, valid, residual_edge) : nullptr;
+    float* target = valid == kBlock ? to.data : out;
 #pragma GCC unroll 4
     for (int64_t n = 0; n < kBlock; n += kWidth) {
       Simd::Float value;
@@ -64,12 +62,12 @@ CONVAI_FAST_TARGET void finish_kernel(const typename Format<Scalar>::Sum* sums, 
         value = Simd::load(sums + n);
       }
       value += Simd::load(bias + n);
-      if (results.activation != Activation::kNone) value = activated(value, results.activation);
-      if (factor) value *= Simd::load(factor + n);
+      if (to.activation != Activation::kNone) value = activated(value, to.activation);
+      if (factor) value *= Simd::load(factor + row * kBlock + n);
       if (residual) value += Simd::load(residual + n);
       Simd::store(target + n, value);
     }
-    if (valid < kBlock) std::copy_n(out, valid, to);
+    if (valid < kBlock) std::copy_n(out, valid, to.data);
   }
 }
 
