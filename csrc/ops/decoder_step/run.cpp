@@ -1,4 +1,4 @@
-// The passes of a step. There are five products a layer, and attention between them:
+// The passes of a step. There are four of products a layer, and attention between them:
 //
 //   queries, keys and values   norm, product
 //   attention                  which stores the keys and values
