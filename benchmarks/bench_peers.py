@@ -59,6 +59,7 @@ PEERS = {
     "OpenVINO int8": Way("openvino", "int8"),
     "vLLM float32": Way("vllm", "float32"),
     "vLLM bfloat16": Way("vllm", "bfloat16"),
+    "vLLM int8": Way("vllm", "int8", f"{NO_SEGMENTS}, its head in bfloat16"),
     "llama.cpp BF16": Way("llama", "bfloat16"),
     "llama.cpp Q8_0": Way("llama", "int8"),
     "CTranslate2 float32, oneDNN": Way("ctranslate2", "float32", environment=ONEDNN),
