@@ -49,7 +49,6 @@ class _Source:
     tokenizer: PreTrainedTokenizerFast
     has_special_tokens: bool
     has_multiple_choice_head: bool
-    head_is_new: bool
     adapter: "_Adapter | None"
 
 
@@ -77,9 +76,7 @@ def convert(old: str, new: str) -> list[tuple[str, str]]:
     with unpacked(old) as unpacked_old:
         folder = checkpoint.find_folder(unpacked_old.path)
         torch.manual_seed(0)  # a multiple-choice head that has to be added
-        model = DoubleHeadsModel.from_pretrained(folder)
-        source = _read(folder)
-        model.resize_token_embeddings(source.config.vocab_size)
+        model, source = _open(folder)
     trained = TrainedWith.read(old)
     try:
         with new_folder(place, ".converting-") as staging:
@@ -97,16 +94,15 @@ def convert(old: str, new: str) -> list[tuple[str, str]]:
 
 
 def describe(path: str) -> list[tuple[str, str]]:
-    """What the model at `path` is, in lines, each with what it is about; its weights are not used.
+    """What the model at `path` is, in lines, each with what it is about.
 
     Raises UserError for one that `load` refuses, but that it may lack the special tokens, which
     `train` adds.
     """
     with unpacked(path) as unpacked_path:
-        source = _read(checkpoint.find_folder(unpacked_path.path))
+        model, source = _open(checkpoint.find_folder(unpacked_path.path), torch.bfloat16)
     config, tokenizer = source.config, source.tokenizer
-    with torch.device("meta"):
-        count = sum(p.numel() for p in DoubleHeadsModel(config).parameters())
+    count = sum(p.numel() for p in model.parameters())
     stored = {str(t.dtype).removeprefix("torch.") for t in source.accounted.parameters.values()}
     dialogues = f"between {' '.join(SPECIAL_TOKENS)}"
     if reads_chat := families.of(config).reads_chat(tokenizer):
@@ -133,7 +129,7 @@ def describe(path: str) -> list[tuple[str, str]]:
         ),
         (
             "multiple choice",
-            "head " + ("untrained: ranks nothing" if source.head_is_new else "trained"),
+            "head " + ("untrained: ranks nothing" if model.head_is_new else "trained"),
         ),
     ]
     if source.adapter:
@@ -143,6 +139,14 @@ def describe(path: str) -> list[tuple[str, str]]:
 
 def _adapter_line(found: _Adapter) -> str:
     return f"of rank {found.settings['r']} into {found.settings['base_model_name_or_path']}"
+
+
+def _open(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[DoubleHeadsModel, _Source]:
+    """The model in `folder`, with a row for each token, and what it was found as."""
+    model = DoubleHeadsModel.from_pretrained(folder, dtype)
+    source = _read(folder)
+    model.resize_token_embeddings(source.config.vocab_size)
+    return model, source
 
 
 def _read(folder: Path) -> _Source:
@@ -174,9 +178,7 @@ def _read(folder: Path) -> _Source:
         accounted=accounted,
         tokenizer=tokenizer,
         has_special_tokens=has_special_tokens,
-        has_multiple_choice_head=(has_head := head_names(config) <= names),
-        head_is_new=not has_head
-        or checkpoint.has_new_head(folder / adapter.WEIGHTS_FILE if is_adapter else file),
+        has_multiple_choice_head=head_names(config) <= names,
         adapter=found,
     )
 

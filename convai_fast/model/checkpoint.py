@@ -255,6 +255,8 @@ def write_folder(
             if generation:
                 text = json.dumps(dict(generation), indent=2) + "\n"
                 (staging / generation_config.FILE).write_text(text)
+            else:  # that of another model, which was saved here before
+                (folder / generation_config.FILE).unlink(missing_ok=True)
             for file in sorted(staging.iterdir()):
                 file.replace(folder / file.name)
     except Exception as error:

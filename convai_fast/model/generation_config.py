@@ -37,12 +37,13 @@ def read(folder: Path) -> dict[str, Any]:
 def ends_of(content: Mapping[str, Any], tokenizer: "PreTrainedTokenizerFast") -> set[int]:
     """The tokens that end a text, by the `content` of a file.
 
-    They have to be tokens that were added to the vocabulary, such as `</s>`: where nobody has set
-    an end, transformers writes a number that may be any word's.
+    They have to be special tokens, such as `</s>`: where nobody has set an end, transformers writes
+    a number that may be any word's.
     """
     ends = content.get(_ENDS)
     ids = ends if isinstance(ends, list) else [ends]
-    return {id for id in ids if type(id) is int and id in tokenizer.added_tokens_decoder}
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {id for id in ids if type(id) is int and id in special}
 
 
 def completed(
@@ -51,7 +52,7 @@ def completed(
     """`content` with all tokens that end a reply: the layout's, the tokenizer's and its own."""
     ends = ends_of(content, tokenizer)
     with suppress(UserError):  # a tokenizer that has no layout is saved all the same
-        ends.add(families.of(config).layout(tokenizer).eos)
+        ends.update(families.of(config).layout(tokenizer).ends)
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "pad_token_id", _ENDS)}
     if ids[_ENDS] is not None:
         ends.add(ids[_ENDS])

@@ -90,7 +90,14 @@ def test_a_model_that_is_refused_elsewhere_is_refused_in_the_same_words(tmp_path
     tokenizer.chat_template = "{{ raise_exception('no') }}"
     tokenizer.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
-    for change, says in (({}, "template refuses"), ({"model_type": "bert"}, "'bert' is not supp")):
+    for change, says in (
+        ({}, "template refuses"),
+        ({"model_type": "bert"}, "'bert' is not supp"),
+        (
+            {"intermediate_size": settings["intermediate_size"] + 8},
+            "mlp",
+        ),  # not that of the weights
+    ):
         (tmp_path / "config.json").write_text(json.dumps(settings | change))
         said = []
         for command in ("info", "interact"):

@@ -38,7 +38,7 @@ def id_of(token):
     return chat_tokenizer("qwen2.5").get_vocab()[token]
 
 
-@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>", "<|im_start|>"])
 def test_a_reply_ends_at_the_layouts_end_and_the_checkpoints_here_and_in_transformers(
     end, tmp_path
 ):
@@ -66,7 +66,8 @@ def test_how_transformers_draws_is_kept_and_ends_are_those_of_all(tmp_path):
         model.save_pretrained(place, tokenizer)
         saved = GenerationConfig.from_pretrained(place)
         assert {name: getattr(saved, name) for name in kept} == kept
-        assert set(saved.eos_token_id) == {id_of("<|endoftext|>"), id_of("<|im_end|>")}
+        assert {*ends, id_of("<|im_end|>")} < set(saved.eos_token_id)
+        assert saved.eos_token_id == [*GenerationEngine(model, tokenizer).layout.ends]
         assert saved.pad_token_id == tokenizer.pad_token_id
         assert not saved._from_model_config
         model, tokenizer = load(place)
@@ -86,6 +87,22 @@ def test_without_the_file_the_ends_are_those_of_config_json(tmp_path):
     engine = GenerationEngine(*load(folder))
     assert id_of("<|endoftext|>") in engine.layout.ends
     assert WORD not in engine.layout.ends  # which transformers writes where nobody sets one
+
+
+def test_a_word_that_was_added_is_no_end(tmp_path):
+    model, tokenizer = load(save(tmp_path))
+    tokenizer.add_tokens(["hmm"])
+    model.resize_token_embeddings(len(tokenizer))
+    model.generation_config = {"eos_token_id": len(tokenizer) - 1}
+    assert len(tokenizer) - 1 not in GenerationEngine(model, tokenizer).layout.ends
+
+
+def test_what_another_model_said_does_not_stay_in_a_folder(tmp_path):
+    model, tokenizer = load(save(tmp_path / "a", temperature=0.6))
+    model.save_pretrained(tmp_path / "b", tokenizer)
+    model.generation_config = {}
+    model.save_pretrained(tmp_path / "b")
+    assert not (tmp_path / "b" / "generation_config.json").exists()
 
 
 def test_a_tokenizer_that_has_no_layout_is_saved(tmp_path):

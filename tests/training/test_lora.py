@@ -358,6 +358,29 @@ def test_convert_merges_an_adapter(lora_options, base, tokenizer, tmp_path, caps
 
 
 @pytest.mark.parametrize("base", ["gpt2"], indirect=True)
+def test_info_describes_an_adapter_or_refuses_it_as_load_does(lora_options, base, capsys):
+    folder = train(dataclasses.replace(lora_options, max_steps=1)) / "last"
+    assert main(["info", "--model", str(folder)]) == 0
+    assert f"adapter          of rank 4 into {base}\n" in capsys.readouterr().out
+    weights, settings = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    content = json.loads(settings.read_text())
+
+    def said_by(command):
+        assert main([command, "--model", str(folder)]) == 2
+        return capsys.readouterr().err.replace(command, "COMMAND", 1)
+
+    for change in ({"r": None}, {"use_rslora": True}):
+        changed = {name: v for name, v in (content | change).items() if v is not None}
+        settings.write_text(json.dumps(changed))
+        assert said_by("info") == said_by("interact")
+    settings.write_text(json.dumps(content))
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    assert said_by("info") == said_by("interact")
+    weights.unlink()
+    assert said_by("info") == said_by("interact")
+
+
+@pytest.mark.parametrize("base", ["gpt2"], indirect=True)
 def test_an_adapter_merged_wrongly_fails_the_check(lora_options, tmp_path, capsys, monkeypatch):
     run = train(dataclasses.replace(lora_options, max_steps=2))
     merge = double_heads.adapter.merge_adapter
