@@ -38,12 +38,13 @@ def test_lower_instruction_sets_compute_the_same(isa):
     others = "not lower and not opcheck and not graph and not emulator"
     names = PACKED if isa == "avx512" else (*KERNELS, *OTHERS)
     files = [Path(__file__).with_name(f"test_{name}.py") for name in names]
-    environment = {"CONVAI_FAST_ISA": isa, "OMP_NUM_THREADS": "1"}
+    # Other packages' plugins take longer to import than torch, and then nobody knows their options.
+    no_plugins = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+    environment = {"CONVAI_FAST_ISA": isa, "OMP_NUM_THREADS": "1", **no_plugins}
     options = ["-q", "-x", "-o", "addopts=", "-k", others]
     process = subprocess.run(
         [sys.executable, "-m", "pytest", *options, __file__, *files],
-        # Other packages' plugins take longer to import than torch.
-        env={**os.environ, **environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
     )
