@@ -31,6 +31,11 @@ CHANGES = {
     "gelu": dict(activation="gelu"),
     "relu": dict(activation="relu"),
     "narrow": dict(n_embd=12, head_dim=3, n_inner=17),  # nothing is a multiple of a vector
+    # Of rows so wide a thread multiplies several chunks, and begins one at any block of weights.
+    "gated and wide": dict(
+        **dict(gated=True, activation="silu", n_inner=200),
+        **dict(n_embd=2048, n_head=2, n_kv_head=1, head_dim=12),
+    ),
     "wide heads": dict(n_head=1, n_kv_head=1, head_dim=80, n_embd=80),
 }
 DTYPES = [torch.float32, torch.bfloat16, torch.int8]
@@ -140,22 +145,25 @@ def test_a_sequence_is_the_same_bits_alone_among_others_and_in_parts(change, dty
 
 
 @needs_kernels
-@pytest.mark.parametrize("change", ["gpt2", "norms after the sums", "gated", "grouped heads"])
-def test_the_number_of_threads_changes_no_bit(change):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "change", ["gpt2", "norms after the sums", "gated", "gated and wide", "grouped heads"]
+)
+def test_the_number_of_threads_changes_no_bit(change, dtype):
     """Nor who computes a row: each thread some of many rows, or all threads those of a few."""
-    config, decoder = make(change)
+    config, decoder = make(change, dtype)
     many = {slot: (0, range(slot, slot + 50 + slot)) for slot in range(12)}
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3, 16):
             torch.set_num_threads(count)
-            steps = Steps(config, decoder, num_slots=12)
+            steps = Steps(config, decoder, dtype, num_slots=12)
             of_many = steps.take(many)
             results.append(torch.cat([of_many, *map(steps.take, STEPS)]))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(result, results[0]) for result in results)
-    alone = Steps(config, decoder, num_slots=12)
+    alone = Steps(config, decoder, dtype, num_slots=12)
     ids, segments, _, offsets, *_ = alone.arguments(many)
     for slot, (begin, end) in enumerate(itertools.pairwise(offsets.tolist())):
         mine, of_mine = ids[begin:end], segments[begin:end].contiguous()
