@@ -87,12 +87,15 @@ COMMANDS = {
     ),
     "convert into a folder": Command(
         "convert --model {inputs}/model --output {work}",
-        ("model.safetensors", "config.json", "tokenizer.json"),
+        ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"),
         is_done="is there already",
     ),
     "convert": Command(
         "convert --model {inputs}/model --output {work}/converted",
-        ("converted/model.safetensors", "converted/config.json", "converted/tokenizer.json"),
+        (
+            *("converted/model.safetensors", "converted/config.json"),
+            *("converted/generation_config.json", "converted/tokenizer.json"),
+        ),
         is_done="is there already",
     ),
     "evaluate": Command(
