@@ -215,8 +215,8 @@ def _surroundings(tokenizer: PreTrainedTokenizerFast, place: Place) -> Surroundi
 
     before, found, after = written(_WORD).partition(_WORD)
     if not found or _WORD in after:
-        is_persona = place < Place.SPEAKER1
-        what = "a system message, which the persona is" if is_persona else "each text once"
+        drops_persona = place < Place.SPEAKER1 and written(_WORD) == written(_REPLY)
+        what = "a system message, which the persona is" if drops_persona else "each text once"
         raise UserError(f"the chat template does not write {what}: {_WAY_OUT}")
     special = "|".join(map(re.escape, tokenizer.get_added_vocab())) or "(?!)"
     if place == Place.REPLY and not re.search(special, after):

@@ -187,6 +187,8 @@ def test_dialogues_that_a_template_reads_in_another_way_are_counted():
             SMOLLM2.replace("in messages", "in messages if each.role != 'system'"),
             "does not write a system message, which the persona is: write one",
         ),
+        (SMOLLM2.replace("each.content", "each.content ~ each.content"), "write each text once"),
+        (SMOLLM2.replace("each.content", "each.content|upper"), "not write each text once"),
         ("{{ messages[0].content }}", "does not write each text once"),
         ("{% for each in messages %}{{ each.content }}\n{% endfor %}", "without a special token"),
         (
