@@ -38,7 +38,8 @@ def fit(
 
     The oldest turns go first, down to the one that is answered, then persona sentences from the
     end, then the beginning of the turn that is answered, which goes altogether, with what stands
-    around it, where not one token of it fits. What the layout has in any case always stays.
+    around it, where not one token of it fits. What the layout has in any case always stays, and so
+    does the first sentence where what stands instead of a persona would take as much.
 
     Args:
         sentence_lengths: tokens of each persona sentence.
@@ -72,14 +73,15 @@ def fit(
 
     while excess() > 0 and num_turns > 1:
         num_turns -= 1
-    while excess() > 0 and num_sentences > 0:
+    least = 1 if num_sentences and 0 < personas[1] <= personas[0] else 0
+    while excess() > 0 and num_sentences > least:
         num_sentences -= 1
     if excess() <= 0 or num_turns == 0:
         return Fit(num_sentences, num_turns, 0, room + excess())
     # Only the turn that is answered is left.
     if excess() < turn_lengths[-1]:
-        return Fit(0, 1, excess(), room)
-    return Fit(0, 0, 0, frame + personas[0] + bare[0])
+        return Fit(num_sentences, 1, excess(), room)
+    return Fit(num_sentences, 0, 0, frame + personas[num_sentences] + bare[0])
 
 
 def _lengths_of_personas(

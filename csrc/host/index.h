@@ -98,15 +98,17 @@ Fit fit(const Around& around, int64_t num_sentences, Sentence&& sentence, int64_
     turns -= whole_turn(num_turns);
     --num_turns;
   }
-  while (total() > room && num_sentences > 0) {
+  const int64_t alone = num_sentences > 0 ? around.persona + sentence(0, 1) : 0;
+  const int64_t least = 0 < alone && alone <= around.no_persona ? 1 : 0;
+  while (total() > room && num_sentences > least) {
     if (--num_sentences > 1) middle -= sentence(num_sentences - 1, num_sentences + 1);
   }
   if (total() <= room || num_turns == 0) return {num_sentences, num_turns, 0, total()};
   // Only the turn that is answered is left.
   const int64_t excess = total() - room;
-  if (excess < turn(1, 1, false)) return {0, 1, excess, room};
+  if (excess < turn(1, 1, false)) return {num_sentences, 1, excess, room};
   turns = num_turns = 0;
-  return {0, 0, 0, total()};
+  return {num_sentences, 0, 0, total()};
 }
 
 // Fills one row of the plan (see PLAN_COLUMNS in convai_fast/ops/plan.py) and measures it.

@@ -100,6 +100,26 @@ def test_what_stands_around_texts_is_counted():
     assert fit([18], [52], CHAT, FRAME + 7 + 2_200) == Fit(0, 0, 0, FRAME + 7)
 
 
+def test_the_first_sentence_stays_where_what_stands_instead_is_no_shorter():
+    """As a template's own system message, which nobody wants instead of a part of the persona."""
+    answered, persona = 52 + 2_200, FRAME + 30
+    layout = replace(CHAT, no_persona=(1,) * 41)  # a sentence alone: 10 + 11 + 20
+    assert steps_of(
+        layout,
+        (3, 3, 0, persona + (12 + 18 + 14) + (50 + 2_200) + (51 + 1_100) + answered),
+        (3, 2, 0, persona + (12 + 18 + 14) + (51 + 1_100) + answered),
+        (3, 1, 0, persona + (12 + 18 + 14) + answered),
+        (2, 1, 0, persona + (12 + 14) + answered),
+        (1, 1, 0, persona + 11 + answered),
+        (1, 1, 1, persona + 11 + answered - 1),
+    )
+    tight = persona + 11 + 2_200
+    assert fit([18], [52], layout, tight + 1, ELSEWHERE) == Fit(1, 1, 51, tight + 1)
+    assert fit([18], [52], layout, tight, ELSEWHERE) == Fit(1, 0, 0, persona + 11)
+    shorter = replace(CHAT, no_persona=(1,) * 40)
+    assert fit([18], [52], shorter, tight + 1, ELSEWHERE) == Fit(0, 1, 50, tight + 1)
+
+
 def test_an_empty_turn_is_counted_where_the_partner_must_begin():
     answered, persona = 52 + 2_200, FRAME + 30
     assert steps_of(
@@ -236,7 +256,9 @@ def test_training_ranking_and_generation_read_the_same_prefix(
         [Utterance([words(3 * i, length) for i, length in enumerate(history)], candidates)],
     )
     chat = random_layout(num_tokens, known=AROUND)
-    for number, layout in enumerate((classic(special_ids(tokenizer)), chat)):
+    with_system_message = replace(chat, no_persona=(7,) * 12)  # of the template's own
+    layouts = (classic(special_ids(tokenizer)), chat, with_system_message)
+    for number, layout in enumerate(layouts):
         monkeypatch.setattr(Family, "layout", lambda *_, layout=layout: layout)
         engine = GenerationEngine(model, tokenizer)
         folder = tmp_path / str(number)
@@ -257,7 +279,7 @@ def test_training_ranking_and_generation_read_the_same_prefix(
 def test_training_and_ranking_read_the_same_where_a_reply_is_too_long(
     model, tokenizer, words, tmp_path, monkeypatch
 ):
-    """A default persona is longer than the one that it stands for."""
+    """A default persona is longer than the one that it would stand for, which therefore stays."""
     layout = replace(classic(special_ids(tokenizer)), no_persona=(7,) * 20)
     monkeypatch.setattr(Family, "layout", lambda *_: layout)
     candidates = [words(11, 2), words(13, MAX_LENGTH)]
@@ -265,4 +287,4 @@ def test_training_and_ranking_read_the_same_where_a_reply_is_too_long(
     expected = prefix_in_training(dialogue, tokenizer, tmp_path / "store", "padded", layout)
     request = Request(persona=dialogue.personality, history=dialogue.utterances[0].history)
     assert prefix_in_ranking(request, candidates, GenerationEngine(model, tokenizer)) == expected
-    assert len(expected[0]) == 21
+    assert len(expected[0]) == 1 + 5
