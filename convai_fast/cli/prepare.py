@@ -1,7 +1,7 @@
 """`convai-fast prepare`: dialogues into a store, or a look at what the model will read."""
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 import torch
@@ -163,11 +163,10 @@ def preview(batches: DialogueBatches, row: int, reading: Reading) -> str:
             name, turn = f"turn {turn + 1}", turn + 1
         speaker = tokenizer.convert_ids_to_tokens(segments[begin])
         segment = f" segment {speaker:<11}" if reading.segments else ""
-        labelled = [i for i in range(begin, end) if labels[i] != IGNORED]
-        first = labelled[0] if labelled else end
-        learnt = f" [{text_of(ids[first:end])}]" if labelled else ""
-        count, text = f"{end - begin:>4} tokens", text_of(ids[begin:first])
-        lines.append(f"  {name:<8}{segment} {count}  {text}{learnt}")
+        runs = groupby(range(begin, end), lambda i: labels[i] != IGNORED)
+        texts = [(learnt, text_of([ids[i] for i in run])) for learnt, run in runs]
+        text = " ".join(f"[{text}]" if learnt else text for learnt, text in texts)
+        lines.append(f"  {name:<8}{segment} {end - begin:>4} tokens  {text}")
     reply = begin + len(layout.reply_open)
     for j in range(true):
         end = int(batch["mc_token_ids"][0, j])

@@ -85,6 +85,20 @@ def test_a_preview_shows_what_a_layout_writes_around_texts(tokenizer, tmp_path):
     assert shown[-1] == "  instead  n ."
 
 
+@pytest.mark.parametrize("kind", ["five tokens", "chat"])
+def test_a_preview_brackets_no_end_of_a_reply_that_was_cut(files, llama, tmp_path, capsys, kind):
+    """Since such a reply has none to learn."""
+    tokenizer, end = (llama, "<|im_end|>") if kind == "chat" else (files / "tokenizer", "<eos>")
+    data = tmp_path / "pairs.json"
+    data.write_text(json.dumps([{"utterances": [{"history": ["y"], "candidates": ["z " * 90]}]}]))
+    arguments = ["--data", str(data), "--tokenizer", str(tokenizer), "--preview", "1"]
+    assert main(["prepare", *arguments, "--valid_fraction", "0", "--max_length", "40"]) == 0
+    printed = capsys.readouterr().out
+    assert "example 0: 40 tokens" in printed
+    (reply,) = (line for line in printed.splitlines() if line.startswith("  reply"))
+    assert re.search(rf" \[z( z)+ ?\] {re.escape(end)}$", reply)
+
+
 def test_a_preview_of_more_than_there_is_shows_each_example_once(files, capsys):
     assert prepare(files, "--preview", "1000") == 0
     numbers = re.findall(r"^example (\d+):", capsys.readouterr().out, re.MULTILINE)
