@@ -15,6 +15,7 @@ from convai_fast.dialogue.tokenizer import add_special_tokens, read_tokenizer, s
 from convai_fast.errors import UserError
 from convai_fast.files import fingerprint, read_json
 from convai_fast.model import families
+from convai_fast.model.checkpoint import read_config
 from convai_fast.model.config import TransformerConfig
 from convai_fast.model.double_heads import DoubleHeadsModel
 
@@ -152,12 +153,14 @@ class Reading(NamedTuple):
         layout: what stands around the texts.
         chat: whether that is what the tokenizer's chat template writes.
         segments: whether each token is read with who speaks.
+        n_positions: of the model; None where there is none that can be read.
     """
 
     tokenizer: PreTrainedTokenizerFast
     layout: Layout
     chat: bool
     segments: bool
+    n_positions: int | None
 
 
 def reading_of(path: str | Path, *, segments: bool = False) -> Reading:
@@ -166,23 +169,30 @@ def reading_of(path: str | Path, *, segments: bool = False) -> Reading:
     Where there is a tokenizer alone, its layout is that of the five special tokens, which it is
     given where it lacks them, and each token is read with who speaks.
 
-    Raises UserError when there is no tokenizer, or one whose files contradict each other.
+    Raises UserError when there is no tokenizer, or one whose files contradict each other, or a
+    model with too few positions.
     """
+    family = n_positions = None
     with unpacked(path) as source:
         tokenizer = read_tokenizer(source.path)
         # Where it came from the Hub, it names its folder; one of the old libraries names none.
-        config_file = Path(tokenizer.name_or_path or source.path) / "config.json"
+        folder = Path(tokenizer.name_or_path or source.path)
+        config_file = folder / "config.json"
         settings = read_json(config_file) if config_file.is_file() else {}
-    family = None
-    with suppress(UserError):  # what is no model here is a tokenizer all the same
-        family = families.find(settings)
+        with suppress(UserError):  # what is no model here is a tokenizer all the same
+            family = families.find(settings)
+            n_positions = read_config(folder).n_positions
     segments = segments or family is None or family.reads_segments(settings)
     if family is None or not family.reads_chat(tokenizer):
         add_special_tokens(tokenizer)
-        return Reading(tokenizer, classic(special_ids(tokenizer)), False, segments)
-    if segments:
-        _add_speakers(tokenizer)
-    return Reading(tokenizer, family.layout(tokenizer), True, segments)
+        layout, chat = classic(special_ids(tokenizer)), False
+    else:
+        if segments:
+            _add_speakers(tokenizer)
+        layout, chat = family.layout(tokenizer), True
+    if n_positions is not None:
+        _check_positions(n_positions, layout)
+    return Reading(tokenizer, layout, chat, segments, n_positions)
 
 
 def layout_for(tokenizer: PreTrainedTokenizerFast, config: TransformerConfig) -> Layout:
@@ -192,12 +202,16 @@ def layout_for(tokenizer: PreTrainedTokenizerFast, config: TransformerConfig) ->
     chat template that is no layout, or one that fills the model's positions alone.
     """
     layout = families.of(config).layout(tokenizer)
-    if config.n_positions < (needed := layout.empty_prompt + 2):  # a reply of a token, and its end
+    _check_positions(config.n_positions, layout)
+    return layout
+
+
+def _check_positions(n_positions: int, layout: Layout) -> None:
+    if n_positions < (needed := layout.empty_prompt + 2):  # a reply of a token, and its end
         raise UserError(
-            f"the model has {config.n_positions} positions, as its config.json says, too few for "
+            f"the model has {n_positions} positions, as its config.json says, too few for "
             f"any reply, which takes {needed} with what stands around it: name another model"
         )
-    return layout
 
 
 def model_fingerprint(model: DoubleHeadsModel) -> str:

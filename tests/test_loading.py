@@ -141,6 +141,11 @@ def test_the_layout_of_an_old_tokenizer_is_not_asked_of_the_current_folder(tmp_p
     assert reading.layout == classic(special_ids(reading.tokenizer))
 
 
+def test_a_model_that_no_reply_fits_is_refused_by_its_config_alone(tmp_path):
+    with pytest.raises(UserError, match="the model has 2 positions, as its config"):
+        reading_of(save("smollm2", tmp_path, max_position_embeddings=2))
+
+
 @pytest.mark.parametrize("segments", [False, True])
 def test_an_adapter_of_a_chat_model_trains_no_rows_but_those_of_segments(tmp_path, segments):
     folder = save("mistral0.3", tmp_path / "base")

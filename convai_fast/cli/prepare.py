@@ -24,11 +24,14 @@ from convai_fast.ops.plan import read_plan
 from convai_fast.options import check_at_least
 
 _COMPARED = 200  # dialogues, of which each takes some milliseconds
+_MAX_LENGTH = 512  # where the model's positions are not known
 
 
 def run(options: PrepareOptions) -> None:
     """Build the store, print its summary and the preview."""
-    check_at_least(options, {"preview": 0, "max_history": 0, "num_candidates": 0, "max_length": 4})
+    check_at_least(options, {"preview": 0, "max_history": 0, "num_candidates": 0})
+    if options.max_length is not None:
+        check_at_least(options, {"max_length": 4})
     sources = checked_sources(options)
     if weighted := next((source for source in sources if source.weight != 1), None):
         raise UserError(
@@ -51,7 +54,7 @@ def run(options: PrepareOptions) -> None:
             report=tell,
         )
         for split in store.splits:
-            print(summary(store, split, options))
+            print(summary(store, split, options, reading))
         if reading.chat:
             print(_beside_template(store, reading.tokenizer))
         elif reading.tokenizer.chat_template:
@@ -63,35 +66,47 @@ def run(options: PrepareOptions) -> None:
             where = ", in place of the store that was there" if is_replaced else ""
             print(f"{store.num_bytes / 1e6:.1f} MB in {store.folder}{where}")
         if options.preview > 0:
-            batches = _batches(store, "train", options)
+            batches = _batches(store, "train", options, reading)
             count = min(options.preview, batches.num_examples)
             for row in (number * batches.num_examples // count for number in range(count)):
                 print(f"\n{preview(batches, row, reading)}")
             print("\n[brackets]: the tokens that are labelled, which the model learns to write.")
 
 
-def _batches(store: DialogueStore, split: str, options: PrepareOptions) -> DialogueBatches:
+def _max_length(options: PrepareOptions, reading: Reading) -> tuple[int, str]:
+    """How many tokens an example may have, and in words, with who says so."""
+    if options.max_length is not None:
+        return options.max_length, f"{options.max_length:,} by --max_length"
+    if reading.n_positions is not None:
+        return reading.n_positions, f"the model's {reading.n_positions:,} positions"
+    return _MAX_LENGTH, f"{_MAX_LENGTH}, as the model's positions are not known"
+
+
+def _batches(
+    store: DialogueStore, split: str, options: PrepareOptions, reading: Reading
+) -> DialogueBatches:
+    max_length, _ = _max_length(options, reading)
     return DialogueBatches(
         store,
         split,
         batch_size=1,
         num_candidates=options.num_candidates,
         max_history=options.max_history,
-        max_length=options.max_length,
+        max_length=max_length,
         layout="padded",
     )
 
 
-def summary(store: DialogueStore, split: str, options: PrepareOptions) -> str:
+def summary(store: DialogueStore, split: str, options: PrepareOptions, reading: Reading) -> str:
     """What one split holds, in a few lines."""
-    batches, tables = _batches(store, split, options), store.splits[split]
+    batches, tables = _batches(store, split, options, reading), store.splits[split]
     if batches.num_examples == 0:
         return f"{split}: empty"
-    cuts = batches.cuts
+    cuts, (_, most) = batches.cuts, _max_length(options, reading)
     lines = [
         f"{split}: {tables.num_dialogues:,} dialogues, {tables.num_examples:,} examples",
         f"  longest candidate of an example: mean {batches.index.padded_lengths.mean():.0f}, "
-        f"longest {batches.index.padded_lengths.max()} tokens (of {options.max_length})",
+        f"longest {batches.index.padded_lengths.max()} tokens (of {most})",
         f"  candidates: {len(tables.candidate_ids) / tables.num_examples:.1f} an example",
     ]
     if any(cuts):

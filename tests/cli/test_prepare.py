@@ -45,6 +45,29 @@ def test_prepare_counts_what_it_cuts(files, tmp_path, capsys):
     assert "cut to fit: history in " in capsys.readouterr().out
 
 
+def test_prepare_cuts_where_the_model_that_is_named_ends(files, llama, capsys):
+    """As `train` does."""
+    config = SIZES | {"model_type": "llama", "max_position_embeddings": 64}
+    (llama / "config.json").write_text(json.dumps(config))
+    data = ["--data", str(files / "dialogues.json")]
+    for tokenizer, options, most in [
+        (llama, [], "the model's 64 positions"),
+        (llama, ["--max_length", "50"], "50 by --max_length"),
+        (files / "tokenizer", [], "512, as the model's positions are not known"),
+    ]:
+        arguments = [*data, "--tokenizer", str(tokenizer), "--preview", "1", *options]
+        assert main(["prepare", *arguments]) == 0
+        printed = capsys.readouterr().out
+        longest, said = re.findall(r"longest (\d+) tokens \(of (.*)\)", printed)[0]
+        assert said == most
+        assert ("cut to fit: history in" in printed) == (tokenizer == llama)
+        assert int(longest) <= int(re.search(r"\d+", said)[0])
+    train = ["train", *data, "--model", str(llama), "--from_scratch", "--n_epochs", "0"]
+    train += ["--dataset_cache", str(llama / "cache"), "--output", str(llama / "run")]
+    assert main(train) == 0
+    assert "cut to 64 positions: history in" in capsys.readouterr().out
+
+
 def test_preview_shows_text_speakers_segments_and_labels(files, capsys):
     assert prepare(files, "--preview", "2") == 0
     printed = capsys.readouterr().out
@@ -73,7 +96,7 @@ def test_a_preview_shows_what_a_layout_writes_around_texts(tokenizer, tmp_path):
     )
     dialogue = Dialogue(["x"], [Utterance(["y", "z"], ["n", "o"])])
     store = build_store({"train": [dialogue]}, tokenizer, tmp_path / "store", layout)
-    reading = Reading(tokenizer, layout, chat=False, segments=True)
+    reading = Reading(tokenizer, layout, chat=False, segments=True, n_positions=None)
     shown = preview(make_batches(store), 0, reading).splitlines()
     name, segment, text = slice(0, 11), slice(18, 30), slice(44, None)
     assert [(line[name].strip(), line[segment].strip(), line[text]) for line in shown[1:-1]] == [

@@ -23,8 +23,9 @@ class StoreOptions:
     """Exchanges of history an example keeps (2 * max_history + 1 turns)."""
     num_candidates: int = 0
     """Candidates an example keeps, the last ones; 0: all."""
-    max_length: int = 512
-    """Positions of the model; longer examples are cut, and the cuts counted."""
+    max_length: int | None = None
+    """Tokens of an example; longer ones are cut, and the cuts counted. By default the positions of
+    the model that --tokenizer names, as in training, else 512."""
 
 
 @dataclass
