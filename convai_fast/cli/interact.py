@@ -19,6 +19,7 @@ from convai_fast.hardware import resolve_device
 from convai_fast.loading import load
 from convai_fast.options import check_at_least
 from convai_fast.serving.conversation import COMMANDS, Conversation
+from convai_fast.terminal import counted
 
 _PROMPT = ">>> "
 
@@ -63,6 +64,7 @@ def chat(conversation: Conversation) -> None:
 
 
 def _talk(conversation: Conversation) -> None:
+    has_told_of_cut = False
     while not conversation.ended:
         try:
             line = input(_PROMPT)
@@ -76,6 +78,10 @@ def _talk(conversation: Conversation) -> None:
             with unechoed():
                 for piece in conversation.handle(line):
                     print(piece, end="", flush=True)
+            if conversation.is_cut and not has_told_of_cut:
+                length = counted(conversation.params.max_length, "token")
+                print(f"(cut after {length}: --max_length gives more)", file=sys.stderr)
+                has_told_of_cut = True
         except KeyboardInterrupt:
             print("\n(stopped; the model forgets this turn)")
         except UserError as error:

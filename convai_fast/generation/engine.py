@@ -5,7 +5,7 @@ otherwise as far as a matrix product's rounding does not depend on its number of
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from convai_fast.generation.jobs import Jobs
 from convai_fast.generation.launch import Launch, make_launcher
 from convai_fast.generation.ranking import RankedCandidate, rank
 from convai_fast.generation.request import (
+    FinishReason,
     Reply,
     Request,
     Texts,
@@ -239,10 +240,11 @@ class GenerationEngine:
         finally:
             self._abandon(numbers)
 
-    def stream(self, request: Request) -> Iterator[int]:
+    def stream(self, request: Request) -> Generator[int, None, FinishReason]:
         """Yield the token ids of the first reply, each as soon as it is drawn.
 
         Where a stop text may have begun they are held back until it is certain that it has not.
+        Returns, as the value of `yield from`, the reply's `finish_reason`.
 
         Raises:
             UserError: at once, when the request cannot be answered; with a token, when nothing can
@@ -251,7 +253,7 @@ class GenerationEngine:
         prompt = self._prompt(request, stream=True)
         return self._stream(replace(request, params=replace(request.params, n=1)), prompt)
 
-    def _stream(self, request: Request, prompt: Prompt) -> Iterator[int]:
+    def _stream(self, request: Request, prompt: Prompt) -> Generator[int, None, FinishReason]:
         mailbox: deque[Event] = deque()
         id = object()
         try:
@@ -264,7 +266,7 @@ class GenerationEngine:
                 if isinstance(event, Failed):
                     raise UserError(event.reason)
                 if isinstance(event, Done):
-                    return
+                    return event.replies[0].finish_reason
                 yield from event.token_ids
         finally:
             self._abandon([id])

@@ -3,7 +3,7 @@
 import os
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +53,11 @@ class Conversation:
     and the number of replies before it, so that a conversation can be repeated while its turns
     differ; starting a new conversation does not start the seeds again, `/seed` does.
 
+    Attributes:
+        ended: whether the user has ended it.
+        is_cut: whether the last reply ended at `params.max_length` tokens; an ellipsis is printed
+            after such a one, and is neither remembered nor saved.
+
     Raises UserError when `params.max_length` leaves the model no room for a prompt.
     """
 
@@ -74,6 +79,7 @@ class Conversation:
         self.personas = personas
         self.window = 2 * max_history + 1
         self.ended = False
+        self.is_cut = False
         self.history: list[list[int]] = []
         self.lines: list[str] = []  # the user's
         self.transcript = Transcript()
@@ -117,7 +123,7 @@ class Conversation:
         for piece in stream_text(self.tokenizer, self._tokens(request), reply):
             text += piece
             yield piece
-        yield "\n"
+        yield " …\n" if self.is_cut else "\n"  # which the text has no part in
         self.history, self.lines = [*history, reply], [*self.lines, line]
         self.transcript.add(line, text.strip())
         self.turn += 1
@@ -148,13 +154,16 @@ class Conversation:
         cut = [f"{counted(n, 'token')} of {what}" for what, n in numbers.items() if n]
         return f"(left out to fit the model: {', '.join(cut)})\n" if cut else ""
 
-    def _tokens(self, request: Request) -> Iterable[int]:
+    def _tokens(self, request: Request) -> Iterator[int]:
         """The tokens of the reply as they come, or all at once where the best of several is."""
         if request.params.best_of == 1:
-            return self.engine.stream(request)
-        [[best, *_]] = self.engine.generate([request])
-        detokenizer = Detokenizer(self.tokenizer)
-        return best.token_ids[: detokenizer.num_within(best.token_ids, len(best.text))]
+            finish_reason = yield from self.engine.stream(request)
+        else:
+            [[best, *_]] = self.engine.generate([request])
+            detokenizer = Detokenizer(self.tokenizer)
+            yield from best.token_ids[: detokenizer.num_within(best.token_ids, len(best.text))]
+            finish_reason = best.finish_reason
+        self.is_cut = finish_reason == "length"
 
     def _command(self, line: str) -> Iterator[str]:
         name, _, argument = line.partition(" ")

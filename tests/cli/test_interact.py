@@ -60,6 +60,15 @@ def test_the_end_of_the_input_ends_it_and_a_bad_byte_does_not(model_folder, caps
     assert output.endswith(">>> \n")
 
 
+def test_that_replies_are_cut_is_told_once(model_folder, capsys):
+    with standard_input(b"hi\ntea ?\n"):
+        options = ["--max_length", "4", "--min_length", "4"]
+        assert main(["interact", "--model", str(model_folder), *options]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == "(cut after 4 tokens: --max_length gives more)\n"
+    assert output.count(" …\n") == 2
+
+
 def test_a_line_too_long_and_a_reply_that_cannot_be_drawn_are_told(model_folder, capsys):
     options = ["--persona", "i like tea .", "--max_length", "200", "--min_length", "200"]
     options += ["--no_repeat_ngram_size", "1"]  # there are fewer tokens than that

@@ -1,6 +1,7 @@
 """A conversation: what the model sees of it, and what its commands do."""
 
 import errno
+import json
 import random
 from dataclasses import replace
 
@@ -81,7 +82,8 @@ def test_the_best_of_several_replies_is_said_and_remembered(engine, tokenizer):
         params=replace(params, seed=random.Random(f"{params.seed} 0").getrandbits(63)),
     )
     [[best]] = engine.generate([request])
-    assert said == f"{best.text.strip()}\n"
+    end = " …\n" if best.finish_reason == "length" else "\n"
+    assert said == best.text.strip() + end
     assert conversation.history[1] == best.token_ids
     assert best.score is not None
 
@@ -154,6 +156,24 @@ def test_what_is_saved_is_every_conversation_with_its_persona_as_data_to_train_o
         for dialogue in dialogues
     ]
     assert said == [first, second]
+
+
+@pytest.mark.parametrize("best_of", [1, 2])
+def test_a_reply_that_is_cut_is_marked_in_print_and_nowhere_else(
+    engine, tokenizer, tmp_path, best_of
+):
+    params = SamplingParams(max_length=4, min_length=4, best_of=best_of)
+    conversation = Conversation(engine, tokenizer, params, persona=PERSONA)
+    said = say(conversation, "hi")
+    assert said.endswith(" …\n") and conversation.is_cut
+    assert len(conversation.history[-1]) == 4
+    say(conversation, f"/save {tmp_path / 'chat.jsonl'}")
+    messages = json.loads((tmp_path / "chat.jsonl").read_text())["messages"]
+    assert messages[-1]["content"] == said.removesuffix(" …\n")
+
+    params = SamplingParams(max_length=40, min_length=4, stop=(" ",), best_of=best_of)
+    conversation = Conversation(engine, tokenizer, params, persona=PERSONA)
+    assert not say(conversation, "hi").endswith(" …\n") and not conversation.is_cut
 
 
 def test_a_save_replaces_no_file_and_leaves_nothing_where_it_cannot_write(
