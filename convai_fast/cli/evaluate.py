@@ -22,8 +22,8 @@ from convai_fast.loading import load, model_fingerprint
 from convai_fast.options import check_at_least
 
 _MEANINGS = {
-    "ppl": "perplexity of a token of the true reply, <eos> included",
-    "ppl_without_eos": "the same, <eos> left out",
+    "ppl": "perplexity of a token of the true reply, its end included",
+    "ppl_without_eos": "the same, its end left out",
     "word_ppl": "perplexity of a word, whatever the tokenizer (ConvAI2)",
     "f1": "words that reply and true reply have in common (ConvAI2)",
     "bleu": "BLEU of the replies",

@@ -49,9 +49,9 @@ class ExampleResult:
         turn: the turn of its dialogue, from 0.
         expected: the true reply.
         num_candidates, rank: how many candidates it has, and the true reply's place, from 1.
-        nll, num_tokens: negative log-likelihood, in nats, of the true reply with `<eos>`, which a
+        nll, num_tokens: negative log-likelihood, in nats, of the true reply with its end, which a
             reply that was cut to fit the model has not; of how many tokens that is the sum.
-        eos_nll: the part of `<eos>`; 0 where the reply was cut.
+        eos_nll: the part of its end; 0 where the reply was cut.
         word_nll, num_words: the sum over the words of the true reply that the vocabulary has, and
             their number.
         num_unknown_words: how many words it does not have.
@@ -111,7 +111,7 @@ def evaluate(
 
     - `hits@K`: see `rank_of_true` and `hits_at`; all candidates of an example are ranked.
     - `ppl`: exp of the mean negative log-likelihood of a token, over all tokens of all true
-      replies, their `<eos>` included where they were not cut; `ppl_without_eos` leaves it out.
+      replies, their ends included where they were not cut; `ppl_without_eos` leaves these out.
     - `word_ppl`: the same of a word; see `convai_fast.evaluation.word_perplexity`. The vocabulary
       is that of all splits of `dialogues`.
     - `f1`, `bleu`, `distinct` (and `mean_length`): of the replies that the model writes, see
