@@ -73,7 +73,7 @@ def describe(run: "Trainer") -> Iterator[str]:
         way_out = "lower gradient_accumulation_steps, or raise n_epochs"
         if run.total_steps == options.max_steps:
             way_out = "raise max_steps"
-        yield f"{counted(run.total_steps, 'step')} are few to learn from: {way_out}"
+        yield f"only {counted(run.total_steps, 'step')} to learn from: {way_out}"
     offsets = batches.store.splits["train"].candidate_offsets
     counts = offsets[1:] - offsets[:-1]
     if few := int((counts < options.num_candidates).sum()):

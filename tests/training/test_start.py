@@ -97,6 +97,7 @@ def test_special_tokens_are_added_to_a_plain_model_and_reported(
     said = []
     run = train(options, report=said.append).run
     assert any("5 added, embedding 50,257 -> 50,262 rows" in line for line in said)
+    assert "only 1 step to learn from: raise max_steps" in said
     assert GPT2DoubleHeadsModel.from_pretrained(run / "best").config.vocab_size == 50_262
 
 
@@ -106,7 +107,7 @@ def test_the_command_line_trains_and_says_how_to_go_on(options, model_folder, da
     assert main(["train", *arguments_of(options)]) == 0
     output = capsys.readouterr().out
     assert "random weights" in output
-    assert "2 steps are few to learn from" in output
+    assert "only 2 steps to learn from: raise max_steps" in output
     assert f"convai-fast interact --model {options.output}/best --data {data_file}\n" in output
 
 
