@@ -143,7 +143,7 @@ def _adapter_line(found: _Adapter) -> str:
 
 def _open(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[DoubleHeadsModel, _Source]:
     """The model in `folder`, with a row for each token, and what it was found as."""
-    model = DoubleHeadsModel.from_pretrained(folder, dtype)
+    model, _ = DoubleHeadsModel.from_folder(folder, dtype)
     source = _read(folder)
     model.resize_token_embeddings(source.config.vocab_size)
     return model, source

@@ -293,7 +293,7 @@ class DoubleHeadsModel(nn.Module):
         """
         with unpacked(path) as source:
             folder = checkpoint.find_folder(source.path)
-            model, has_head = cls._from_folder(folder, dtype)
+            model, has_head = cls.from_folder(folder, dtype)
         if not has_head:
             logger.warning(
                 "%s has no multiple-choice head (it is a plain language model): it gets a new one, "
@@ -303,11 +303,11 @@ class DoubleHeadsModel(nn.Module):
         return model
 
     @classmethod
-    def _from_folder(cls, folder: Path, dtype: torch.dtype) -> "tuple[DoubleHeadsModel, bool]":
-        """The model, and whether its multiple-choice head was there."""
+    def from_folder(cls, folder: Path, dtype: torch.dtype) -> "tuple[DoubleHeadsModel, bool]":
+        """As `from_pretrained` of a folder, with whether its multiple-choice head was there."""
         if adapter.is_adapter(folder):
             with adapter.base_of(folder) as base:
-                model, has_head = cls._from_folder(base, torch.float32)
+                model, has_head = cls.from_folder(base, torch.float32)
                 config = adapter.config_of(folder, model.config)
                 grows = model.config.vocab_size < config.vocab_size
                 if grows or families.of(model.config).pads_vocabulary:

@@ -17,7 +17,9 @@ from tests.helpers.model_peers import make_peer
 def info_of(folder, capsys):
     """What the command says of a model, by what it is about."""
     assert main(["info", "--model", str(folder)]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    output, errors = capsys.readouterr()
+    lines = output.splitlines()
+    assert errors == ""
     return {line[:16].strip(): line[17:] for line in lines}
 
 
@@ -74,7 +76,9 @@ def test_a_chat_model_is_described_as_it_is_stored_and_read(tmp_path, capsys):
     }
 
 
-def test_a_model_that_was_not_trained_yet_is_described(tokenizer, tmp_path, capsys):
+def test_a_model_that_was_not_trained_yet_is_described_without_a_warning(
+    tokenizer, tmp_path, capsys, caplog
+):
     model = make_peer("gpt2", vocab_size=len(tokenizer)).transformer  # without heads
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -82,6 +86,7 @@ def test_a_model_that_was_not_trained_yet_is_described(tokenizer, tmp_path, caps
     assert shown["dialogues"] == "between <bos> <eos> <speaker1> <speaker2> <pad>"
     assert shown["segments"] == "read with each token"
     assert shown["multiple choice"] == "head untrained: ranks nothing"
+    assert caplog.text == ""
 
 
 def test_a_model_that_is_refused_elsewhere_is_refused_in_the_same_words(tmp_path, capsys):
