@@ -10,8 +10,10 @@ A line is one of these, with an id and any field of `SamplingParams` beside it::
 
 import difflib
 import json
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NoReturn, get_type_hints
 
@@ -134,7 +136,7 @@ def request_of(
 
     `names` are what a sentence about an unknown field says that there is, by default in a line.
     """
-    fields, given, unused = _own_fields(body, names or ["id", *_KINDS])
+    fields, unused = _own_fields(body, names or ["id", *_KINDS])
     asks = [name for name in ("history", "messages", "prompt", "input_ids") if name in fields]
     if len(asks) > 1:
         raise UserError(f"{' and '.join(asks)} both say what is answered: give only one")
@@ -149,13 +151,22 @@ def request_of(
         fields.setdefault("persona", persona)
         unused += unused_too
     overrides = {name: fields.pop(name) for name in _PARAM_TYPES if name in fields}
-    try:
+    with named_as_in(body):
         params = replace(params, **{"seed": seed, **overrides})
-    except UserError as error:
-        theirs = [f"{own} is {name} there" for own, name in given.items() if own in str(error)]
-        note = f" ({', '.join(theirs)})" if theirs else ""
-        raise UserError(f"{error}{note}") from None
     return Request(**fields, params=params), unused
+
+
+@contextmanager
+def named_as_in(body: Mapping[str, Any]) -> Iterator[None]:
+    """Has a UserError about fields call them by the names that they have in `body`."""
+    try:
+        yield
+    except UserError as error:
+        sentence = str(error)
+        for name, value in _with_extra(body).items():
+            if value is not None and (own := _OTHER_NAMES.get(name)):
+                sentence = re.sub(rf"\b{own}\b", name, sentence)
+        raise UserError(sentence) from None
 
 
 def _body(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,18 +188,12 @@ def _body(record: Mapping[str, Any]) -> dict[str, Any]:
     return fields["body"]
 
 
-def _own_fields(
-    body: Mapping[str, Any], names: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """What stands in `body`, under our names and checked; which of the names are others there; and
-    what stands there for nothing."""
+def _own_fields(body: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What stands in `body`, under our names and checked; and what stands there for nothing."""
     fields: dict[str, Any] = {}
     given: dict[str, str] = {}
     unused = []
-    if isinstance(extra := body.get("extra_body"), dict):  # as a client would send it
-        body = {**body, **extra}
-        del body["extra_body"]
-    for name, value in body.items():
+    for name, value in _with_extra(body).items():
         own = _OTHER_NAMES.get(name, name)
         if name in _UNUSED:
             unused.append(name)
@@ -213,7 +218,14 @@ def _own_fields(
         fields["persona"] = sentences(persona)
     elif persona and isinstance(persona[0], str):
         fields["persona"] = [sentence for sentence in persona if not is_blank(sentence)]
-    return fields, {own: name for own, name in given.items() if own != name}, unused
+    return fields, unused
+
+
+def _with_extra(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`body` as a client would send it, which takes the fields of `extra_body` among the others."""
+    if not isinstance(extra := body.get("extra_body"), dict):
+        return body
+    return {name: value for name, value in body.items() if name != "extra_body"} | extra
 
 
 def _unknown(name: str, names: Sequence[str], known: Sequence[str] = ()) -> UserError:

@@ -22,15 +22,16 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from convai_fast.bulk.request_line import read_object
+from convai_fast.bulk.request_line import named_as_in, read_object
 from convai_fast.errors import UserError
 from convai_fast.generation.async_engine import AsyncEngine
 from convai_fast.generation.engine import GenerationEngine
 from convai_fast.generation.events import Done, Event, Failed, Tokens
 from convai_fast.generation.params import SamplingParams
+from convai_fast.generation.request import prompt_room
 from convai_fast.serving.guards import BodyLimit, KeyRequired, OnlyLocalHosts, error_body
 from convai_fast.serving.metrics import Metrics
-from convai_fast.serving.openai_api import Answer, Asked, Kind, read_body, usage_of
+from convai_fast.serving.openai_api import Answer, Asked, Kind, field_of, read_body, usage_of
 from convai_fast.serving.page import page
 from convai_fast.serving.schema import described, errors
 
@@ -72,15 +73,17 @@ class Settings:
 class RefusedError(Exception):
     """A request that gets an error for an answer, and nobody else's fault."""
 
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str | None = None, param: str | None = None
+    ) -> None:
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.param = status, code, param
 
     @property
     def body(self) -> dict[str, Any]:
         """As OpenAI's clients read it."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return error_body(str(self), kind, self.code)
+        return error_body(str(self), kind, self.code, self.param)
 
 
 def make_app(engine: GenerationEngine, settings: Settings) -> FastAPI:
@@ -189,8 +192,12 @@ class _Server:
         try:
             body = read_object(await request.body())
             asked = read_body(body, kind, settings.params, settings.max_history)
+            with named_as_in(body):  # whose words the engine would not know
+                for each in asked.requests:
+                    positions = self._engine.model.config.n_positions
+                    prompt_room(positions, each.params, self._engine.layout)
         except UserError as error:
-            raise RefusedError(400, str(error)) from None
+            raise RefusedError(400, str(error), param=field_of(str(error), kind)) from None
         if asked.model not in (None, settings.model):
             raise self._no_model(asked.model)
         if engine is None or not engine.is_open:

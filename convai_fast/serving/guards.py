@@ -13,9 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
-def error_body(message: str, kind: str, code: str | None = None) -> dict[str, object]:
-    """An error as OpenAI's clients read it."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+def error_body(
+    message: str, kind: str, code: str | None = None, param: str | None = None
+) -> dict[str, object]:
+    """An error as OpenAI's clients read it; `param` is the field that it is about."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 async def refuse(send: Send, status: int, message: str, **headers: str) -> None:

@@ -4,6 +4,7 @@ Source: OpenAI's API reference, "Chat" and "Completions".
 """
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,12 @@ def read_body(
         raise UserError("stream takes one prompt: ask for each by itself")
     tells_usage = bool(options.get("include_usage"))
     return Asked(requests, fields.get("model"), stream, tells_usage)
+
+
+def field_of(sentence: str, kind: Kind) -> str | None:
+    """The field that the sentence of an error is about, with whose name it then begins."""
+    found = re.match(r"([a-z_]+)\S* (?:is|are|has) ", sentence)
+    return found[1] if found and found[1] in fields_of(kind) else None
 
 
 def _check_kind(name: str, value: Any, kind: type) -> None:

@@ -8,10 +8,16 @@ from typing import Any
 _TEXT: dict[str, Any] = {"type": "string"}
 _TEXTS: dict[str, Any] = {"type": "array", "items": _TEXT}
 _NUMBER, _INTEGER = {"type": "number"}, {"type": "integer"}
+_IDS = {"type": "array", "items": _INTEGER}
 
+_PERSONA = {"persona": {"anyOf": [_TEXT, _TEXTS]}}
 _STREAMED = {"include_usage": {"anyOf": [{"type": "boolean"}, {"type": "null"}]}}
 _DRAWING: dict[str, Any] = {
     "max_tokens": {"type": "integer", "minimum": 1, "description": "most tokens in a reply"},
+    "max_completion_tokens": {"type": "integer", "minimum": 1, "description": "the same"},
+    "max_length": {"type": "integer", "minimum": 1, "description": "the same"},
+    "min_length": {"type": "integer", "minimum": 0, "description": "fewest tokens in a reply"},
+    "no_sample": {"type": "boolean", "description": "the likeliest token"},
     "temperature": {"type": "number", "minimum": 0, "description": "0: the likeliest token"},
     "top_p": {"type": "number", "minimum": 0, "maximum": 1, "description": "0 or 1: off"},
     "top_k": {"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "description": "0: off"},
@@ -51,7 +57,7 @@ _REQUESTS: dict[str, dict[str, Any]] = {
         "type": "object",
         "properties": {
             "messages": {"type": "array", "items": _MESSAGE, "minItems": 1},
-            **_or_null({"logprobs": {"type": "boolean"}, **_DRAWING}),
+            **_or_null({**_PERSONA, "logprobs": {"type": "boolean"}, **_DRAWING}),
         },
         "required": ["messages"],
         "additionalProperties": False,
@@ -59,16 +65,19 @@ _REQUESTS: dict[str, dict[str, Any]] = {
     "text": {
         "type": "object",
         "properties": {
-            "prompt": {"anyOf": [_TEXT, _TEXTS, {"type": "array", "items": _INTEGER}]},
+            "prompt": {"anyOf": [_TEXT, _TEXTS, _IDS]},
+            "history": {"anyOf": [_TEXTS, {"type": "array", "items": _IDS}]},
+            "input_ids": _IDS,
+            "token_type_ids": _IDS,
             **_or_null(
                 {
-                    "persona": {"anyOf": [_TEXT, _TEXTS]},
+                    **_PERSONA,
                     "logprobs": {"enum": [0], "description": "of the tokens that were drawn"},
                     **_DRAWING,
                 }
             ),
         },
-        "required": ["prompt"],
+        "anyOf": [{"required": [name]} for name in ("prompt", "history", "input_ids")],
         "additionalProperties": False,
     },
 }
@@ -78,7 +87,11 @@ _ERROR = {
     "properties": {
         "error": {
             "type": "object",
-            "properties": {"message": _TEXT, "type": _TEXT},
+            "properties": {
+                "message": _TEXT,
+                "type": _TEXT,
+                "param": {"type": ["string", "null"], "description": "the field it is about"},
+            },
             "required": ["message", "type"],
         }
     },

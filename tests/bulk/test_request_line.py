@@ -79,7 +79,15 @@ def test_names_of_other_engines_are_understood(fields, expected):
         ({"logit_bias": {"5": 1}}, "logit_bias is"),
         ({"prompt": "a", "history": ["b"]}, "history and prompt both say what is answered"),
         ({"prompt": "\u200b"}, "prompt is blank"),
-        ({"prompt": "a", "max_tokens": 0}, "(max_length is max_tokens there)"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens is 0, but must be at least 1"),
+        (
+            {"prompt": "a", "extra_body": {"max_tokens": 3, "min_length": 4}},
+            "min_length is 4, but must be between 0 and max_tokens, which is 3",
+        ),
+        (
+            {"prompt": "a", "num_return_sequences": 3, "best_of": 2},
+            "best_of is 2, but must be 1, or between num_return_sequences, which is 3,",
+        ),
         ({"messages": []}, "the last turn of messages must be the user's"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 'messages[0].role is "tool"'),
         (

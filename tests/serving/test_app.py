@@ -178,38 +178,51 @@ def test_without_a_seed_each_answer_is_another(client):
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "says"),
+    ("body", "status", "says", "param"),
     [
-        ({}, 400, "messages are missing"),
-        ({"messages": MESSAGES, "temprature": 1}, 400, "do you mean temperature?"),
-        ({"messages": MESSAGES[:1]}, 400, "the last turn of messages must be the user's"),
-        ({"messages": [{"role": "user", "content": " "}]}, 400, "is blank"),
-        ({"messages": MESSAGES, "temperature": -1}, 400, "temperature is -1"),
-        ({"messages": MESSAGES, "max_tokens": 10**6}, 400, "max_length is 1000000"),
-        ({"messages": MESSAGES, "stream": 1}, 400, "stream is 1, but must be true or false"),
+        ({}, 400, "messages are missing", "messages"),
+        ({"messages": MESSAGES, "temprature": 1}, 400, "do you mean temperature?", None),
+        ({"messages": MESSAGES[:1]}, 400, "the last turn of messages must be the user's", None),
+        ({"messages": [{"role": "user", "content": " "}]}, 400, "is blank", None),
+        ({"messages": MESSAGES, "temperature": -1}, 400, "temperature is -1", "temperature"),
+        *(
+            ({"messages": MESSAGES, name: count}, 400, f"{name} is {count}, ", name)
+            for name in ("max_tokens", "max_completion_tokens", "max_length")
+            for count in (0, 10**6)
+        ),
+        (
+            {"messages": MESSAGES, "stream": 1},
+            400,
+            "stream is 1, but must be true or false",
+            "stream",
+        ),
         (
             {"messages": MESSAGES, "stream_options": {"include_usage": []}},
             400,
             "include_usage is [], but must be true or false",
+            None,
         ),
-        ({"messages": MESSAGES, "stream": True, "best_of": 2}, 400, "cannot be streamed"),
-        ({"messages": MESSAGES, "model": "gpt-4"}, 404, "there is no model 'gpt-4' here"),
+        ({"messages": MESSAGES, "stream": True, "best_of": 2}, 400, "cannot be streamed", None),
+        ({"messages": MESSAGES, "model": "gpt-4"}, 404, "there is no model 'gpt-4' here", None),
         (
             {"messages": MESSAGES, "id": "a"},
             400,
-            "there is no field 'id': there are messages, logprobs, max_tokens, temperature, top_p",
+            "there is no field 'id': there are messages, persona, logprobs, max_tokens, "
+            "max_completion_tokens, max_length, min_length, no_sample, temperature, top_p",
+            None,
         ),
-        ({"messages": None}, 400, "messages are missing"),
-        ({"messages": MESSAGES, "n": 513}, 400, "this asks for 513 replies, but at most 512"),
-        ({"messages": MESSAGES, "stop": ["x"] * 257}, 400, "stop is a list of 257"),
+        ({"messages": None}, 400, "messages are missing", "messages"),
+        ({"messages": MESSAGES, "n": 513}, 400, "this asks for 513 replies, but at most 512", None),
+        ({"messages": MESSAGES, "stop": ["x"] * 257}, 400, "stop is a list of 257", "stop"),
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_mistake_is_one_sentence_in_the_shape_that_clients_read(url, body, status, says):
+def test_a_mistake_is_one_sentence_in_the_shape_that_clients_read(url, body, status, says, param):
     answer = post(url, **body)
     assert answer.status_code == status
     error = answer.json()["error"]
     assert says in error["message"] and error["type"] == "invalid_request_error"
+    assert error["param"] == param
 
 
 def test_what_clients_raise_says_why(client):
