@@ -91,6 +91,11 @@ struct Query {
   int64_t token, head;
 };
 
+template <typename Kept>
+CONVAI_FAST_INLINE Query query_of(const Arguments<Kept>& a, int64_t kv_head, int64_t i) {
+  return {i / a.group, kv_head * a.group + i % a.group};
+}
+
 // Attention of the `count` queries of a group of heads from `first` on, of tokens from `run.query`
 // on. With `next`, those of a single token, which wait for memory: while its keys are
 // multiplied, its values are fetched, and meanwhile as many of the keys there, which are multiplied
@@ -101,23 +106,19 @@ CONVAI_FAST_INLINE void attend(const Arguments<Kept>& a, const Run& run, int64_t
                                const Kept* values, const Kept* next, const Scratch<Kept>& scratch) {
   constexpr int64_t kTogether = Arguments<Kept>::kTogether;
   const int64_t head_dim = a.head_dim(), padded_dim = a.padded_dim();
-  const auto query_of = [&](int64_t i) CONVAI_FAST_INLINE_LAMBDA {
-    const int64_t token = (first_query + i) / a.group;
-    return Query{token, kv_head * a.group + (first_query + i) % a.group};
-  };
   const auto keys_seen_by = [&](int64_t token) CONVAI_FAST_INLINE_LAMBDA {
     return run.length + run.query - run.first + token + 1;
   };
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   for (int64_t i = 0; i < count; ++i) {
-    const auto [token, head] = query_of(i);
+    const auto [token, head] = query_of(a, kv_head, first_query + i);
     const float* query = a.q.at(run.query + token, head);
     for (int64_t d = 0; d < head_dim; ++d) scratch.scores[d] = query[d] * scale;
     scratch.queries[(i + 1) * padded_dim - 1] = {};
     round_to(scratch.scores, head_dim, scratch.queries + i * padded_dim);
   }
 
-  const int64_t num_keys = keys_seen_by(query_of(count - 1).token);
+  const int64_t num_keys = keys_seen_by(query_of(a, kv_head, first_query + count - 1).token);
   for (int64_t first = 0; first < num_keys; first += kBlock) {
     const int64_t columns = std::min(kBlock, num_keys - first);
     const Ahead ahead = next ? rows_ahead(values + first * kBlock, columns) : Ahead{};
@@ -130,7 +131,7 @@ CONVAI_FAST_INLINE void attend(const Arguments<Kept>& a, const Run& run, int64_t
   float inverse_sums[kMostQueries];
   for (int64_t i = 0; i < count; ++i) {
     float* scores = scratch.scores + i * a.capacity;
-    const int64_t seen = keys_seen_by(query_of(i).token);
+    const int64_t seen = keys_seen_by(query_of(a, kv_head, first_query + i).token);
     const int64_t padded = simd::round_up(seen, kWidth);
     std::fill(scores + seen, scores + padded, -std::numeric_limits<float>::infinity());
     inverse_sums[i] = 1.0f / exponentiate(scores, padded).sum;
@@ -151,7 +152,7 @@ CONVAI_FAST_INLINE void attend(const Arguments<Kept>& a, const Run& run, int64_t
                   ahead.part(block * summed / kTogether, summed / kTogether));
     const int64_t first = block * kBlock, valid = std::min(kBlock, head_dim - first);
     for (int64_t i = 0; i < count; ++i) {
-      const auto [token, head] = query_of(i);
+      const auto [token, head] = query_of(a, kv_head, first_query + i);
       float* out = a.out.at(run.out + token, head) + first;
       for (int64_t n = 0; n < valid; ++n) out[n] = sums[i * kBlock + n] * inverse_sums[i];
     }
@@ -171,7 +172,8 @@ CONVAI_FAST_TARGET void cached_attention_kernel(const Arguments<Kept>& a, const 
   for (int64_t first = 0; first < queries; first += kMostQueries) {
     const int64_t following = std::min(first + 2 * kMostQueries, queries);
     for (int64_t i = first + kMostQueries; i < following; ++i) {
-      fetch(a.q.at(run.query + i / a.group, kv_head * a.group + i % a.group), a.head_dim());
+      const auto [token, head] = query_of(a, kv_head, i);
+      fetch(a.q.at(run.query + token, head), a.head_dim());
     }
     attend(a, run, kv_head, first, std::min(kMostQueries, queries - first), keys, values, next,
            scratch);
